@@ -1,0 +1,140 @@
+"""Contract 1: batch = micro-batch × gradient accumulation steps × world size, exactly.
+
+The user gives any set that determines the rest; `solve` finds what is missing and refuses what does not divide, naming
+the nearest values that do.
+"""
+
+from dataclasses import dataclass
+
+from configs.errors import UserError
+from configs.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where ranks run: nodes × GPUs per node."""
+
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    def __str__(self) -> str:
+        return f"{self.nodes}×{self.gpus_per_node}"
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one step's batch is cut: `micro_batch` samples per pass, `accumulation` passes per rank, on `shape`."""
+
+    shape: Shape
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.shape.world_size
+
+
+def solve(config: RunConfig, shape: Shape | None = None) -> BatchPlan:
+    """The batch plan of `config` on `shape`, or on the config's own shape: on a node range, the fewest nodes that work.
+
+    Raises UserError where no whole number of gradient accumulation steps gives the batch.
+    """
+    if shape is not None:
+        return _solve_on(config, shape, fixed=_is_fixed(config))
+    cluster = config.cluster
+    if "nodes" not in cluster.model_fields_set and (world := _world_from_batch(config)) is not None:
+        if "gpus_per_node" not in cluster.model_fields_set:
+            return _solve_on(config, Shape(1, world), fixed=True)
+        if world % cluster.gpus_per_node == 0:
+            return _solve_on(config, Shape(world // cluster.gpus_per_node, cluster.gpus_per_node), fixed=True)
+    if _is_fixed(config):
+        return _solve_on(config, Shape(cluster.nodes.low, cluster.gpus_per_node), fixed=True)
+    for nodes in range(cluster.nodes.low, cluster.nodes.high + 1):
+        candidate = Shape(nodes, cluster.gpus_per_node)
+        if config.batch is None or config.batch % candidate.world_size == 0:
+            return _solve_on(config, candidate, fixed=False)
+    raise UserError(
+        f"batch {config.batch} cannot be shared equally by {cluster.nodes} nodes × {cluster.gpus_per_node} GPUs: no node "
+        f"count in the range divides it; {_nearest_batches(config.batch or 0, cluster.nodes.low * cluster.gpus_per_node)}"
+    )
+
+
+def splits(batch: int, shape: Shape) -> list[BatchPlan]:
+    """Every (micro-batch, accumulation) that gives exactly `batch` on `shape`, largest micro-batch first."""
+    if batch % shape.world_size:
+        return []
+    per_rank = batch // shape.world_size
+    return [BatchPlan(shape, micro, per_rank // micro) for micro in sorted(divisors(per_rank), reverse=True)]
+
+
+def divisors(n: int) -> list[int]:
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _is_fixed(config: RunConfig) -> bool:
+    return config.cluster.nodes.low == config.cluster.nodes.high
+
+
+def _world_from_batch(config: RunConfig) -> int | None:
+    batch, micro, accumulation = config.batch, config.micro_batch, config.gradient_accumulation_steps
+    if batch and micro and accumulation and batch % (micro * accumulation) == 0:
+        return batch // (micro * accumulation)
+    return None
+
+
+def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
+    world, micro, accumulation = shape.world_size, config.micro_batch, config.gradient_accumulation_steps
+    if config.batch is None:
+        return BatchPlan(shape, micro or 1, accumulation or 1)
+    if config.batch % world:
+        raise UserError(
+            f"batch {config.batch} cannot be shared equally by {world} ranks ({shape}): "
+            f"{config.batch} / {world} is not whole; {_nearest_batches(config.batch, world * (micro or 1))}"
+            f"{_node_counts(config.batch, shape)}"
+        )
+    per_rank = config.batch // world
+    if not fixed:  # the micro-batch is a ceiling, and accumulation is whatever keeps the batch
+        micro = max(d for d in divisors(per_rank) if d <= (micro or per_rank))
+        return BatchPlan(shape, micro, per_rank // micro)
+    if micro is None:
+        micro, rest = divmod(per_rank, accumulation or 1)
+        if rest:
+            raise UserError(
+                f"batch {config.batch} on {world} ranks is {per_rank} samples per rank, which "
+                f"{accumulation} gradient accumulation steps do not divide; gradient_accumulation_steps that do: "
+                f"{_around(per_rank, accumulation or 1)}"
+            )
+    if per_rank % micro:
+        raise UserError(
+            f"batch {config.batch} on {world} ranks is {per_rank} samples per rank, which micro_batch {micro} does not "
+            f"divide; micro-batches that do: {_around(per_rank, micro)}; {_nearest_batches(config.batch, world * micro)}"
+        )
+    if accumulation and micro * accumulation != per_rank:
+        raise UserError(
+            f"batch {config.batch} is not micro_batch {micro} × gradient_accumulation_steps {accumulation} × {world} ranks "
+            f"= {micro * accumulation * world}; leave gradient_accumulation_steps out to get {per_rank // micro}"
+        )
+    return BatchPlan(shape, micro, per_rank // micro)
+
+
+def _around(n: int, wanted: int) -> str:
+    """The divisors of `n` next to `wanted` on both sides."""
+    below = [d for d in divisors(n) if d <= wanted][-1:]
+    above = [d for d in divisors(n) if d > wanted][:1]
+    return " and ".join(str(d) for d in below + above)
+
+
+def _nearest_batches(batch: int, unit: int) -> str:
+    below, above = batch // unit * unit, -(-batch // unit) * unit
+    return "nearest batches that do: " + " and ".join(str(b) for b in (below, above) if b > 0)
+
+
+def _node_counts(batch: int, shape: Shape) -> str:
+    """Node counts up to twice as many that share `batch` equally, as a further cure."""
+    counts = [n for n in range(1, 2 * shape.nodes + 1) if batch % (n * shape.gpus_per_node) == 0]
+    return f"; node counts that do: {', '.join(map(str, counts))}" if counts else ""

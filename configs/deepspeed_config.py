@@ -1,0 +1,55 @@
+"""The DeepSpeed JSON of one run on one shape: numbers only, no `auto`, the three batch fields always consistent."""
+
+from typing import Any
+
+from configs.batch import BatchPlan
+from configs.schema import RunConfig
+
+
+def render(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
+    """What `deepspeed.initialize(config=…)` gets. The optimizer and the learning rate are ours, so they are not in it.
+
+    Gradients are summed and reduced in fp32 whatever the precision: ranks and accumulation steps then commute up to
+    fp32 rounding.
+    """
+    rendered: dict[str, Any] = {
+        "train_batch_size": plan.batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.grad_clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": _zero(config),
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if config.precision == "bf16":
+        rendered["bf16"] = {"enabled": True}
+    if config.precision == "fp16":
+        rendered["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2}
+    if config.precision != "fp32":
+        rendered["data_types"] = {"grad_accum_dtype": "fp32"}
+        rendered["communication_data_type"] = "fp32"
+    return rendered
+
+
+def _zero(config: RunConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero}
+    if config.zero:
+        zero |= {
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 200_000_000,
+        }
+    if config.zero == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "sub_group_size": 1_000_000_000,
+        }
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return zero

@@ -1,0 +1,146 @@
+"""Contract 4: the run directory. One class names every path in it.
+
+State files are written atomically; logs and metrics are append-only files of one attempt.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a state file so that a reader sees all of it or none, also after a power loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run's processes; everything it writes lies under `attempts/NNNN`."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def deepspeed(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def end(self) -> Path:
+        return self.path / "end.json"
+
+    @property
+    def launcher_log(self) -> Path:
+        return self.path / "logs" / "launcher.log"
+
+    def log(self, rank: int) -> Path:
+        return self.path / "logs" / f"rank-{rank:04d}.log"
+
+    def failure(self, rank: int) -> Path:
+        return self.path / "failures" / f"rank-{rank:04d}.json"
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The failure reports of all ranks, first in time first."""
+        reports = [json.loads(path.read_text()) for path in (self.path / "failures").glob("rank-*.json")]
+        return sorted(reports, key=lambda report: float(report["time"]))
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`<runs>/<run id>`: where launcher and ranks meet."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def dataset(self) -> Path:
+        return self.path / "dataset.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    def pictures_of(self, step: int) -> Path:
+        return self.pictures / f"step-{step:08d}"
+
+    @property
+    def pipeline(self) -> Path:
+        return self.path / "pipeline"
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts, oldest first."""
+        folder = self.path / "attempts"
+        names = sorted(p.name for p in folder.iterdir() if re.fullmatch(r"\d{4,}", p.name)) if folder.is_dir() else []
+        return [Attempt(folder / name) for name in sorted(names, key=int)]
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.path / "attempts" / f"{number:04d}")
+
+    def open_attempt(self) -> Attempt:
+        """Make the next attempt's folder; mkdir decides between two that try at once."""
+        number = self.attempts()[-1].number + 1 if self.attempts() else 1
+        while True:
+            attempt = self.attempt(number)
+            try:
+                attempt.path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                attempt.launcher_log.parent.mkdir()
+                return attempt

@@ -1,0 +1,70 @@
+"""Values people write as text: SLURM times and node ranges. Each parses one spelling and writes the same one back."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d)")
+
+
+def parse_time(value: Any) -> int:
+    """`12:00:00` or `2-12:00:00` to seconds. Bare numbers and `12:30` are refused: SLURM reads them as minutes."""
+    if isinstance(value, str) and (match := _TIME.fullmatch(value)):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        if total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds:
+            return total
+    raise ValueError("must be a time longer than zero, written HH:MM:SS or D-HH:MM:SS, such as 12:00:00")
+
+
+def format_time(seconds: int) -> str:
+    """Seconds to `HH:MM:SS`, or `D-HH:MM:SS` from one day on."""
+    days, rest = divmod(int(seconds), 86_400)
+    clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days}-{clock}" if days else clock
+
+
+TimeLimit = Annotated[
+    int,
+    BeforeValidator(parse_time),
+    PlainSerializer(format_time, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"}),
+]
+
+
+@dataclass(frozen=True)
+class NodeRange:
+    """How many nodes a run may have: `4` is low = high = 4, `2-8` any count from 2 to 8."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, value: Any) -> "NodeRange":
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return cls(value, value)
+        if isinstance(value, str) and (match := re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", value)):
+            low, high = int(match[1]), int(match[2] or match[1])
+            if low <= high:
+                return cls(low, high)
+        raise ValueError("must be a node count such as 4, or a range such as 2-8")
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def _node_range_json(nodes: NodeRange) -> int | str:
+    return nodes.low if nodes.low == nodes.high else str(nodes)
+
+
+Nodes = Annotated[
+    NodeRange,
+    BeforeValidator(NodeRange.parse),
+    PlainSerializer(_node_range_json, return_type=int | str),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^[1-9]\d*(-[1-9]\d*)?$"}]}
+    ),
+]

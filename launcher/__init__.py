@@ -1,0 +1,1 @@
+"""People's words: the CLI, plan, submit, status, logs."""

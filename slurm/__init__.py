@@ -1,0 +1,1 @@
+"""SLURM's own words: request, site profile, states, queries."""

@@ -1,0 +1,1 @@
+"""What happens on a rank: model, objective, stream, engine, metrics, export, demo."""
