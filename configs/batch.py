@@ -58,8 +58,9 @@ def solve(config: RunConfig, shape: Shape | None = None) -> BatchPlan:
         if config.batch is None or config.batch % candidate.world_size == 0:
             return _solve_on(config, candidate, fixed=False)
     raise UserError(
-        f"batch {config.batch} cannot be shared equally by {cluster.nodes} nodes × {cluster.gpus_per_node} GPUs: no node "
-        f"count in the range divides it; {_nearest_batches(config.batch or 0, cluster.nodes.low * cluster.gpus_per_node)}"
+        f"batch {config.batch} cannot be shared equally by {cluster.nodes} nodes × {cluster.gpus_per_node} GPUs: "
+        "no node count in the range divides it; "
+        + _nearest_batches(config.batch or 0, cluster.nodes.low * cluster.gpus_per_node)
     )
 
 
@@ -99,7 +100,8 @@ def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
         )
     per_rank = config.batch // world
     if not fixed:  # the micro-batch is a ceiling, and accumulation is whatever keeps the batch
-        micro = max(d for d in divisors(per_rank) if d <= (micro or per_rank))
+        ceiling = micro or max(1, per_rank // (accumulation or 1))
+        micro = max(d for d in divisors(per_rank) if d <= ceiling)
         return BatchPlan(shape, micro, per_rank // micro)
     if micro is None:
         micro, rest = divmod(per_rank, accumulation or 1)
@@ -111,13 +113,15 @@ def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
             )
     if per_rank % micro:
         raise UserError(
-            f"batch {config.batch} on {world} ranks is {per_rank} samples per rank, which micro_batch {micro} does not "
-            f"divide; micro-batches that do: {_around(per_rank, micro)}; {_nearest_batches(config.batch, world * micro)}"
+            f"batch {config.batch} on {world} ranks is {per_rank} samples per rank, which micro_batch {micro} does "
+            f"not divide; micro-batches that do: {_around(per_rank, micro)}; "
+            + _nearest_batches(config.batch, world * micro)
         )
     if accumulation and micro * accumulation != per_rank:
         raise UserError(
-            f"batch {config.batch} is not micro_batch {micro} × gradient_accumulation_steps {accumulation} × {world} ranks "
-            f"= {micro * accumulation * world}; leave gradient_accumulation_steps out to get {per_rank // micro}"
+            f"batch {config.batch} is not micro_batch {micro} × gradient_accumulation_steps {accumulation} × "
+            f"{world} ranks = {micro * accumulation * world}; leave gradient_accumulation_steps out to get "
+            f"{per_rank // micro}"
         )
     return BatchPlan(shape, micro, per_rank // micro)
 

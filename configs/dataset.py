@@ -80,7 +80,8 @@ def to_lines(samples: Iterable[Sample]) -> str:
 
 
 def from_lines(text: str) -> list[Sample]:
-    return [Sample(**json.loads(line)) for line in text.splitlines()]
+    # Not splitlines(): JSON leaves U+2028 and its like as they are, and a caption may hold them.
+    return [Sample(**json.loads(line)) for line in text.split("\n") if line]
 
 
 def digest(text: str) -> str:
@@ -90,7 +91,10 @@ def digest(text: str) -> str:
 
 def _from_metadata(folder: Path, metadata: Path) -> Listing:
     samples, problems = [], []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").split("\n"), 1):
+    text = _text(metadata)
+    if text is None:
+        raise UserError(f"{metadata}: is not UTF-8; save it as UTF-8")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         place = f"{metadata}:{number}"
@@ -98,9 +102,8 @@ def _from_metadata(folder: Path, metadata: Path) -> Listing:
             record = json.loads(line)
             image, caption = record["file_name"], record["text"]
         except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise UserError(
-                f'{place}: {type(error).__name__} {error}; each line is {{"file_name": "a.png", "text": "its caption"}}'
-            ) from None
+            what = f"has no {error}" if isinstance(error, KeyError) else "is no JSON object"
+            raise UserError(f'{place}: {what}; each line is {{"file_name": "a.png", "text": "its caption"}}') from None
         if not isinstance(image, str) or not isinstance(caption, str):
             raise UserError(f"{place}: file_name and text must both be text")
         if (folder / image).is_file():
@@ -113,8 +116,10 @@ def _from_metadata(folder: Path, metadata: Path) -> Listing:
 def _from_pairs(folder: Path) -> Listing:
     images, captions = set(), set()
     for directory, folders, files in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # .ipynb_checkpoints and the like
         for name in files:
+            if name.startswith("."):
+                continue
             path = Path(directory, name).relative_to(folder)
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 images.add(path)
@@ -126,9 +131,19 @@ def _from_pairs(folder: Path) -> Listing:
         if caption.with_suffix("") not in stems:
             problems.append(f"{folder / caption}: the image it captions is missing")
     for image in sorted(images):
-        if image.with_suffix(".txt") in captions:
-            text = (folder / image.with_suffix(".txt")).read_text(encoding="utf-8").strip()
-            samples.append(Sample(image.as_posix(), text))
+        caption = image.with_suffix(".txt")
+        if caption in captions and (text := _text(folder / caption)) is not None:
+            samples.append(Sample(image.as_posix(), text.strip()))
+        elif caption in captions:
+            problems.append(f"{folder / caption}: is not UTF-8; save it as UTF-8")
         else:
-            problems.append(f"{folder / image}: has no caption; write {image.with_suffix('.txt').name} beside it")
+            problems.append(f"{folder / image}: has no caption; write {caption.name} beside it")
     return Listing(samples, problems)
+
+
+def _text(path: Path) -> str | None:
+    """The file's text, None where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return None

@@ -5,6 +5,10 @@ from typing import Any
 from configs.batch import BatchPlan
 from configs.schema import RunConfig
 
+# Parameters that ZeRO-3 keeps whole at one time. DeepSpeed's own 1e9 would keep a whole Stable Diffusion UNet, which
+# is what the user of ZeRO-3 wants to avoid.
+ZERO3_LIVE_PARAMETERS = 100_000_000
+
 
 def render(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
     """What `deepspeed.initialize(config=…)` gets. The optimizer and the learning rate are ours, so they are not in it.
@@ -46,8 +50,8 @@ def _zero(config: RunConfig) -> dict[str, Any]:
         zero |= {
             "stage3_prefetch_bucket_size": 50_000_000,
             "stage3_param_persistence_threshold": 100_000,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_max_live_parameters": ZERO3_LIVE_PARAMETERS,
+            "stage3_max_reuse_distance": ZERO3_LIVE_PARAMETERS,
             "sub_group_size": 1_000_000_000,
         }
     if config.offload:

@@ -109,10 +109,6 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
-    def control(self) -> Path:
-        return self.path / "control"
-
-    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 

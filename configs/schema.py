@@ -5,9 +5,11 @@ two stand in a model validator, checks that need the machine or the data stand w
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from configs.scalars import NodeRange, Nodes, TimeLimit
 
@@ -15,11 +17,23 @@ from configs.scalars import NodeRange, Nodes, TimeLimit
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, numbers must be numbers, values do not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
 
 
 class Data(Section):
-    images: str = Field(description="folder of images with metadata.jsonl (file_name, text) or one .txt per image")
+    images: str = Field(
+        min_length=1,
+        examples=["./pokemon"],
+        description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
+        "relative to the config file",
+    )
     resolution: int = Field(512, ge=8, multiple_of=8, description="side of the square training image, in pixels")
     crop: Literal["center", "random"] = Field(
         "center", description="which square is cut after the short side is resized"
@@ -58,16 +72,24 @@ class Checkpoint(Section):
 
 class Pictures(Section):
     every_steps: int = Field(500, ge=1, description="steps between two sets of sample pictures")
-    prompts: list[str] = Field(min_length=1, description="one picture per prompt, always with the prompt's own seed")
+    prompts: list[str] = Field(
+        min_length=1,
+        examples=[["a red dragon", "a blue fox"]],
+        description="one picture per prompt, always with the prompt's own seed",
+    )
     timesteps: int = Field(25, ge=1, description="timesteps the sampler visits for one picture")
     guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale of the pictures")
 
 
 class Cluster(Section):
-    site: str | None = Field(None, description="name of the site profile: partition, account, container, scratch")
-    nodes: Nodes = Field(NodeRange(1, 1), description="nodes, such as 4, or a range such as 2-8")
+    site: str | None = Field(
+        None, examples=["mycluster"], description="name of the site profile: partition, account, container, scratch"
+    )
+    nodes: Nodes = Field(NodeRange(1, 1), examples=["2-8"], description="nodes, such as 4, or a range such as 2-8")
     gpus_per_node: int = Field(1, ge=1, description="GPUs, and so ranks, per node")
-    time: TimeLimit | None = Field(None, description="wall-clock limit of one attempt, HH:MM:SS or D-HH:MM:SS")
+    time: TimeLimit | None = Field(
+        None, examples=["12:00:00"], description="wall-clock limit of one attempt, HH:MM:SS or D-HH:MM:SS"
+    )
 
 
 def _on_off(section: type[Section]) -> BeforeValidator:
@@ -93,22 +115,32 @@ class RunConfig(Section):
     name: Annotated[str, BeforeValidator(lambda v: _is_run_id(v) if isinstance(v, str) else v)] = Field(
         description="the run's name and id: the same name continues the same run"
     )
-    model: str = Field(description="Stable Diffusion to start from: a hub id, or a diffusers folder")
+    model: str = Field(
+        min_length=1,
+        examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
+        description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
+    )
     data: Data = Field(description="what to train on")
 
-    batch: int | None = Field(None, ge=1, description="samples per step, on any cluster shape")
+    batch: int | None = Field(None, ge=1, examples=[256], description="samples per step, on any cluster shape")
     micro_batch: int | None = Field(
-        None, ge=1, description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range"
+        None,
+        ge=1,
+        examples=[8],
+        description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range",
     )
     gradient_accumulation_steps: int | None = Field(
-        None, ge=1, description="micro-batches per rank and step; solved from the batch when left out"
+        None, ge=1, examples=[4], description="micro-batches per rank and step; solved from the batch when left out"
     )
 
-    steps: int | None = Field(None, ge=1, description="length of the run in steps")
+    steps: int | None = Field(None, ge=1, examples=[10_000], description="length of the run in steps")
     epochs: float | None = Field(
-        None, gt=0, description="length of the run in passes over the dataset; 1 where no length is given"
+        None,
+        gt=0,
+        examples=[20],
+        description="length of the run in passes over the dataset; 1 where no length is given",
     )
-    samples: int | None = Field(None, ge=1, description="length of the run in samples")
+    samples: int | None = Field(None, ge=1, examples=[2_000_000], description="length of the run in samples")
 
     lr: float = Field(1e-5, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after warm-up")
@@ -116,10 +148,10 @@ class RunConfig(Section):
     optimizer: Optimizer = Field(Optimizer(), description="AdamW")
     grad_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
     prediction: Literal["epsilon", "v_prediction"] | None = Field(
-        None, description="what the UNet predicts; null: as the model's scheduler says"
+        None, examples=["v_prediction"], description="what the UNet predicts; null: as the model's scheduler says"
     )
     ema: Annotated[Ema | None, _on_off(Ema)] = Field(
-        None, description="keep an exponential moving average of the weights; true, or its settings"
+        None, examples=[True], description="keep an exponential moving average of the weights; true, or its settings"
     )
 
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -132,29 +164,48 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**64, description="all randomness of the run comes from this number and positions")
 
     checkpoint: Checkpoint = Field(Checkpoint(), description="when the run's state is saved and how much is kept")
-    pictures: Pictures | None = Field(None, description="sample pictures while training")
+    pictures: Pictures | None = Field(
+        None, examples=[{"prompts": ["a red dragon"]}], description="sample pictures while training"
+    )
     report_every_steps: int = Field(10, ge=1, description="steps between two lines of metrics")
     export: Literal["ema", "raw"] | None = Field(
-        None, description="weights of the exported pipeline; null: ema where there is one"
+        None, examples=["raw"], description="weights of the exported pipeline; null: ema where there is one"
     )
     cluster: Cluster = Field(Cluster(), description="where the run runs")
-    runs: str = Field("./runs", description="folder that holds the run's folder")
+    runs: str = Field(
+        "./runs", min_length=1, description="folder that holds the run's folder; relative to the config file"
+    )
+
+    @property
+    def exported(self) -> Literal["ema", "raw"]:
+        """Which weights the pipeline gets."""
+        return self.export or ("ema" if self.ema else "raw")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "RunConfig":
-        lengths = [key for key in ("steps", "epochs", "samples") if getattr(self, key) is not None]
-        if len(lengths) > 1:
-            raise ValueError(f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them")
-        if self.zero == 0 and self.precision != "fp32":
-            raise ValueError(
-                f"zero: 0 with precision {self.precision} makes DeepSpeed take another optimizer, which sums gradients "
-                f"in {self.precision}; write zero: 1"
+        if problems := list(_disagreements(self)):
+            raise PydanticCustomError(
+                DISAGREEMENT, "{text}", {"text": "; ".join(w for _, w in problems), "all": problems}
             )
-        if self.zero == 0 and self.offload:
-            raise ValueError("offload: true needs a sharded optimizer; write zero: 1, 2 or 3")
-        if self.export == "ema" and self.ema is None:
-            raise ValueError("export: ema needs an average to export; write ema: true, or export: raw")
         return self
 
 
-RunConfig.model_rebuild()
+# The error type under which a reader finds every (key, sentence) of `_disagreements` in the error's context.
+DISAGREEMENT = "disagreement"
+
+
+def _disagreements(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Keys that are right alone and wrong together: the key to change, and why and how."""
+    lengths = [key for key in ("steps", "epochs", "samples") if getattr(config, key) is not None]
+    if len(lengths) > 1:
+        yield lengths[-1], f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
+    if config.zero == 0 and config.precision != "fp32":
+        yield (
+            "zero",
+            f"zero: 0 with precision {config.precision} makes DeepSpeed take another optimizer, which sums gradients "
+            f"in {config.precision}; write zero: 1",
+        )
+    if config.zero == 0 and config.offload:
+        yield "offload", "offload: true needs a sharded optimizer; write zero: 1, 2 or 3"
+    if config.export == "ema" and config.ema is None:
+        yield "export", "export: ema needs an average to export; write ema: true, or export: raw"

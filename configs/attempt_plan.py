@@ -1,0 +1,32 @@
+"""What an attempt was started with: written by the launcher as `plan.json`, obeyed by every rank."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from configs.batch import BatchPlan, Shape
+from configs.run_dir import Attempt, write_json
+
+
+@dataclass(frozen=True)
+class AttemptPlan:
+    """The shape, the cut of the batch and the length, all solved; ranks refuse a world that is not this one."""
+
+    nodes: int
+    gpus_per_node: int
+    micro_batch: int
+    gradient_accumulation_steps: int
+    total_steps: int
+    model_folder: str  # the pipeline folder; a hub id's snapshot, whose name is the commit
+    dataset_size: int
+    dataset_digest: str
+
+    @property
+    def batch_plan(self) -> BatchPlan:
+        return BatchPlan(Shape(self.nodes, self.gpus_per_node), self.micro_batch, self.gradient_accumulation_steps)
+
+    def write(self, attempt: Attempt) -> None:
+        write_json(attempt.plan, asdict(self))
+
+    @classmethod
+    def read(cls, attempt: Attempt) -> "AttemptPlan":
+        return cls(**json.loads(attempt.plan.read_text()))

@@ -1,0 +1,30 @@
+"""Contract 5: how an attempt ended. The record decides; process exit codes on the way can lie."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from configs.run_dir import Attempt, write_json
+
+FINISHED, ON_NOTICE, WRONG, FAILED = 0, 75, 2, 1
+
+
+@dataclass(frozen=True)
+class End:
+    """Written by rank 0 after the final barrier."""
+
+    reason: Literal["finished", "notice"]
+    step: int
+    notice: str | None = None  # what asked for the stop: a signal's name, or the control file's
+
+    @property
+    def exit_code(self) -> int:
+        return FINISHED if self.reason == "finished" else ON_NOTICE
+
+    def write(self, attempt: Attempt) -> None:
+        write_json(attempt.end, asdict(self))
+
+    @classmethod
+    def read(cls, attempt: Attempt) -> "End | None":
+        """The end record of `attempt`, or None: still running, failed, or lost."""
+        return cls(**json.loads(attempt.end.read_text())) if attempt.end.is_file() else None

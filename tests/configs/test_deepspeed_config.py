@@ -1,0 +1,43 @@
+"""The rendered DeepSpeed JSON: numbers only, and the three batch fields agree."""
+
+import json
+from typing import Any
+
+import pytest
+
+from configs.batch import Shape, solve
+from configs.deepspeed_config import render
+from configs.schema import RunConfig
+
+ONE = Shape(1, 1)
+
+
+def rendered(shape: Shape = ONE, **keys: object) -> dict[str, Any]:
+    config = RunConfig.model_validate({"name": "a", "model": "m", "data": {"images": "i"}, **keys})
+    return render(config, solve(config, shape))
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 1), Shape(1, 4), Shape(2, 4)])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_batch_fields_are_numbers_and_agree(shape: Shape, zero: int, precision: str) -> None:
+    found = rendered(shape, batch=64, micro_batch=4, zero=zero, precision=precision)
+    assert found["train_batch_size"] == 64
+    product = found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * shape.world_size
+    assert product == 64
+    assert found["zero_optimization"]["stage"] == zero
+    assert "auto" not in json.dumps(found)
+
+
+def test_gradients_are_summed_in_fp32_whatever_the_precision() -> None:
+    assert rendered(precision="bf16")["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert rendered(precision="bf16")["communication_data_type"] == "fp32"
+    assert rendered(precision="bf16")["bf16"] == {"enabled": True}
+    assert "bf16" not in rendered(precision="fp32")
+    assert rendered(precision="fp16")["fp16"]["loss_scale"] == 0  # dynamic
+
+
+def test_offload_and_clipping_follow_the_config() -> None:
+    assert rendered(offload=True)["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert "offload_optimizer" not in rendered()["zero_optimization"]
+    assert rendered(grad_clip=0.5)["gradient_clipping"] == 0.5

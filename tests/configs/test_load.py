@@ -1,0 +1,288 @@
+"""The config reader: what a user writes, and what they are told where it is wrong."""
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from configs.errors import ConfigError
+from configs.load import dump, load
+from configs.scalars import NodeRange
+from configs.schema import RunConfig
+from configs.wording import all_keys, section_at
+from configs.yaml_tree import resolve
+
+LEAST = "model: org/model\ndata: {images: ./images}\n"
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def told(folder: Path, text: str, *overrides: str) -> list[str]:
+    """The lines a user reads, without the folder."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(folder, text), overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value).replace(f"{folder}/", "").split("\n")
+
+
+def test_the_least_config_has_every_default(tmp_path: Path) -> None:
+    config = load(write(tmp_path, LEAST, "dragons.yaml"))
+    assert (config.name, config.model) == ("dragons", "org/model")
+    assert (config.lr, config.zero, config.precision) == (1e-5, 2, "fp32")
+    assert config.runs == str(tmp_path / "runs")
+
+
+def test_the_design_page_example_reads(tmp_path: Path) -> None:
+    text = """
+name: pokemon
+model: stable-diffusion-v1-5/stable-diffusion-v1-5
+data: {images: ./pokemon, resolution: 512, crop: center, flip: true}
+batch: 256
+micro_batch: 8
+epochs: 20
+lr: 1e-5
+warmup_steps: 100
+precision: bf16
+zero: 2
+ema: true
+checkpoint: {every_steps: 200, keep: 3}
+pictures: {every_steps: 100, prompts: [a red dragon, a blue fox]}
+cluster: {site: mycluster, nodes: 2-8, gpus_per_node: 4, time: 12:00:00}
+runs: /scratch/me/runs
+"""
+    config = load(write(tmp_path, text))
+    assert config.lr == 1e-5
+    assert config.cluster.time == 12 * 3600
+    assert config.cluster.nodes == NodeRange(2, 8)
+    assert config.ema is not None
+    assert config.ema.decay == 0.9999
+    assert config.pictures is not None
+    assert config.pictures.prompts == ["a red dragon", "a blue fox"]
+
+
+def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
+    text = "model: org/model\ndata: {images: ./images, resolution: 500}\nbach: 4\nlr: fast\nlr: 1\nzero: 7\n"
+    assert told(tmp_path, text, "steps=many") == [
+        "run.yaml:2:38: data.resolution: must be a multiple of 8, not 500; nearest: 496 and 504",
+        "run.yaml:3:1: unknown key bach; did you mean batch?",
+        "run.yaml:4:5: lr: must be a number, not 'fast'; write e.g. lr: 1e-5",
+        "run.yaml:5:1: lr is set twice, first at run.yaml:4:1; keep one",
+        "run.yaml:6:7: zero: must be 0, 1, 2 or 3, not 7",
+        "command line: steps: must be a whole number, not 'many'; write e.g. steps: 10000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("train_batch_size: 4", "in diffusers that is micro_batch (samples per rank and pass), in DeepSpeed batch"),
+        ("max_train_steps: 4", "here it is steps"),
+        ("learning_rate: 4", "here it is lr"),
+        ("gradient_accumulation: 4", "here it is gradient_accumulation_steps"),
+        ("pretrained_model_name_or_path: x", "here it is model"),
+        ("train_data_dir: x", "here it is data.images"),
+        ("checkpoints_total_limit: 4", "here it is checkpoint.keep"),
+        ("resolution: 512", "its place is data.resolution, so write data: {resolution: …}"),
+        ("time: 12:00:00", "its place is cluster.time"),
+        ("warmup_step: 5", "did you mean warmup_steps?"),
+        ("zzz: 5", "the keys here are name, model, data"),
+        ("<<: 5", "the merge key << is not read"),
+    ],
+)
+def test_unknown_keys_answer_with_what_was_meant(tmp_path: Path, line: str, answer: str) -> None:
+    (message,) = told(tmp_path, LEAST + line + "\n")
+    assert message.startswith("run.yaml:3:1: ")
+    assert answer in message
+
+
+def test_a_mistyped_required_key_is_one_problem(tmp_path: Path) -> None:
+    assert told(tmp_path, "modle: org/model\ndata: {images: .}\n") == [
+        "run.yaml:1:1: unknown key modle; did you mean model?"
+    ]
+
+
+def test_missing_keys_say_which_and_how(tmp_path: Path) -> None:
+    first, second = told(tmp_path, "batch: 4\ndata: {}\n")
+    assert first.startswith("run.yaml:1:1: missing key model (Stable Diffusion to start from")
+    assert first.endswith("write model: stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert second.startswith("run.yaml:2:1: missing key data.images")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("10_000", 10_000),
+        (".5", 0.5),
+        ("-3", -3),
+        ("12:00:00", "12:00:00"),
+        ("2-8", "2-8"),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("True", "True"),
+        ("0777", "0777"),
+        ("0x1F", "0x1F"),
+        ("1__0", "1__0"),
+        (".inf", ".inf"),
+        ("~", None),
+        ("null", None),
+        ("false", False),
+    ],
+)
+def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
+    assert resolve(text) == value
+    assert type(resolve(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("batch: 1e3", "must be a whole number, not 1e3; write 1000"),
+        ("batch: 0777", "must be a whole number, not '0777'"),
+        ("batch: '8'", "must be a whole number, not '8'"),
+        ("batch: true", "must be a whole number, not true"),
+        ("batch: 0", "must be at least 1, not 0"),
+        ("lr: 1e999", "must be a finite number"),
+        ("lr:", "is empty; write lr: 1e-5, or remove the line"),
+        ("ema: yes", "must be true, false or a group of keys, not 'yes'; write ema: true"),
+        ("name: 2024", "must be text, not 2024; put it in quotes"),
+        ("name: a/b", "must start with a letter or digit"),
+        ("model: has space", "is neither a folder beside the config nor a hub id"),
+        ("model: ''", "must be at least one character long"),
+        ("precision: fp61", "must be fp32, bf16 or fp16, not 'fp61'; did you mean fp16?"),
+        ("cluster: {time: 43200}", "must be a time longer than zero, written HH:MM:SS"),
+        ("cluster: {nodes: 8-2}", "must be a node count such as 4, or a range such as 2-8, not '8-2'"),
+        ("optimizer: {betas: [0.9]}", "the list has the wrong length; write optimizer.betas: [0.9, 0.999]"),
+        ("pictures: {prompts: []}", "the list has the wrong length"),
+        ("pictures: {prompts: [a, 7]}", "pictures.prompts[1]: must be text, not 7"),
+        ("data: [1]", "data: must be a group of keys, not a list"),
+        ("steps: 5\nepochs: 2", "the length is given 2 times, as steps and epochs; keep one of them"),
+        ("zero: 0\nprecision: bf16", "write zero: 1"),
+        ("export: ema", "export: ema needs an average to export"),
+    ],
+)
+def test_wrong_values_say_what_why_and_the_cure(tmp_path: Path, line: str, answer: str) -> None:
+    keys = {entry.partition(":")[0] for entry in line.split("\n")}
+    least = "".join(entry + "\n" for entry in LEAST.splitlines() if entry.partition(":")[0] not in keys)
+    messages = told(tmp_path, least + line + "\n")
+    assert any(answer in message for message in messages), messages
+    assert not any("pydantic" in message or "Input should" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "answer"),
+    [
+        ("", "run.yaml:1:1", "the file is empty; write at least model: "),
+        ("- a\n", "run.yaml:1:1", "must be a group of keys"),
+        ("a: 1\n---\nb: 2\n", "run.yaml:2:1", "a second document begins"),
+        ("model: [a\n", "run.yaml:2:1", "is not valid YAML"),
+        ("model: a\n\tbatch: 1\n", "run.yaml:2:1", "indent with spaces, not tabs"),
+        ("model: a: b\n", "run.yaml:1:9", "put quotes around text that holds ': '"),
+        ("model: *there\n", "run.yaml:1:8", "*there names no anchor above it"),
+        ("? [a]\n: 1\n", "run.yaml:1:3", "a list stands where a key is expected"),
+        ("model: a\x07b\n", "run.yaml:1:9", "the character U+0007 is not allowed"),
+    ],
+)
+def test_files_that_are_no_config_get_one_message(tmp_path: Path, text: str, place: str, answer: str) -> None:
+    (message,) = told(tmp_path, text)
+    assert message.startswith(place + ": ")
+    assert answer in message
+
+
+def test_files_that_do_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"model: a\nname: \xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml:2:7: is not UTF-8"):
+        load(tmp_path / "latin.yaml")
+
+
+def test_tags_are_refused_and_anchors_are_read(tmp_path: Path) -> None:
+    (message,) = told(tmp_path, LEAST + "batch: !!int 3\n")
+    assert message.startswith("run.yaml:3:8: the tag tag:yaml.org,2002:int is not read")
+    text = LEAST + "checkpoint: {every_steps: &n 50}\npictures: {every_steps: *n, prompts: [a]}\n"
+    config = load(write(tmp_path, text))
+    assert config.pictures is not None
+    assert config.pictures.every_steps == config.checkpoint.every_steps == 50
+
+
+def test_overrides_follow_the_same_rules(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "ema: true\nbatch: 4\n")
+    words = ["batch=1_024", "data.flip=true", "ema.decay=0.99", "pictures.prompts=[a, b]", "cluster.time=12:00:00"]
+    config = load(path, words)
+    assert (config.batch, config.data.flip, config.cluster.time) == (1024, True, 43_200)
+    assert config.ema is not None
+    assert config.ema.decay == 0.99
+    assert config.pictures is not None
+    assert config.pictures.prompts == ["a", "b"]
+    assert load(path, ["ema=false"]).ema is None
+
+
+def test_override_problems_name_the_command_line(tmp_path: Path) -> None:
+    messages = told(tmp_path, LEAST, "batch", "bach=3", "data.flip=on", "lr=[1")
+    assert all(message.startswith("command line: ") for message in messages)
+    text = "\n".join(messages)
+    assert "'batch' is not key=value; write e.g. batch=256" in text
+    assert "unknown key bach; did you mean batch?" in text
+    assert "data.flip: must be true or false, not 'on'" in text
+    assert "lr: is not valid YAML" in text
+
+
+def test_paths_belong_to_where_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(tmp_path, "model: pipeline\ndata: {images: ../images}\nruns: ~/runs\n")
+    config = load(path)
+    assert config.model == str(tmp_path / "pipeline")
+    assert config.data.images == str(tmp_path.parent / "images")
+    assert config.runs == "/home/me/runs"
+    assert load(path, ["data.images=pics"]).data.images == str(tmp_path / "elsewhere" / "pics")
+    assert load(path, ["model=./m"]).model == str(tmp_path / "elsewhere" / "m")
+    assert load(path, ["model=org/name"]).model == "org/name"
+
+
+def test_a_dumped_config_starts_the_run_again(tmp_path: Path) -> None:
+    text = LEAST + "batch: 32\nmicro_batch: 4\ngradient_accumulation_steps: 2\nema: true\ncluster: {time: 1-00:00:00}\n"
+    config = load(write(tmp_path, text))
+    (tmp_path / "other").mkdir()
+    again = load(write(tmp_path / "other", dump(config)))
+    assert again == config
+    assert again.cluster.model_fields_set == config.cluster.model_fields_set
+    assert dump(config).startswith("# yaml-language-server: $schema=")
+
+
+@example(["a\x85?", "\u2028", "1e5", "- a: b", "#", " x "])
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3))
+def test_any_prompt_survives_a_dump(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
+    config = RunConfig.model_validate(
+        {"name": "a", "model": "m", "data": {"images": "/i"}, "runs": "/r", "pictures": {"prompts": prompts}}
+    )
+    folder = tmp_path_factory.mktemp("dump")
+    assert load(write(folder, dump(config))) == config
+
+
+@given(st.text(string.digits + "._+-eE:x", min_size=1, max_size=8))
+def test_text_that_looks_like_a_number_stays_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    config = RunConfig.model_validate(
+        {"name": "a", "model": "m", "data": {"images": "/i"}, "runs": "/r", "pictures": {"prompts": [text]}}
+    )
+    folder = tmp_path_factory.mktemp("dump")
+    assert load(write(folder, dump(config))) == config
+
+
+def test_every_key_is_documented() -> None:
+    for key in all_keys():
+        *above, name = key.split(".")
+        section = section_at(tuple(above))
+        assert section is not None
+        assert section.model_fields[name].description, f"{key} has no description"
