@@ -1,0 +1,138 @@
+"""`lockstep`: the commands. Each is one function here, and imports what it needs when it runs, so that `--help` and
+`plan` answer at once and nothing here needs torch.
+
+To add a command, write its function below its siblings; `--help` lists them in this order.
+"""
+
+import json
+import sys
+
+import click
+
+from configs.errors import LockstepError, UserError
+
+
+class _InOrder(click.Group):
+    """Lists the commands as they stand here: in the order in which a run meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+_WORDS = """\b
+sample       one image with its caption
+micro-batch  samples one rank puts through one forward and backward pass
+batch        samples per step = micro-batch × gradient accumulation steps × ranks
+step         one update of the weights, after one batch
+epoch        one pass over the dataset
+timestep     the noise level of one sample; never a step
+"""
+
+
+@click.group(cls=_InOrder, epilog=_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Fine-tune Stable Diffusion: one YAML file, an exact batch, one loss curve on any cluster shape."""
+
+
+@cli.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--nodes", type=click.IntRange(min=1), help="Plan for this many nodes instead of the config's.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), help="Plan for this many GPUs, so ranks, per node.")
+@click.option("--samples", type=click.IntRange(min=1), help="Size of the dataset, to plan before the data is there.")
+@click.option("--shapes", is_flag=True, help="Every (nodes, micro-batch, accumulation) that keeps this batch.")
+@click.option("--memory", is_flag=True, help="Model states per rank for ZeRO 0 to 3, with and without CPU offload.")
+@click.option("--deepspeed", is_flag=True, help="The DeepSpeed config of this run, and nothing else.")
+@click.option("--explain", is_flag=True, help="What step, epoch, batch and the rest mean, with this run's numbers.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def plan(
+    config: str,
+    overrides: tuple[str, ...],
+    nodes: int | None,
+    gpus_per_node: int | None,
+    samples: int | None,
+    shapes: bool,
+    memory: bool,
+    deepspeed: bool,
+    explain: bool,
+    as_json: bool,
+) -> None:
+    """Show what a run will be: batch, length, memory, disk. Writes nothing.
+
+    CONFIG is the run's YAML file; KEY=VALUE words change it, such as batch=256 or data.flip=true.
+    """
+    from configs.load import load
+    from launcher import plan_text
+    from launcher.plan import Request, make_plan
+
+    request = Request(config, overrides, nodes, gpus_per_node, samples)
+    made = make_plan(load(config, overrides), request)
+    if as_json:
+        click.echo(json.dumps(plan_text.as_json(made), indent=2, ensure_ascii=False))
+        return
+    if deepspeed:
+        click.echo(json.dumps(made.deepspeed, indent=2))
+        return
+    parts = [plan_text.screen(made)]
+    if shapes:
+        parts.append(plan_text.every_shape(made))
+    if memory:
+        parts.append(plan_text.all_memory(made))
+    if explain:
+        from launcher.explain import explain as explain_words
+
+        parts.append(explain_words(made))
+    click.echo("\n\n".join(parts))
+
+
+@cli.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--local", is_flag=True, help="Run on this machine, without SLURM.")
+@click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or CPU share.")
+def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None) -> None:
+    """Check everything, then train.
+
+    CONFIG is the run's YAML file; KEY=VALUE words change it. Ctrl-C once stops after the step, twice at once. The shell
+    sees 0 for a run trained to its end, 75 for one stopped on notice, 2 for a mistake of yours, 1 for a failure.
+    """
+    from configs.load import load
+    from launcher.local import submit_local
+
+    if not local:
+        raise UserError("this version trains on one machine; add --local")
+    sys.exit(submit_local(load(config, overrides), ranks))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+def tensorboard(run: str, port: int) -> None:
+    """Serve the curves and pictures of RUN, a run's folder, or of all runs in a folder."""
+    from launcher.board import serve
+
+    serve(run, port)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the config's JSON Schema, the manual of every key."""
+    from configs.json_schema import schema_text
+
+    click.echo(schema_text(), nl=False)
+
+
+def main() -> None:
+    """The console command: a LockstepError becomes its message and its exit code, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without '×' shows '?', and the command still works
+    try:
+        cli(prog_name="lockstep")
+    except LockstepError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
