@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_images, make_pipeline
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    return make_images(tmp_path_factory.mktemp("data") / "images")

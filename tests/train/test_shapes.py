@@ -1,0 +1,95 @@
+"""The same run on 1, 2 and 4 ranks and every ZeRO stage: the same samples, the same randomness, the same losses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+
+PROGRAM = Path(__file__).with_name("train_on_shape.py")
+# ranks → (ZeRO stage, precision, micro-batch, accumulation); the batch is 12 samples everywhere
+CASES = {
+    1: [(0, "fp32", 6, 2), (1, "fp32", 12, 1), (2, "fp32", 3, 4), (3, "fp32", 6, 2), (2, "bf16", 6, 2)],
+    2: [
+        (0, "fp32", 6, 1),
+        (1, "fp32", 2, 3),
+        (2, "fp32", 6, 1),
+        (3, "fp32", 3, 2),
+        (1, "bf16", 6, 1),
+        (3, "bf16", 3, 2),
+    ],
+    4: [(0, "fp32", 3, 1), (1, "fp32", 3, 1), (2, "fp32", 1, 3), (3, "fp32", 3, 1), (2, "bf16", 3, 1)],
+}
+RUNS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
+
+
+class Happened:
+    """One run's record, its ranks put together."""
+
+    def __init__(self, folder: Path, ranks: int, zero: int, precision: str):
+        name = f"{precision}-zero{zero}-ranks{ranks}"
+        parts = [json.loads((folder / f"{name}-rank{rank}.json").read_text()) for rank in range(ranks)]
+        self.losses = parts[0]["losses"]
+        self.norms = parts[0]["norms"]
+        self.passes = [one for part in parts for one in part["passes"]]
+        self.weights = torch.load(folder / f"{name}.pt", weights_only=True)
+
+    def by_position(self, key: str) -> dict[int, object]:
+        return {p: value for one in self.passes for p, value in zip(one["positions"], one[key], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def happened(pipeline_folder, image_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    for ranks, cases in CASES.items():
+        run_ranks(ranks, PROGRAM, pipeline_folder, image_folder, folder, json.dumps(cases))
+    return {(ranks, zero, precision): Happened(folder, ranks, zero, precision) for ranks, zero, precision, *_ in RUNS}
+
+
+def relative(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("ranks", "zero", "precision", "micro", "accumulation"), RUNS)
+def test_every_shape_consumes_the_same_stream(happened, ranks, zero, precision, micro, accumulation):
+    this, base = happened[ranks, zero, precision], happened[1, 0, "fp32"]
+    assert sorted(this.by_position("noise")) == list(range(20 * 12)), "each position exactly once, none left out"
+    for key in ("noise", "posterior", "pixels", "tokens", "timesteps"):
+        assert this.by_position(key) == base.by_position(key), key
+
+
+@pytest.mark.parametrize(("ranks", "zero", "precision", "micro", "accumulation"), RUNS)
+def test_losses_agree_on_every_shape(happened, ranks, zero, precision, micro, accumulation):
+    this, base = happened[ranks, zero, precision], happened[1, 0, "fp32"]
+    if precision == "fp32":
+        assert relative(this.losses, base.losses) <= 5e-6
+        assert relative(this.norms, base.norms) <= 1e-4
+    else:
+        assert relative(this.losses, happened[1, 2, "bf16"].losses) <= 1e-2
+        assert relative(this.losses, base.losses) <= 3e-2, "bf16 trains the same thing as fp32"
+
+
+def test_first_step_losses_are_the_same_bits_where_micro_batches_cut_the_same_positions(happened):
+    compared = 0
+    for precision in ("fp32", "bf16"):
+        seen: dict[tuple[int, ...], float] = {}
+        for (_, _, kind), this in happened.items():
+            if kind != precision:
+                continue
+            for one in this.passes:
+                positions = tuple(one["positions"])
+                if positions[0] < 12:
+                    assert one["loss"] == seen.setdefault(positions, one["loss"])
+                    compared += 1
+    assert compared > 30
+
+
+def test_training_changed_the_weights_the_same_way(happened):
+    base = happened[1, 0, "fp32"].weights
+    for ranks, zero, precision, *_ in RUNS:
+        if precision == "fp32":
+            for name, tensor in happened[ranks, zero, precision].weights.items():
+                assert (tensor - base[name]).norm() <= 1e-4 * base[name].norm(), (ranks, zero, name)
+    assert happened[1, 0, "fp32"].losses[-1] != happened[1, 0, "fp32"].losses[0]

@@ -1,0 +1,118 @@
+"""The program of test_reference: five steps of our trainer, and the same five in plain PyTorch, side by side.
+
+The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no objective.py, its own AdamW written
+from the paper, its own learning rate, noise schedule and clipping.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from configs.batch import BatchPlan, Shape
+from configs.dataset import list_samples
+from configs.deepspeed_config import render
+from configs.lr import learning_rate
+from configs.schema import RunConfig
+from train import distributed, model
+from train.engine import Engine
+from train.export import gather
+from train.step import Trainer
+from train.stream import Stream, micro_batches
+
+STEPS, MICRO, ACCUMULATION = 5, 3, 2
+LR, WARMUP, CLIP, BETA1, BETA2, EPS, DECAY = 1e-3, 2, 0.5, 0.9, 0.999, 1e-8, 1e-2
+
+
+def reference(folder: str, samples: list[dict]) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of each micro-batch, and the weights after five steps, with one process and no engine."""
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
+    settings = DDPMScheduler.from_pretrained(folder, subfolder="scheduler").config
+    roots = torch.linspace(settings.beta_start**0.5, settings.beta_end**0.5, settings.num_train_timesteps)
+    alpha_bar = torch.cumprod(1 - roots**2, dim=0)
+    weights = dict(unet.named_parameters())
+    first = {name: torch.zeros_like(w) for name, w in weights.items()}
+    second = {name: torch.zeros_like(w) for name, w in weights.items()}
+    losses = []
+    for k in range(1, STEPS + 1):
+        for batch in samples[(k - 1) * ACCUMULATION : k * ACCUMULATION]:
+            with torch.no_grad():
+                moments = vae.encode(batch["pixels"]).latent_dist.parameters
+                mean, log_variance = moments.chunk(2, dim=1)
+                sigma = torch.exp(0.5 * log_variance.clamp(-30, 20))
+                x = (mean + sigma * batch["posterior"]) * vae.config.scaling_factor
+                text = text_encoder(batch["tokens"]).last_hidden_state
+            a = alpha_bar[batch["timestep"]].sqrt()[:, None, None, None]
+            s = (1 - alpha_bar[batch["timestep"]]).sqrt()[:, None, None, None]
+            predicted = unet(a * x + s * batch["noise"], batch["timestep"], text).sample
+            wanted = batch["noise"] if settings.prediction_type == "epsilon" else a * batch["noise"] - s * x
+            loss = ((predicted - wanted) ** 2).mean()
+            (loss / ACCUMULATION).backward()
+            losses.append(loss.item())
+        norm = torch.sqrt(sum((w.grad**2).sum() for w in weights.values()))
+        scale = min(1.0, CLIP / (norm.item() + 1e-6))
+        rate = LR * min(1.0, k / WARMUP)
+        with torch.no_grad():
+            for name, w in weights.items():
+                g = w.grad * scale
+                first[name] = BETA1 * first[name] + (1 - BETA1) * g
+                second[name] = BETA2 * second[name] + (1 - BETA2) * g * g
+                w.mul_(1 - rate * DECAY)
+                corrected = first[name] / (1 - BETA1**k)
+                w.sub_(rate * corrected / ((second[name] / (1 - BETA2**k)).sqrt() + EPS))
+                w.grad = None
+    return losses, {name: w.detach() for name, w in weights.items()}
+
+
+def main(folder: str, images: str, zero: str) -> None:
+    config = RunConfig(
+        name="reference",
+        model=folder,
+        data={"images": images, "resolution": 32, "workers": 0},
+        batch=MICRO * ACCUMULATION,
+        micro_batch=MICRO,
+        steps=STEPS,
+        lr=LR,
+        warmup_steps=WARMUP,
+        grad_clip=CLIP,
+        optimizer={"betas": [BETA1, BETA2], "eps": EPS, "weight_decay": DECAY},
+        zero=int(zero),
+        precision="fp32",
+    )
+    plan = BatchPlan(Shape(1, 1), MICRO, ACCUMULATION)
+    world = distributed.join(1)
+    parts = model.load(config, Path(folder), world.device)
+    listed = list_samples(Path(images)).samples
+    stream = Stream(config, listed, parts.tokenizer, parts.latent_shape(config.data.resolution))
+    drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
+    wanted_losses, wanted = reference(folder, drawn)
+
+    engine = Engine(parts.unet, config, render(config, plan), world.device)
+    trainer = Trainer(parts, engine, None, world.device)
+    losses, original = [], trainer.micro_loss
+
+    def watched(micro_batch):
+        losses.append(original(micro_batch))
+        return losses[-1]
+
+    trainer.micro_loss = watched
+    for k in range(1, STEPS + 1):
+        trainer.step(k, learning_rate(config, k, STEPS), iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION]))
+    trained = gather(world, engine.fragments, [f.master for f in engine.fragments])
+
+    assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION
+    worst_loss = max(abs(a.item() - b) / b for a, b in zip(losses, wanted_losses, strict=True))
+    assert trained.keys() == wanted.keys()
+    distances = {name: (trained[name] - w.flatten()).norm() / w.norm() for name, w in wanted.items()}
+    worst = max(distances, key=distances.get)
+    print(f"zero {zero}: losses within {worst_loss:.1e}, {worst} within {distances[worst]:.1e}")
+    assert worst_loss <= 1e-6
+    assert distances[worst] <= 1e-4
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,60 @@
+"""`python -P -m train RUN_DIR [--attempt N]`: one rank of one attempt. The launcher starts it once per GPU."""
+
+from train.notice import Notice
+
+NOTICE = Notice()  # before anything slow is imported: a notice that comes early must not kill
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from configs.run_dir import Attempt, RunDir  # noqa: E402
+
+# Ranks read what `submit` has fetched, and their logs hold no progress bars.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -P -m train", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="the run's folder, made by lockstep submit")
+    parser.add_argument("--attempt", type=int, help="the attempt's number; the newest when left out")
+    asked = parser.parse_args()
+    run = RunDir(asked.run_dir)
+    attempt = run.attempt(asked.attempt) if asked.attempt else run.attempts()[-1]
+    rank = int(os.environ.get("RANK", "0"))
+    write_log(attempt, rank)
+    os.environ.update(QUIET)
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
+    try:
+        import torch
+
+        os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"  # else it warns as it looks
+        from train.job import run_attempt
+
+        return run_attempt(run, attempt, NOTICE).exit_code
+    except BaseException as error:  # noqa: BLE001  (the rank dies of it, and says so first)
+        from train.failure import report
+
+        return report(attempt, rank, error)
+
+
+def write_log(attempt: Attempt, rank: int) -> None:
+    """Send everything this rank prints, from C too, to its own log."""
+    log = os.open(attempt.log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a process group whose peer is gone may hang when Python takes it down

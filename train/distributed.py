@@ -1,0 +1,98 @@
+"""The process group: the only file that names torch.distributed."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs.errors import LockstepError
+from train import extension
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this rank is, its device, and the CPU group on which ranks agree without waiting for the device."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    cpu_group: Any
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.cpu_group)
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank where `flag` is true on at least one."""
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return bool(value)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sums over the ranks, in fp64."""
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.cpu_group)
+        return total.tolist()
+
+    def max(self, values: list[float]) -> list[float]:
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return largest.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
+    def send(self, value: torch.Tensor, to: int) -> None:
+        dist.send(value.detach().cpu(), dst=to, group=self.cpu_group)
+
+    def receive(self, into: torch.Tensor, source: int) -> None:
+        """Fill a contiguous CPU tensor with what `source` sends."""
+        dist.recv(into, src=source, group=self.cpu_group)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value`, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        return box[0]
+
+
+def join(expected_size: int) -> World:
+    """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
+
+    Without these variables this process is a world of one.
+    """
+    rank, local_rank, size = (int(os.environ.setdefault(name, alone)) for name, alone in _ALONE)
+    if size != expected_size:
+        raise LockstepError(f"this attempt was planned for {expected_size} ranks, but WORLD_SIZE is {size}")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        # a site may show each rank only its own GPU
+        device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        extension.build()
+    address = "env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:0"
+    dist.init_process_group(
+        backend="nccl" if cuda else "gloo",
+        init_method=address,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(minutes=30),
+        device_id=device if cuda else None,
+    )
+    cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+    return World(rank, local_rank, size, device, cpu_group)
+
+
+_ALONE = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # DeepSpeed looks for them too

@@ -1,0 +1,56 @@
+"""DeepSpeed's engine around the UNet: the sharding is its, the optimizer and the learning rate are ours."""
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch.optim import AdamW
+
+from configs.schema import RunConfig
+from train.fragments import Fragment, fragments_of, set_masters
+
+
+class Engine:
+    """One UNet under ZeRO. `fragments` are the pieces of the fp32 weights that this rank owns."""
+
+    def __init__(self, unet: torch.nn.Module, config: RunConfig, rendered: dict[str, Any], device: torch.device):
+        parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        base = {} if config.precision == "fp32" else {n: p.detach().clone() for n, p in unet.named_parameters()}
+        optimizer = AdamW(
+            parameters,
+            lr=config.lr,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            weight_decay=config.optimizer.weight_decay,
+            fused=device.type == "cuda" and not config.offload,
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=unet, optimizer=optimizer, config=rendered, dist_init_required=False
+        )
+        self.stage = config.zero
+        self.accumulation = int(rendered["gradient_accumulation_steps"])
+        self.fragments: list[Fragment] = fragments_of(self.deepspeed)
+        set_masters(self.fragments, base)
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        return self.deepspeed.module
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.deepspeed.basic_optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add one micro-batch's gradients: its mean loss, weighted 1 / (accumulation × world size)."""
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        """Close one micro-batch; after the last of the step: reduce, clip, update, clear."""
+        if self.stage == 0 and self.deepspeed.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self.unet.parameters() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)  # DeepSpeed keeps it at the other stages only
+        self.deepspeed.step()
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradient, before clipping."""
+        return float(self._norm if self.stage == 0 else self.deepspeed.get_global_grad_norm())

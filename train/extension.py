@@ -1,0 +1,35 @@
+"""DeepSpeed's CPU extension: compiled once per node, before a rank joins the others.
+
+torch guards its build folder with a file named `lock`, which a killed build leaves behind for everybody after it to
+wait on. Our own flock goes with its holder, and whoever holds it knows that any `lock` file is stale.
+"""
+
+import fcntl
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+
+def folder() -> Path:
+    """Node-local (not the home, which nodes may share), one per user and set of versions."""
+    versions = f"torch{version('torch')}-deepspeed{version('deepspeed')}-python{platform.python_version()}"
+    return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}")
+
+
+def build() -> None:
+    """Compile the extension, about 40 s the first time, or load what is compiled."""
+    place = folder()
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(place)
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    builder = ShareMemCommBuilder()
+    compiled = place / builder.name / f"{builder.name}.so"
+    with open(place / ".flock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not compiled.exists():
+            print("compiling DeepSpeed's CPU extension, once per machine, about 40 s", flush=True)
+        (compiled.parent / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)  # DeepSpeed finds it loaded, and does not go for torch's lock itself

@@ -1,0 +1,36 @@
+"""A rank that fails says so in a file of its own before it dies: time, place, step and cause."""
+
+import os
+import socket
+import time
+import traceback
+
+from configs.errors import LockstepError, UserError
+from configs.run_dir import Attempt, write_json
+
+# What torch says on a rank whose neighbour died. Such a rank is a victim, not the cause.
+_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Socket")
+
+
+def report(attempt: Attempt, rank: int, error: BaseException) -> int:
+    """Write the failure report of this rank and answer its exit code."""
+    mistake = isinstance(error, UserError)
+    write_json(
+        attempt.failure(rank),
+        {
+            "time": time.time(),
+            "rank": rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "error": type(error).__name__,
+            "message": str(error),
+            "peer_lost": not mistake and any(sign in str(error) for sign in _PEER_LOST),
+            "traceback": None if mistake else "".join(traceback.format_exception(error)),
+            "exit_code": error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code,
+        },
+    )
+    if mistake:
+        print(error, flush=True)
+    else:
+        traceback.print_exception(error)
+    return error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code

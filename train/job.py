@@ -1,0 +1,88 @@
+"""One rank's part of an attempt: put the pieces together, run the loop, export, write down how it ended."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import logging as transformers_logging
+
+from configs.attempt_plan import AttemptPlan
+from configs.dataset import digest, from_lines
+from configs.end import End
+from configs.errors import LockstepError
+from configs.length import Length
+from configs.load import load
+from configs.run_dir import Attempt, RunDir, write_json
+from configs.schema import RunConfig
+from train import distributed, loop, model
+from train.ema import Ema
+from train.engine import Engine
+from train.export import export, gather
+from train.metrics import Sinks
+from train.notice import Notice
+from train.pictures import Painter
+from train.step import Trainer
+from train.stream import Stream, micro_batches
+
+
+def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
+    """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
+    config, plan = load(run.config), AttemptPlan.read(attempt)
+    world = distributed.join(plan.batch_plan.shape.world_size)
+    _prepare_torch(config, world)
+    length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
+    if world.leads:
+        write_json(attempt.environment, _environment(world))
+
+    parts = model.load(config, Path(plan.model_folder), world.device)
+    lines = run.dataset.read_text(encoding="utf-8")
+    if digest(lines) != plan.dataset_digest:
+        raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
+    stream = Stream(config, from_lines(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
+    engine = Engine(parts.unet, config, json.loads(attempt.deepspeed.read_text()), world.device)
+    ema = Ema(config.ema, engine.fragments) if config.ema else None
+    trainer = Trainer(parts, engine, ema, world.device)
+    painter = Painter(config, parts, engine, world) if config.pictures else None
+
+    steps = range(1, length.steps + 1)
+    sinks = Sinks(run, attempt, steps.start, length) if world.leads else None
+    batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
+    end = loop.train(config, run, length, steps, world, trainer, batches, painter, sinks, notice)
+    if end.reason == "finished":
+        values = ema.averages if ema and config.exported == "ema" else [f.master for f in engine.fragments]
+        weights = gather(world, engine.fragments, values)
+        if weights is not None:
+            print(f"exported {export(run, config, plan, parts, weights)}", flush=True)
+    world.barrier()
+    if sinks is not None:
+        sinks.close()
+        end.write(attempt)
+    world.barrier()
+    return end
+
+
+def _prepare_torch(config: RunConfig, world: distributed.World) -> None:
+    transformers_logging.disable_progress_bar()
+    torch.backends.cuda.matmul.allow_tf32 = not config.deterministic
+    torch.backends.cudnn.allow_tf32 = not config.deterministic
+    if config.deterministic and world.device.type == "cuda":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _environment(world: distributed.World) -> dict[str, object]:
+    """What this attempt ran with, for whoever wants to repeat it. No environment variables: they may hold secrets."""
+    packages = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")
+    cuda = world.device.type == "cuda"
+    return {
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or platform.machine(),
+        "world_size": world.size,
+        "threads_per_rank": torch.get_num_threads(),
+    }

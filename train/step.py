@@ -1,0 +1,51 @@
+"""One step: micro-batches → clip → update → EMA. The learning rate, the weights and the average change here only."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from train.ema import Ema
+from train.engine import Engine
+from train.model import Model
+from train.objective import loss
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves to report; tensors stay on the device until somebody asks."""
+
+    loss: torch.Tensor  # mean over this rank's micro-batches, fp32, a scalar
+    data_wait: float  # seconds this rank waited for samples
+
+
+class Trainer:
+    """The parts a step works on."""
+
+    def __init__(self, model: Model, engine: Engine, ema: Ema | None, device: torch.device):
+        self.model, self.engine, self.ema, self.device = model, engine, ema, device
+
+    def step(self, number: int, rate: float, micro_batches: Iterator[dict[str, torch.Tensor]]) -> StepResult:
+        """Make step `number` with learning rate `rate`."""
+        self.engine.set_learning_rate(rate)
+        total = torch.zeros((), device=self.device)
+        data_wait = 0.0
+        for _ in range(self.engine.accumulation):
+            began = time.perf_counter()
+            micro_batch = next(micro_batches)
+            data_wait += time.perf_counter() - began
+            micro_loss = self.micro_loss(micro_batch)
+            self.engine.backward(micro_loss)
+            self.engine.step()
+            total += micro_loss.detach()
+        if self.ema is not None:
+            self.ema.update(number)
+        return StepResult(total / self.engine.accumulation, data_wait)
+
+    def micro_loss(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The objective of one micro-batch."""
+        on_device = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
+        x_0 = self.model.encode_images(on_device["pixels"], on_device["posterior"])
+        text = self.model.encode_text(on_device["tokens"])
+        return loss(self.engine.deepspeed, self.model.schedule, x_0, on_device["noise"], on_device["timestep"], text)
