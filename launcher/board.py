@@ -1,0 +1,35 @@
+"""`lockstep tensorboard`: TensorBoard with every picture kept, behind an address that only its owner knows."""
+
+import getpass
+import secrets
+import signal
+import socket
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.run_dir import RunDir
+
+# TensorBoard keeps 10 pictures and 1,000 points of a tag unless told otherwise; 0 would mean none, not all
+KEPT = {"images": 10_000, "scalars": 1_000_000}
+
+
+def serve(folder: str, port: int) -> None:
+    """Serve until interrupted, on loopback only. The random path is the key: TensorBoard itself knows no passwords."""
+    run = RunDir(Path(folder).absolute())
+    logs = run.tensorboard if run.tensorboard.is_dir() else run.path
+    if not any(logs.rglob("events.out.tfevents.*")):
+        raise UserError(f"{folder}: holds no TensorBoard events yet; name a run's folder, or a folder of runs")
+    from tensorboard import program
+
+    board = program.TensorBoard()
+    token = secrets.token_urlsafe(12)
+    board.configure(logdir=str(logs), host="127.0.0.1", port=port, path_prefix=f"/{token}", samples_per_plugin=KEPT)
+    try:
+        address = board.launch()
+    except program.TensorBoardPortInUseError:
+        raise UserError(f"port {port} is taken; name another with --port, or 0 for any free one") from None
+    taken = address.split(":")[2].split("/")[0]
+    print(f"TensorBoard: {address}", flush=True)
+    print(f"from your own machine first: ssh -L {taken}:127.0.0.1:{taken} {getpass.getuser()}@{socket.gethostname()}")
+    print("Ctrl-C stops it", flush=True)
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})

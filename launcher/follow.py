@@ -1,0 +1,70 @@
+"""What a person sees of an attempt while it runs: a bar on a terminal, plain lines anywhere else."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from configs.attempt_plan import AttemptPlan
+from configs.run_dir import Attempt
+
+
+class Follower:
+    """Shows rank 0's log as it grows; on a terminal its `step …` lines become a bar."""
+
+    def __init__(self, attempt: Attempt, out: TextIO = sys.stdout):
+        self.log, self.metrics = attempt.log(0), attempt.metrics
+        self.read = {self.log: 0, self.metrics: 0}
+        self.out = out
+        self.bar = _Bar(AttemptPlan.read(attempt).total_steps) if out.isatty() else None
+
+    def show_new(self) -> None:
+        for line in self._new_lines(self.log):
+            if self.bar is None or not line.startswith("step "):
+                self.say(line)
+        if self.bar is not None:
+            for line in self._new_lines(self.metrics):
+                self.bar.update(json.loads(line))
+
+    def say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.print(text)
+        else:
+            print(text, file=self.out, flush=True)
+
+    def finish(self) -> None:
+        self.show_new()
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _new_lines(self, path: Path) -> list[str]:
+        """Whole lines that were not there before."""
+        if not path.exists():
+            return []
+        with open(path, "rb") as file:
+            file.seek(self.read[path])
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.read[path] += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+
+class _Bar:
+    def __init__(self, steps: int):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+        self.progress = Progress(*columns, TimeRemainingColumn())
+        self.task = self.progress.add_task("training", total=steps, loss="starting")
+        self.progress.start()
+
+    def update(self, scalars: dict[str, float]) -> None:
+        loss, speed = scalars["loss/train"], scalars["throughput/samples_per_sec"]
+        self.progress.update(self.task, completed=scalars["step"], loss=f"loss {loss:.4f}  {speed:.1f} samples/s")
+
+    def print(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.progress.stop()

@@ -1,0 +1,35 @@
+"""A model's name to a pipeline folder on this machine, before anything starts: ranks then run offline."""
+
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.model_folder import check_model_folder
+
+# fp32 safetensors and what lies around them; not the single-file, fp16, ONNX or Flax copies of the same weights
+_WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+_UNWANTED = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "onnx/*", "*/flax_*"]
+
+
+def resolve(model: str) -> Path:
+    """The folder of `model`: itself where it is a path, else the hub's snapshot, named by its commit.
+
+    Raises UserError where it cannot be had or is not a pipeline we train.
+    """
+    folder = Path(model) if Path(model).is_absolute() else _snapshot(model)
+    check_model_folder(folder)
+    return folder
+
+
+def _snapshot(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except GatedRepoError:
+        cure = "accept its terms on the hub and run `hf auth login`"
+    except RepositoryNotFoundError:
+        cure = "check the name, or run `hf auth login` if it is private"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        cure = f"the hub does not answer and it is not in the cache ({type(error).__name__}); name a diffusers folder"
+    raise UserError(f"model {repo}: cannot be fetched: {cure}")
