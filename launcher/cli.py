@@ -115,6 +115,17 @@ def tensorboard(run: str, port: int) -> None:
 
 
 @cli.command()
+@click.argument("folder", default="demo")
+def demo(folder: str) -> None:
+    """Fine-tune a small model on made-up images here, in FOLDER: no GPU, no SLURM, no download."""
+    from pathlib import Path
+
+    from launcher.demo import run_demo
+
+    sys.exit(run_demo(Path(folder)))
+
+
+@cli.command()
 def schema() -> None:
     """Print the config's JSON Schema, the manual of every key."""
     from configs.json_schema import schema_text

@@ -28,7 +28,7 @@ def fragments_of(engine: DeepSpeedEngine) -> list[Fragment]:
 
 
 def set_masters(fragments: list[Fragment], weights: dict[str, torch.Tensor]) -> None:
-    """Write full fp32 `weights` into the masters, which DeepSpeed makes from weights already rounded to bf16 or fp16."""
+    """Write whole fp32 `weights` into the masters: DeepSpeed made those from weights rounded to bf16 or fp16."""
     with torch.no_grad():
         for fragment in fragments:
             if fragment.name in weights:

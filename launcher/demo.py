@@ -1,0 +1,39 @@
+"""`lockstep demo`: from nothing to a fine-tuned pipeline on this machine, through the commands a user would type."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from configs.end import FINISHED
+from configs.load import load
+from configs.run_dir import RunDir
+from launcher import plan_text
+from launcher.local import submit_local
+from launcher.plan import Request, make_plan
+
+
+def run_demo(folder: Path) -> int:
+    """Make the inputs, plan, train, draw before and after. Running it again goes on, or draws again."""
+    folder = folder.absolute()
+    if (code := _torch_part("prepare", folder)) != FINISHED:
+        return code
+    file = folder / "demo.yaml"
+    config = load(file)
+    print(f"\n$ lockstep plan {file}\n{plan_text.screen(make_plan(config, Request(str(file))))}\n")
+    print(f"$ lockstep submit {file} --local", flush=True)
+    if (code := submit_local(config, ranks=None)) != FINISHED:
+        return code
+    run = RunDir(Path(config.runs, config.name))
+    print("\ndrawing the same 16 prompts before and after", flush=True)
+    if (code := _torch_part("compare", folder, run.pipeline)) != FINISHED:
+        return code
+    print(f"\npipeline     {run.pipeline}\npictures     {run.pictures}\ncurves       lockstep tensorboard {run.path}")
+    return FINISHED
+
+
+def _torch_part(*arguments: object) -> int:
+    """`python -P -m train.demo …`: the launcher itself imports no torch."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-P", "-m", "train.demo", *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | quiet, check=False).returncode
