@@ -17,6 +17,7 @@ class AttemptPlan:
     gradient_accumulation_steps: int
     total_steps: int
     model_folder: str  # the pipeline folder; a hub id's snapshot, whose name is the commit
+    nonce: str  # tells this attempt from any other that thinks it has the same number
     dataset_size: int
     dataset_digest: str
 

@@ -59,6 +59,10 @@ class Attempt:
         return self.path / "environment.json"
 
     @property
+    def resume(self) -> Path:
+        return self.path / "resume.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -72,6 +76,9 @@ class Attempt:
 
     def log(self, rank: int) -> Path:
         return self.path / "logs" / f"rank-{rank:04d}.log"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.path / "heartbeats" / f"rank-{rank:04d}.json"
 
     def failure(self, rank: int) -> Path:
         return self.path / "failures" / f"rank-{rank:04d}.json"

@@ -67,7 +67,17 @@ class Ema(Section):
 
 class Checkpoint(Section):
     every_steps: int | None = Field(500, ge=1, description="steps between two checkpoints; null: only at the end")
+    every_minutes: float | None = Field(
+        None, gt=0, description="minutes between two checkpoints, whichever comes first"
+    )
     keep: int = Field(3, ge=1, description="newest checkpoints kept on disk")
+    keep_every: int | None = Field(
+        None, ge=1, description="also keep every checkpoint whose step this divides, for good"
+    )
+    mode: Literal["async", "sync"] = Field("async", description="write while training goes on, or stand still for it")
+    notice_seconds: float = Field(
+        300, gt=0, description="seconds between a notice and the machine's end: a rank that hangs is named before"
+    )
 
 
 class Pictures(Section):

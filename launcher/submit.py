@@ -1,6 +1,7 @@
 """From a config to an attempt that is ready to start: everything is checked first, then everything is written."""
 
 import os
+import secrets
 from pathlib import Path
 
 from configs import deepspeed_config
@@ -32,6 +33,7 @@ def prepare(config: RunConfig, shape: Shape) -> tuple[RunDir, Attempt | None]:
         gradient_accumulation_steps=cut.accumulation,
         total_steps=length_of(config, cut.batch, len(samples)).steps,
         model_folder=str(resolve(config.model)),
+        nonce=secrets.token_hex(8),
         dataset_size=len(samples),
         dataset_digest=digest(lines),
     )

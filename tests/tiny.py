@@ -27,6 +27,7 @@ def make_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
     )
     unet = UNet2DConditionModel(
         sample_size=8,
+        mid_block_type=None,
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

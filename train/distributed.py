@@ -29,11 +29,11 @@ class World:
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)
 
-    def any(self, flag: bool) -> bool:
-        """True on every rank where `flag` is true on at least one."""
-        value = torch.tensor(int(flag))
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.cpu_group)
-        return bool(value)
+    def agree(self, flags: list[bool]) -> list[bool]:
+        """Each flag that is true on at least one rank, on every rank."""
+        values = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return [bool(value) for value in values]
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over the ranks, in fp64."""
@@ -51,13 +51,6 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values
-
-    def send(self, value: torch.Tensor, to: int) -> None:
-        dist.send(value.detach().cpu(), dst=to, group=self.cpu_group)
-
-    def receive(self, into: torch.Tensor, source: int) -> None:
-        """Fill a contiguous CPU tensor with what `source` sends."""
-        dist.recv(into, src=source, group=self.cpu_group)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank."""

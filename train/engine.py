@@ -1,5 +1,7 @@
 """DeepSpeed's engine around the UNet: the sharding is its, the optimizer and the learning rate are ours."""
 
+import hashlib
+import json
 from typing import Any
 
 import deepspeed
@@ -7,14 +9,15 @@ import torch
 from torch.optim import AdamW
 
 from configs.schema import RunConfig
-from train.fragments import Fragment, fragments_of, set_masters
+from train import fragments
 
 
 class Engine:
-    """One UNet under ZeRO. `fragments` are the pieces of the fp32 weights that this rank owns."""
+    """One UNet under ZeRO. `sizes` are the trained parameters' elements, `layout` is their digest on any world size."""
 
     def __init__(self, unet: torch.nn.Module, config: RunConfig, rendered: dict[str, Any], device: torch.device):
         parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        self.sizes = {name: p.numel() for name, p in unet.named_parameters() if p.requires_grad}
         base = {} if config.precision == "fp32" else {n: p.detach().clone() for n, p in unet.named_parameters()}
         optimizer = AdamW(
             parameters,
@@ -29,8 +32,11 @@ class Engine:
         )
         self.stage = config.zero
         self.accumulation = int(rendered["gradient_accumulation_steps"])
-        self.fragments: list[Fragment] = fragments_of(self.deepspeed)
-        set_masters(self.fragments, base)
+        self.owned = fragments.owned_fragments(self.deepspeed)
+        self.held = fragments.held_fragments(self.deepspeed)
+        fragments.self_test(self.deepspeed, self.owned)
+        fragments.set_masters(self.held, base)
+        self.layout = hashlib.sha256(json.dumps(sorted(self.sizes.items())).encode()).hexdigest()
 
     @property
     def unet(self) -> torch.nn.Module:

@@ -1,77 +1,75 @@
-"""The end of a run: a pipeline folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card."""
+"""A checkpoint to a pipeline folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card.
 
+    python -P -m train.export RUN_DIR --step N --weights ema|raw --out DIR
+
+needs no GPU and no ranks, whatever wrote the checkpoint.
+"""
+
+import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel, __version__
 from huggingface_hub import ModelCardData
 
+from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
+from configs.checkpoints import Checkpoint
+from configs.errors import LockstepError, UserError
+from configs.load import load
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
-from train.distributed import World
-from train.fragments import Fragment
-from train.model import Model
+from train.payload import Reader
 
-WEIGHTS = {"ema": "the exponential moving average of the weights", "raw": "the weights of the last step"}
-
-
-def gather(world: World, fragments: list[Fragment], values: list[torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """Whole flattened fp32 tensors on rank 0 (None elsewhere) from the piece that each rank holds of them."""
-    layouts = world.gather([(f.name, f.offset, f.master.numel()) for f in fragments])
-    if not world.leads:
-        for value in values:
-            world.send(value, to=0)
-        return None
-    sizes: dict[str, int] = {}
-    for name, offset, length in (piece for layout in layouts for piece in layout):
-        sizes[name] = max(sizes.get(name, 0), offset + length)
-    whole = {name: torch.empty(size) for name, size in sizes.items()}
-    for rank, layout in enumerate(layouts):
-        for index, (name, offset, length) in enumerate(layout):
-            target = whole[name][offset : offset + length]
-            if rank == world.rank:
-                target.copy_(values[index])
-            else:
-                world.receive(target, source=rank)
-    return whole
+KINDS = {"ema": "ema", "raw": "weights"}
+WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
-def export(run: RunDir, config: RunConfig, plan: AttemptPlan, model: Model, weights: dict[str, torch.Tensor]) -> Path:
-    """Write `<run>/pipeline` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card."""
-    temporary = run.path / ".pipeline-new"
+def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None:
+    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card."""
+    config, plan = load(run.config), AttemptPlan.read(run.attempt(checkpoint.attempt))
+    model = Path(plan.model_folder)
+    temporary = out.with_name(f".{out.name}-new")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    index = json.loads((model.folder / "model_index.json").read_text())
-    shutil.copy(model.folder / "model_index.json", temporary)
+    temporary.mkdir(parents=True)
+    index = json.loads((model / "model_index.json").read_text())
+    shutil.copy(model / "model_index.json", temporary)
     for part in index:
-        if part != "unet" and (model.folder / part).is_dir():
-            shutil.copytree(model.folder / part, temporary / part)
-    _write_prediction(temporary / "scheduler" / "scheduler_config.json", model.schedule.config.prediction_type)
-    _unet(model, weights).save_pretrained(temporary / "unet")
-    (temporary / "README.md").write_text(_card(config, plan, model), encoding="utf-8")
-    if run.pipeline.exists():
-        shutil.rmtree(run.pipeline)
-    temporary.rename(run.pipeline)
-    return run.pipeline
+        if part != "unet" and (model / part).is_dir():
+            shutil.copytree(model / part, temporary / part)
+    prediction = _write_prediction(temporary / "scheduler" / "scheduler_config.json", config)
+    _unet(model, checkpoint, KINDS[weights]).save_pretrained(temporary / "unet")
+    card = _card(config, plan, checkpoint.step, weights, prediction)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    temporary.rename(out)
 
 
-def _unet(model: Model, weights: dict[str, torch.Tensor]) -> UNet2DConditionModel:
+def _unet(model: Path, checkpoint: Checkpoint, kind: str) -> UNet2DConditionModel:
+    reader = Reader([checkpoint.path / file.name for file in checkpoint.manifest().files])
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(model.unet.config)
-    shapes = {name: parameter.shape for name, parameter in unet.named_parameters()}
-    unet.load_state_dict({name: value.view(shapes[name]) for name, value in weights.items()}, assign=True)
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
+    weights = {
+        name: torch.from_numpy(reader.read(kind, name, 0, parameter.numel())).view(parameter.shape)
+        for name, parameter in unet.named_parameters()
+    }
+    unet.load_state_dict(weights, assign=True)
     return unet
 
 
-def _write_prediction(path: Path, prediction: str) -> None:
+def _write_prediction(path: Path, config: RunConfig) -> str:
+    """Write what the UNet was trained to predict into the scheduler's config."""
     settings = json.loads(path.read_text())
+    prediction = config.prediction or settings.get("prediction_type", "epsilon")
     path.write_text(json.dumps(settings | {"prediction_type": prediction}, indent=2) + "\n")
+    return str(prediction)
 
 
-def _card(config: RunConfig, plan: AttemptPlan, model: Model) -> str:
+def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, prediction: str) -> str:
     """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
     data = ModelCardData(
         base_model=config.model,
@@ -81,14 +79,14 @@ def _card(config: RunConfig, plan: AttemptPlan, model: Model) -> str:
         inference=True,
     )
     cut = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
-    world = plan.nodes * plan.gpus_per_node
+    world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
     return f"""---
 {data.to_yaml()}
 ---
 
 # {config.name}
 
-`{config.model}`, its UNet fine-tuned by Lockstep. The weights are {WEIGHTS[config.exported]}.
+`{config.model}`, its UNet fine-tuned by Lockstep. These are {WORDS[weights]} after {step:,} steps.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -100,12 +98,48 @@ image = pipeline("a prompt").images[0]
 | | |
 |---|---|
 | dataset | {plan.dataset_size:,} samples, digest `{plan.dataset_digest[:16]}` |
-| batch | {plan.batch_plan.batch} = {cut}{world} ranks |
-| length | {plan.total_steps:,} steps, {plan.total_steps * plan.batch_plan.batch:,} samples |
+| batch | {batch} = {cut}{world} ranks |
+| length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
 | learning rate | {config.lr:g}, {config.schedule}, {config.warmup_steps} warm-up steps |
-| prediction | {model.schedule.config.prediction_type} |
+| prediction | {prediction} |
 | precision | {config.precision}, ZeRO-{config.zero} |
 | resolution | {config.data.resolution} px |
 | seed | {config.seed} |
 | diffusers | {__version__} |
 """
+
+
+def choose(run: RunDir, step: int | None) -> Checkpoint:
+    """The verified checkpoint of `step`, or the newest. Raises UserError where there is none."""
+    there = {checkpoint.step: checkpoint for checkpoint in checkpoints.visible(run)}
+    if not there or (step is not None and step not in there):
+        steps = ", ".join(map(str, there)) or "none"
+        raise UserError(f"{run.path}: has no checkpoint of step {step}; there are: {steps}")
+    chosen = there[max(there) if step is None else step]
+    if problems := chosen.problems():
+        raise LockstepError(f"{problems[0]}; choose another step")
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -P -m train.export")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--weights", choices=sorted(KINDS))
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    run = RunDir(asked.run_dir)
+    chosen = choose(run, asked.step)
+    weights = asked.weights or load(run.config).exported
+    if KINDS[weights] not in chosen.manifest().kinds:
+        raise UserError(f"{chosen.path}: holds no average; write --weights raw")
+    export(run, chosen, weights, asked.out.absolute())
+    print(f"exported {weights} weights of step {chosen.step} to {asked.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LockstepError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

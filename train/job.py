@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import logging as transformers_logging
 
+from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
 from configs.dataset import digest, from_lines
 from configs.end import End
@@ -18,12 +19,15 @@ from configs.load import load
 from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
 from train import distributed, loop, model
+from train.checkpoint import Saver
 from train.ema import Ema
 from train.engine import Engine
-from train.export import export, gather
+from train.export import export
+from train.heartbeat import Heartbeat
 from train.metrics import Sinks
 from train.notice import Notice
 from train.pictures import Painter
+from train.restore import resume
 from train.step import Trainer
 from train.stream import Stream, micro_batches
 
@@ -43,19 +47,21 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
         raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
     stream = Stream(config, from_lines(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
     engine = Engine(parts.unet, config, json.loads(attempt.deepspeed.read_text()), world.device)
-    ema = Ema(config.ema, engine.fragments) if config.ema else None
+    ema = Ema(config.ema, engine.owned) if config.ema else None
     trainer = Trainer(parts, engine, ema, world.device)
+    start = resume(run, attempt, plan, world, engine, ema)
+    saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start)
+    heartbeat = Heartbeat(attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
     painter = Painter(config, parts, engine, world) if config.pictures else None
 
-    steps = range(1, length.steps + 1)
+    steps = range(start + 1, length.steps + 1)
     sinks = Sinks(run, attempt, steps.start, length) if world.leads else None
     batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
-    end = loop.train(config, run, length, steps, world, trainer, batches, painter, sinks, notice)
-    if end.reason == "finished":
-        values = ema.averages if ema and config.exported == "ema" else [f.master for f in engine.fragments]
-        weights = gather(world, engine.fragments, values)
-        if weights is not None:
-            print(f"exported {export(run, config, plan, parts, weights)}", flush=True)
+    end = loop.train(config, run, length, steps, world, trainer, batches, saver, painter, sinks, notice, heartbeat)
+    heartbeat.stop()
+    if end.reason == "finished" and world.leads:
+        export(run, checkpoints.visible(run)[-1], config.exported, run.pipeline)
+        print(f"exported {run.pipeline}", flush=True)
     world.barrier()
     if sinks is not None:
         sinks.close()

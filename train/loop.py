@@ -1,4 +1,4 @@
-"""The loop: for each step: micro-batches → clip → update → EMA → report → pictures → maybe stop."""
+"""The loop: for each step: micro-batches → clip → update → EMA → report → pictures → maybe checkpoint → maybe stop."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,9 @@ from configs.length import Length
 from configs.lr import learning_rate
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
+from train.checkpoint import Saver
 from train.distributed import World
+from train.heartbeat import Heartbeat
 from train.metrics import Sinks, Window
 from train.notice import Notice
 from train.pictures import Painter
@@ -24,12 +26,14 @@ def train(
     world: World,
     trainer: Trainer,
     micro_batches: Iterator[dict[str, torch.Tensor]],
+    saver: Saver,
     painter: Painter | None,
     sinks: Sinks | None,
     notice: Notice,
+    heartbeat: Heartbeat,
 ) -> End:
     """Make `steps` in order; stop early where any rank was given notice. `sinks` is rank 0's alone."""
-    if world.any(notice.given):  # it came while the ranks were loading
+    if any(world.agree([notice.given])):  # it came while the ranks were loading
         return End("notice", steps.start - 1, notice.reason)
     if painter is not None and steps.start == 1:
         painter.draw(run, 0, sinks)  # the base model, to compare with
@@ -37,13 +41,14 @@ def train(
     for step in steps:
         rate = learning_rate(config, step, length.steps)
         try:
-            window.add(trainer.step(step, rate, micro_batches))
+            window.add(trainer.step(step, rate, micro_batches, saver.wait_for_copy))
         except Exception as error:
             error.add_note(f"in step {step}")
             raise
+        heartbeat.step = step
 
         if step % config.report_every_steps == 0 or step == length.steps:
-            scalars = window.close(world, trainer.engine, length, step, rate)
+            scalars = window.close(world, trainer.engine, length, step, rate) | saver.scalars()
             if sinks is not None:
                 sinks.scalars(step, scalars)
 
@@ -51,6 +56,6 @@ def train(
             with window.paused():
                 painter.draw(run, step, sinks)
 
-        if world.any(notice.given) and step < length.steps:
+        if saver.boundary(step, notice=notice.given, last=step == length.steps) and step < length.steps:
             return End("notice", step, notice.reason)
     return End("finished", length.steps)

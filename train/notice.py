@@ -1,27 +1,32 @@
-"""A notice asks the run to stop: SIGTERM or SIGUSR2 on any one rank."""
+"""A notice asks the run to stop: SIGTERM or SIGUSR2 on any one rank.
+
+A thread waits for it: a rank that hangs in a collective runs no Python handler, and must still know its time is up.
+"""
 
 import signal
-from types import FrameType
+import threading
+import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class Notice:
-    """A flag that a signal sets and the loop reads at step boundaries.
-
-    The launcher starts ranks with SIGUSR2 blocked, so that a notice during start-up waits here instead of killing.
-    """
+    """What a signal leaves behind; the loop reads it at step boundaries. Only one may exist in a process."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        for number in SIGNALS:
-            signal.signal(number, self._arrived)
+        self.since: float | None = None  # time.monotonic
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # in this thread, and so in all that it starts
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to pass on
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-    def _arrived(self, number: int, _: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        threading.Thread(target=self._wait, name="notice", daemon=True).start()
 
     @property
     def given(self) -> bool:
         return self.reason is not None
+
+    def _wait(self) -> None:
+        while True:
+            number = signal.sigwait(SIGNALS)
+            if self.reason is None:
+                self.since = time.monotonic()
+                self.reason = signal.Signals(number).name

@@ -1,7 +1,7 @@
 """One step: micro-batches → clip → update → EMA. The learning rate, the weights and the average change here only."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +26,25 @@ class Trainer:
     def __init__(self, model: Model, engine: Engine, ema: Ema | None, device: torch.device):
         self.model, self.engine, self.ema, self.device = model, engine, ema, device
 
-    def step(self, number: int, rate: float, micro_batches: Iterator[dict[str, torch.Tensor]]) -> StepResult:
-        """Make step `number` with learning rate `rate`."""
+    def step(
+        self,
+        number: int,
+        rate: float,
+        micro_batches: Iterator[dict[str, torch.Tensor]],
+        before_update: Callable[[], None],
+    ) -> StepResult:
+        """Make step `number` with learning rate `rate`; `before_update` returns when the weights may change."""
         self.engine.set_learning_rate(rate)
         total = torch.zeros((), device=self.device)
         data_wait = 0.0
-        for _ in range(self.engine.accumulation):
+        for left in reversed(range(self.engine.accumulation)):
             began = time.perf_counter()
             micro_batch = next(micro_batches)
             data_wait += time.perf_counter() - began
             micro_loss = self.micro_loss(micro_batch)
             self.engine.backward(micro_loss)
+            if not left:
+                before_update()
             self.engine.step()
             total += micro_loss.detach()
         if self.ema is not None:

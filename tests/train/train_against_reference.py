@@ -1,7 +1,7 @@
 """The program of test_reference: five steps of our trainer, and the same five in plain PyTorch, side by side.
 
-The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no objective.py, its own AdamW written
-from the paper, its own learning rate, noise schedule and clipping.
+The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no objective.py, its own AdamW
+written from the paper, its own learning rate, noise schedule and clipping.
 """
 
 import sys
@@ -16,9 +16,9 @@ from configs.dataset import list_samples
 from configs.deepspeed_config import render
 from configs.lr import learning_rate
 from configs.schema import RunConfig
+from tests.gather import gather
 from train import distributed, model
 from train.engine import Engine
-from train.export import gather
 from train.step import Trainer
 from train.stream import Stream, micro_batches
 
@@ -101,8 +101,9 @@ def main(folder: str, images: str, zero: str) -> None:
 
     trainer.micro_loss = watched
     for k in range(1, STEPS + 1):
-        trainer.step(k, learning_rate(config, k, STEPS), iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION]))
-    trained = gather(world, engine.fragments, [f.master for f in engine.fragments])
+        mine = iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION])
+        trainer.step(k, learning_rate(config, k, STEPS), mine, lambda: None)
+    trained = gather(world, engine.owned, [f.master for f in engine.owned])
 
     assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION
     worst_loss = max(abs(a.item() - b) / b for a, b in zip(losses, wanted_losses, strict=True))

@@ -16,10 +16,10 @@ from configs.dataset import list_samples
 from configs.deepspeed_config import render
 from configs.lr import learning_rate
 from configs.schema import RunConfig
+from tests.gather import gather
 from train import distributed, model
 from train.ema import Ema, decay_at
 from train.engine import Engine
-from train.export import gather
 from train.step import Trainer
 from train.stream import Stream, micro_batches
 
@@ -36,7 +36,7 @@ def record(world, config, plan, folder: Path) -> dict:
     samples = list_samples(Path(config.data.images)).samples
     stream = Stream(config, samples, parts.tokenizer, parts.latent_shape(config.data.resolution))
     engine = Engine(parts.unet, config, render(config, plan), world.device)
-    ema = Ema(config.ema, engine.fragments)
+    ema = Ema(config.ema, engine.owned)
     trainer = Trainer(parts, engine, ema, world.device)
     passes, original = [], trainer.micro_loss
 
@@ -57,20 +57,20 @@ def record(world, config, plan, folder: Path) -> dict:
 
     trainer.micro_loss = watched
     losses, norms = [], []
-    reference = gather(world, engine.fragments, [f.master for f in engine.fragments])
+    reference = gather(world, engine.owned, [f.master for f in engine.owned])
     batches = micro_batches(stream, plan, world.rank, range(1, STEPS + 1), pin_memory=False)
     for step in range(1, STEPS + 1):
-        mean = trainer.step(step, learning_rate(config, step, STEPS), batches).loss
+        mean = trainer.step(step, learning_rate(config, step, STEPS), batches, lambda: None).loss
         losses.append(world.sum([mean.item()])[0] / world.size)
         norms.append(engine.gradient_norm())
         if step <= 3:  # the average of whole tensors, to hold the sharded one against
-            masters = gather(world, engine.fragments, [f.master for f in engine.fragments])
-            averages = gather(world, engine.fragments, ema.averages)
+            masters = gather(world, engine.owned, [f.master for f in engine.owned])
+            averages = gather(world, engine.owned, ema.averages)
             if world.leads:
                 for name, whole in reference.items():
                     whole.lerp_(masters[name], 1 - decay_at(step, config.ema.decay))
                     assert torch.equal(whole, averages[name]), f"the sharded average of {name} differs at step {step}"
-    final = gather(world, engine.fragments, [f.master for f in engine.fragments])
+    final = gather(world, engine.owned, [f.master for f in engine.owned])
     if world.leads:
         torch.save(final, folder / f"{name_of(config, world)}.pt")
     return {"losses": losses, "norms": norms, "passes": passes}

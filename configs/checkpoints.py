@@ -1,0 +1,121 @@
+"""The checkpoints of a run as its directory shows them: the scan is the truth, there is no pointer file.
+
+Fenced by readers: an attempt's first act is to record what it resumes from, and whatever an older attempt commits
+beyond that point is not seen any more.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from configs.manifest import NAME, FileEntry, Manifest, sha256_of
+from configs.run_dir import Attempt, RunDir, sync_directory, write_json
+
+_NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
+_QUARANTINE = "quarantined-"
+_TEMPORARY = "tmp-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One committed checkpoint's folder."""
+
+    path: Path
+    step: int
+    attempt: int
+
+    def manifest(self) -> Manifest:
+        """Raises ValueError, naming the file, where it does not read."""
+        path = self.path / NAME
+        try:
+            manifest = Manifest.from_text(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        if (manifest.identity.step, manifest.identity.attempt) != (self.step, self.attempt):
+            raise ValueError(f"{path}: belongs to step {manifest.identity.step} of attempt {manifest.identity.attempt}")
+        return manifest
+
+    def problem(self, file: FileEntry) -> str | None:
+        """What is wrong with one of the manifest's files, or None. Reads all of it."""
+        path = self.path / file.name
+        try:
+            if (size := path.stat().st_size) != file.size:
+                return f"{path}: holds {size} bytes, not {file.size}"
+            return None if sha256_of(path) == file.sha256 else f"{path}: does not match its digest"
+        except OSError as error:
+            return f"{path}: does not read ({error.strerror})"
+
+    def problems(self) -> list[str]:
+        """All that is wrong with it; empty where it verifies."""
+        try:
+            manifest = self.manifest()
+        except ValueError as error:
+            return [str(error)]
+        listed = {file.name for file in manifest.files}
+        strangers = [path for path in sorted(self.path.glob("fragments-*")) if path.name not in listed]
+        found = [f"{path}: is not in the manifest" for path in strangers]
+        return found + [problem for file in manifest.files if (problem := self.problem(file))]
+
+    def quarantine(self) -> Path:
+        """Take it out of sight and keep it for whoever wants to know what happened."""
+        target = self.path.with_name(_QUARANTINE + self.path.name)
+        self.path.rename(target)
+        sync_directory(target.parent)
+        return target
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where an attempt starts: after `step`, from checkpoint `checkpoint` (None: the base model)."""
+
+    step: int
+    checkpoint: str | None
+    nonce: str
+
+    def write(self, attempt: Attempt) -> None:
+        write_json(attempt.resume, asdict(self))
+
+    @classmethod
+    def read(cls, attempt: Attempt) -> "Resume | None":
+        return cls(**json.loads(attempt.resume.read_text())) if attempt.resume.is_file() else None
+
+
+def visible(run: RunDir) -> list[Checkpoint]:
+    """The committed checkpoints that count, oldest first."""
+    found = []
+    for path in run.checkpoints.iterdir() if run.checkpoints.is_dir() else ():
+        if match := _NAME.fullmatch(path.name):
+            found.append(Checkpoint(path, int(match[1]), int(match[2])))
+    resumed = {attempt.number: record.step for attempt in run.attempts() if (record := Resume.read(attempt))}
+    return sorted(
+        (c for c in found if all(c.step <= step for number, step in resumed.items() if number > c.attempt)),
+        key=lambda checkpoint: (checkpoint.step, checkpoint.attempt),
+    )
+
+
+def quarantined(run: RunDir) -> list[Path]:
+    return sorted(run.checkpoints.glob(_QUARANTINE + "*"))
+
+
+def final_path(run: RunDir, step: int, attempt: int) -> Path:
+    return run.checkpoints / f"step-{step:08d}-a{attempt:04d}"
+
+
+def temporary_path(run: RunDir, step: int, attempt: int) -> Path:
+    """Where it is written before it is committed; the same name on every rank, with no clock in it."""
+    return run.checkpoints / f"{_TEMPORARY}step-{step:08d}-a{attempt:04d}"
+
+
+def sweep(run: RunDir) -> None:
+    """Remove what earlier attempts left half-written. Only for the one attempt that holds the run."""
+    for path in run.checkpoints.glob(_TEMPORARY + "*"):
+        shutil.rmtree(path)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    """Out of sight in one rename, so that no reader meets half of it; then gone."""
+    doomed = checkpoint.path.with_name(_TEMPORARY + checkpoint.path.name)
+    checkpoint.path.rename(doomed)
+    shutil.rmtree(doomed)

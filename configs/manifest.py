@@ -1,0 +1,84 @@
+"""The manifest of a checkpoint: what it is, which files it holds, and the digest of each and of itself."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+NAME = "manifest.json"
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")  # the four values a parameter's element may have, fp32 each
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What every file of one checkpoint carries; a file that carries another one does not belong here."""
+
+    run: str
+    step: int
+    attempt: int
+    nonce: str  # of the attempt: two attempts that think they have the same number are still told apart
+    layout: str  # digest of the trained parameters' names and sizes
+
+    def as_text(self) -> dict[str, str]:
+        """As a safetensors header's metadata, which holds text only."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of fragments: written by one rank, complete with this size and SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """C(step): the state right after `step` steps, in files that know no world size and no ZeRO stage."""
+
+    identity: Identity
+    world_size: int
+    zero: int
+    kinds: tuple[str, ...]
+    optimizer_step: int  # updates that were applied: fewer than steps where fp16 skipped some
+    skipped_steps: int
+    loss_scaler: dict[str, float] | None
+    files: tuple[FileEntry, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def to_text(self) -> str:
+        body = {"schema": SCHEMA, **asdict(self)}
+        return json.dumps({**body, "digest": _digest(body)}, indent=2) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> "Manifest":
+        """Raises ValueError where the text is not a whole manifest that we can read."""
+        try:
+            body = json.loads(text)
+            digest = body.pop("digest")
+            if body["schema"] != SCHEMA:
+                raise ValueError(f"has schema {body['schema']}, and this version reads {SCHEMA}")
+            if digest != _digest(body):
+                raise ValueError("does not match its own digest")
+            del body["schema"]
+            body["identity"] = Identity(**body["identity"])
+            body["files"] = tuple(FileEntry(**file) for file in body["files"])
+            body["kinds"] = tuple(body["kinds"])
+            return cls(**body)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"is not a manifest ({type(error).__name__}: {error})") from None
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""Resuming: rank 0 says what there is, all ranks verify it, and only then is a tensor applied."""
+
+import torch
+
+from configs import checkpoints
+from configs.attempt_plan import AttemptPlan
+from configs.checkpoints import Checkpoint, Resume
+from configs.errors import LockstepError
+from configs.manifest import Manifest
+from configs.run_dir import Attempt, RunDir
+from train import fragments as state
+from train.distributed import World
+from train.ema import Ema
+from train.engine import Engine
+from train.payload import Reader
+
+
+def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engine: Engine, ema: Ema | None) -> int:
+    """Load the newest checkpoint that verifies and answer its step; 0 where the run has none yet.
+
+    What does not verify is put in quarantine, and the one before it is tried. Raises LockstepError where there are
+    checkpoints and none of them is good: a run never starts again in silence.
+    """
+    while True:
+        candidates = world.broadcast(checkpoints.visible(run) if world.leads else None)
+        if not candidates:
+            break
+        problems = _verify(candidates[-1], run, world, engine)
+        if not problems:
+            break
+        if world.leads:
+            kept = candidates[-1].quarantine()
+            print(f"{problems[0]}\nstep {candidates[-1].step} is not used, and kept as {kept}", flush=True)
+        world.barrier()
+    chosen = candidates[-1] if candidates else None
+    if world.leads:
+        checkpoints.sweep(run)
+        Resume(chosen.step if chosen else 0, chosen.path.name if chosen else None, plan.nonce).write(attempt)
+    bad = world.broadcast(checkpoints.quarantined(run) if world.leads else None)
+    if chosen is None and bad:
+        raise LockstepError(
+            f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; "
+            "mend one and take `quarantined-` off its name, or remove them to start from the base model"
+        )
+    if chosen is None:
+        return 0
+    _apply(chosen, world, engine, ema)
+    if world.leads:
+        print(f"resumed after step {chosen.step} from {chosen.path.name}", flush=True)
+    return chosen.step
+
+
+def _verify(checkpoint: Checkpoint, run: RunDir, world: World, engine: Engine) -> list[str]:
+    """All that any rank finds wrong; the ranks share the files."""
+    try:
+        manifest = checkpoint.manifest()
+        found = [problem for f in manifest.files[world.rank :: world.size] if (problem := checkpoint.problem(f))]
+        if not found:
+            found = _strangers(checkpoint, manifest, run, engine)
+    except ValueError as error:
+        found = [str(error)]
+    return [problem for part in world.gather(found) for problem in part]
+
+
+def _strangers(checkpoint: Checkpoint, manifest: Manifest, run: RunDir, engine: Engine) -> list[str]:
+    """What belongs to another run, step, attempt or model."""
+    place = checkpoint.path
+    if manifest.identity.run != run.path.name:
+        return [f"{place}: belongs to the run {manifest.identity.run}"]
+    if manifest.identity.layout != engine.layout:
+        return [f"{place}: holds other parameters than this model trains"]
+    reader = Reader([place / file.name for file in manifest.files])
+    wanted = manifest.identity.as_text()
+    strangers = [path for path, carried in reader.metadata().items() if carried != wanted]
+    if strangers:
+        return [f"{strangers[0]}: belongs to another checkpoint"]
+    return [f"{place}: {kind} is not whole" for kind in manifest.kinds if reader.sizes(kind) != engine.sizes]
+
+
+def _apply(checkpoint: Checkpoint, world: World, engine: Engine, ema: Ema | None) -> None:
+    """Fill what this rank holds; reads only those bytes."""
+    manifest = checkpoint.manifest()
+    reader = Reader([checkpoint.path / file.name for file in manifest.files])
+    deepspeed, held = engine.deepspeed, engine.held
+    state.ensure_moments(deepspeed, held)
+
+    def fill(target: torch.Tensor, kind: str, fragment: state.Fragment) -> None:
+        target.copy_(torch.from_numpy(reader.read(kind, fragment.name, fragment.offset, fragment.length)))
+
+    with torch.no_grad():
+        for fragment in held:
+            fill(fragment.master, "weights", fragment)
+            for key in state.MOMENTS:
+                fill(fragment.moment(deepspeed.basic_optimizer, key), key, fragment)
+        if ema is not None:
+            for fragment, average in zip(engine.owned, ema.averages, strict=True):
+                fill(average, "ema", fragment)
+    state.masters_to_parameters(deepspeed)
+    state.set_counters(deepspeed, held, step=checkpoint.step, applied=manifest.optimizer_step)
+    state.set_loss_scaler(deepspeed, manifest.loss_scaler)
+    world.barrier()

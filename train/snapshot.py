@@ -1,0 +1,49 @@
+"""One save on one rank, in the background: a consistent copy first, then the file."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from configs.manifest import FileEntry, Manifest
+from train.payload import Piece, write
+
+
+class Snapshot:
+    """Copies `sources` into `buffers` and writes them to `path`. The sources must not change before `copied` is set."""
+
+    def __init__(
+        self, draft: Manifest, path: Path, pieces: list[Piece], sources: list[torch.Tensor], buffers: list[torch.Tensor]
+    ):
+        self.draft, self.path = draft, path
+        self.pieces, self.sources, self.buffers = pieces, sources, buffers
+        self.copied, self.done = threading.Event(), threading.Event()
+        self.outcome: FileEntry | str = "was not written"  # the file, or what went wrong
+        self.ready = torch.cuda.Event() if sources and sources[0].is_cuda else None
+        if self.ready is not None:
+            self.ready.record()  # what is queued on the device so far belongs to this step
+        self.thread = threading.Thread(target=self._run, name=f"save-{draft.identity.step}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._copy()
+            self.copied.set()
+            self.outcome = write(self.path, self.pieces, self.buffers, self.draft.identity)
+        except OSError as error:
+            self.outcome = f"{self.path}: {error.strerror}"
+        finally:
+            self.copied.set()
+            self.done.set()
+
+    def _copy(self) -> None:
+        if self.ready is None:
+            for buffer, source in zip(self.buffers, self.sources, strict=True):
+                buffer.copy_(source)
+            return
+        stream = torch.cuda.Stream()  # beside the stream that goes on computing
+        with torch.cuda.stream(stream):
+            stream.wait_event(self.ready)
+            for buffer, source in zip(self.buffers, self.sources, strict=True):
+                buffer.copy_(source, non_blocking=True)
+        stream.synchronize()
