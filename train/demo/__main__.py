@@ -1,0 +1,48 @@
+"""`python -P -m train.demo prepare FOLDER` and `… compare FOLDER PIPELINE`: the parts of `lockstep demo` with torch."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from configs.errors import LockstepError
+from train.demo.grid import draw, grid
+from train.demo.shapes import COLOURS, PROMPTS, SEEDS, agreement, write_images
+
+HERE = Path(__file__).parent
+ENOUGH = 0.8  # share of right colours after the fine-tune
+TIMESTEPS, GUIDANCE = 25, 2.0
+
+
+def prepare(folder: Path) -> None:
+    """Put the images, the base model and the config where the demo wants them; the same bytes every time."""
+    count = write_images(folder / "images")
+    shutil.copytree(HERE / "base", folder / "base", dirs_exist_ok=True)
+    shutil.copy(HERE / "recipe.yaml", folder / "demo.yaml")
+    print(f"made {count} captioned images in {folder / 'images'}")
+    print(f"made a base model that knows grey shapes in {folder / 'base'}")
+
+
+def compare(folder: Path, pipeline: Path) -> None:
+    """Draw the same prompts with the same seeds before and after, and count the right colours."""
+    shares = {}
+    for name, model in (("before", folder / "base"), ("after", pipeline)):
+        images = draw(model, PROMPTS, SEEDS, TIMESTEPS, GUIDANCE)
+        grid(images, PROMPTS).save(folder / f"{name}.png")
+        shares[name] = agreement(images, PROMPTS)
+        right = round(shares[name] * len(PROMPTS))
+        print(
+            f"{name:<7} {right:2d} of {len(PROMPTS)} pictures have the colour asked for: {folder / name}.png",
+            flush=True,
+        )
+    print(f"chance   {len(PROMPTS) // len(COLOURS)} of {len(PROMPTS)}")
+    if shares["after"] < ENOUGH:
+        raise LockstepError(
+            f"the fine-tune did not learn the colours: {shares['after']:.0%} right, {ENOUGH:.0%} wanted"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        {"prepare": prepare, "compare": compare}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    except LockstepError as error:
+        sys.exit(str(error))

@@ -1,0 +1,37 @@
+"""Pictures of a pipeline folder for given prompts and seeds, and one sheet that shows them with their captions."""
+
+import textwrap
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 160  # pixels, the side of one picture on the sheet
+MARGIN = 8
+LINE = 13  # pixels, the height of one line of a caption
+
+
+def draw(
+    pipeline_dir: Path, prompts: list[str], seeds: list[int], timesteps: int, guidance: float
+) -> list[Image.Image]:
+    """One picture per prompt, on the CPU, all in one batch; each starts from its own seed."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_dir, dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    pictures = pipeline(prompts, num_inference_steps=timesteps, guidance_scale=guidance, generator=noise)
+    return list(pictures.images)
+
+
+def grid(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
+    """A sheet of all images, row by row, each enlarged without smoothing, its caption in two lines below."""
+    rows = -(-len(images) // columns)
+    width, height = CELL + MARGIN, CELL + 2 * LINE + MARGIN
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), (200, 200, 200))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, (image, text) in enumerate(zip(images, captions, strict=True)):
+        x, y = MARGIN + index % columns * width, MARGIN + index // columns * height
+        sheet.paste(image.resize((CELL, CELL), Image.Resampling.NEAREST), (x, y))
+        for number, line in enumerate(textwrap.wrap(text, 26)[:2]):
+            pen.text((x, y + CELL + number * LINE), line, fill=(0, 0, 0), font=font)
+    return sheet
