@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs.manifest import NAME, FileEntry, Manifest, sha256_of
+from configs.payload import Reader
 from configs.run_dir import Attempt, RunDir, sync_directory, write_json
 
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
@@ -36,6 +37,10 @@ class Checkpoint:
         if (manifest.identity.step, manifest.identity.attempt) != (self.step, self.attempt):
             raise ValueError(f"{path}: belongs to step {manifest.identity.step} of attempt {manifest.identity.attempt}")
         return manifest
+
+    def reader(self) -> Reader:
+        """Its values. Verifies nothing: see `problems`."""
+        return Reader([self.path / file.name for file in self.manifest().files])
 
     def problem(self, file: FileEntry) -> str | None:
         """What is wrong with one of the manifest's files, or None. Reads all of it."""

@@ -105,6 +105,46 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
 
 
 @cli.command()
+@click.argument("run")
+@click.argument("action", default="list", type=click.Choice(["list", "prune", "diff"]))
+@click.argument("steps", nargs=-1, type=int)
+@click.option("--verify", is_flag=True, help="Read every file and compare its digest.")
+@click.option("--keep", type=click.IntRange(min=1), help="With prune: how many, instead of the config's.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def checkpoints(run: str, action: str, steps: tuple[int, ...], verify: bool, keep: int | None, as_json: bool) -> None:
+    """What RUN has saved; `prune` removes what is not kept, `diff STEP STEP` shows which tensors changed."""
+    from launcher import checkpoints_text
+    from launcher.checkpoints import open_run
+
+    opened = open_run(run)
+    if action == "diff":
+        if len(steps) != 2:
+            raise UserError("diff compares two steps, such as: lockstep checkpoints RUN diff 100 200")
+        click.echo(checkpoints_text.difference(opened, *steps, as_json=as_json))
+    elif action == "prune":
+        click.echo(checkpoints_text.pruned(opened, keep, as_json=as_json))
+    else:
+        text, whole = checkpoints_text.listing(opened, verify=verify, as_json=as_json)
+        click.echo(text)
+        sys.exit(0 if whole else 1)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--step", type=int, help="Of which checkpoint; the newest when left out.")
+@click.option(
+    "--weights", type=click.Choice(["ema", "raw"]), help="The average or the weights; else as the config says."
+)
+@click.option("--out", required=True, help="The pipeline folder to write.")
+def export(run: str, step: int | None, weights: str | None, out: str) -> None:
+    """Turn a checkpoint of RUN into a diffusers pipeline folder, on a CPU."""
+    from launcher.checkpoints import open_run
+    from launcher.export import run_export
+
+    sys.exit(run_export(open_run(run), step, weights, out))
+
+
+@cli.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 def tensorboard(run: str, port: int) -> None:

@@ -1,16 +1,20 @@
 """Real ranks for tests: a program run by N processes over gloo, forked from a warm one (see warm.py)."""
 
 import atexit
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+GRACE = 3  # seconds, as the local launcher's
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,16 +25,27 @@ class Ranks:
     server: subprocess.Popen
     pids: list[int]
     log: str
-    first: int | None = None
     codes: dict[int, int] = field(default_factory=dict)
 
     def wait(self) -> list[int]:
+        """To the end of all. As a launcher would, end the others soon after the first that fails."""
+        end = None
         while len(self.codes) < len(self.pids):
             rank, code = json.loads(self.server.stdout.readline())
-            if not self.codes:
-                self.first = rank
             self.codes[rank] = code
+            if code and end is None:
+                end = threading.Timer(GRACE, self.kill)
+                end.start()
+        if end is not None:
+            end.cancel()
         return [self.codes[rank] for rank in range(len(self.pids))]
+
+    def kill(self, *which: int) -> None:
+        """SIGKILL these ranks, or all that are left."""
+        for rank in which or range(len(self.pids)):
+            if rank not in self.codes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pids[rank], signal.SIGKILL)
 
     def said(self) -> str:
         paths = [Path(f"{self.log}-{rank}") for rank in range(len(self.pids))]

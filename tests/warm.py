@@ -1,14 +1,15 @@
 """A process that has torch, DeepSpeed, diffusers and transformers loaded, and forks ranks on request.
 
 A rank's imports cost some 10 s of CPU; forked from here it starts at once and is otherwise the same: a process of its
-own, with its own environment, joined to the others over gloo. Reads one JSON request per line from stdin, answers with the
-ranks' pids, then with their exit codes in the order in which they end.
+own, with its own environment, joined to the others over gloo. Reads one JSON request per line from stdin, answers with
+the ranks' pids, then with their exit codes in the order in which they end.
 """
 
 import json
 import os
 import runpy
 import sys
+import traceback
 import warnings
 
 
@@ -34,9 +35,7 @@ def become_rank(rank: int, request: dict) -> None:
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        import traceback
-
+    except BaseException:  # noqa: BLE001  (said here, as the interpreter would)
         traceback.print_exc()
     finally:
         sys.stdout.flush()

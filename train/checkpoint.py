@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from configs import checkpoints
+from configs import checkpoints, payload
 from configs.attempt_plan import AttemptPlan
 from configs.errors import LockstepError
 from configs.manifest import NAME, FileEntry, Identity, Manifest
@@ -20,7 +20,6 @@ from configs.retention import is_due, superfluous
 from configs.run_dir import Attempt, RunDir, sync_directory, write_atomic
 from configs.schema import Checkpoint as Policy
 from train import fragments as state
-from train import payload
 from train.distributed import World
 from train.ema import Ema
 from train.engine import Engine

@@ -22,7 +22,6 @@ from configs.errors import LockstepError, UserError
 from configs.load import load
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
-from train.payload import Reader
 
 KINDS = {"ema": "ema", "raw": "weights"}
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
@@ -50,7 +49,7 @@ def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None
 
 
 def _unet(model: Path, checkpoint: Checkpoint, kind: str) -> UNet2DConditionModel:
-    reader = Reader([checkpoint.path / file.name for file in checkpoint.manifest().files])
+    reader = checkpoint.reader()
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
     weights = {

@@ -12,7 +12,6 @@ from train import fragments as state
 from train.distributed import World
 from train.ema import Ema
 from train.engine import Engine
-from train.payload import Reader
 
 
 def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engine: Engine, ema: Ema | None) -> int:
@@ -69,7 +68,7 @@ def _strangers(checkpoint: Checkpoint, manifest: Manifest, run: RunDir, engine: 
         return [f"{place}: belongs to the run {manifest.identity.run}"]
     if manifest.identity.layout != engine.layout:
         return [f"{place}: holds other parameters than this model trains"]
-    reader = Reader([place / file.name for file in manifest.files])
+    reader = checkpoint.reader()
     wanted = manifest.identity.as_text()
     strangers = [path for path, carried in reader.metadata().items() if carried != wanted]
     if strangers:
@@ -80,7 +79,7 @@ def _strangers(checkpoint: Checkpoint, manifest: Manifest, run: RunDir, engine: 
 def _apply(checkpoint: Checkpoint, world: World, engine: Engine, ema: Ema | None) -> None:
     """Fill what this rank holds; reads only those bytes."""
     manifest = checkpoint.manifest()
-    reader = Reader([checkpoint.path / file.name for file in manifest.files])
+    reader = checkpoint.reader()
     deepspeed, held = engine.deepspeed, engine.held
     state.ensure_moments(deepspeed, held)
 

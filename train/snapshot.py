@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from configs.manifest import FileEntry, Manifest
-from train.payload import Piece, write
+from configs.payload import Piece, write
 
 
 class Snapshot:
@@ -29,7 +29,7 @@ class Snapshot:
         try:
             self._copy()
             self.copied.set()
-            self.outcome = write(self.path, self.pieces, self.buffers, self.draft.identity)
+            self.outcome = write(self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity)
         except OSError as error:
             self.outcome = f"{self.path}: {error.strerror}"
         finally:

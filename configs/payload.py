@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from configs.manifest import FileEntry, Identity
@@ -35,7 +36,7 @@ def file_name(rank: int) -> str:
     return f"fragments-{rank:05d}.safetensors"
 
 
-def write(path: Path, pieces: list[Piece], values: list[torch.Tensor], identity: Identity) -> FileEntry:
+def write(path: Path, pieces: list[Piece], values: list[NDArray[np.float32]], identity: Identity) -> FileEntry:
     """Write one rank's pieces to a new file and make it durable. Raises OSError (ENOSPC, …)."""
     header: dict[str, object] = {"__metadata__": identity.as_text()}
     end = 0
@@ -46,7 +47,8 @@ def write(path: Path, pieces: list[Piece], values: list[torch.Tensor], identity:
     text += b" " * (-len(text) % 8)
     digest, size = hashlib.sha256(), 0
     with open(path, "xb", buffering=0) as file:
-        for part in (len(text).to_bytes(8, "little"), text, *(memoryview(v.numpy()).cast("B") for v in values)):
+        parts: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+        for part in parts + [value.data.cast("B") for value in values]:
             _write_all(file, part)
             digest.update(part)
             size += len(part)
@@ -54,11 +56,11 @@ def write(path: Path, pieces: list[Piece], values: list[torch.Tensor], identity:
     return FileEntry(path.name, size, digest.hexdigest())
 
 
-def _write_all(file, part) -> None:
-    """A raw file may take less than it is given; 2 GiB at once at the most."""
-    part = memoryview(part)
-    while part:
-        part = part[file.write(part[: 1 << 30]) :]
+def _write_all(file: FileIO, part: bytes | memoryview) -> None:
+    """A raw file may take less than it is given, and never more than 2 GiB at once."""
+    rest = memoryview(part)
+    while rest:
+        rest = rest[file.write(rest[: 1 << 30]) :]
 
 
 class Reader:
@@ -79,6 +81,9 @@ class Reader:
     def metadata(self) -> dict[Path, dict[str, str]]:
         return {path: file.metadata() or {} for path, file in self.files.items()}
 
+    def kinds(self) -> set[str]:
+        return {kind for kind, _ in self.pieces}
+
     def sizes(self, kind: str) -> dict[str, int]:
         """Elements of each parameter; raises ValueError where pieces leave a gap or overlap."""
         sizes = {}
@@ -92,7 +97,7 @@ class Reader:
                 sizes[name] = end
         return sizes
 
-    def read(self, kind: str, name: str, offset: int, length: int) -> np.ndarray:
+    def read(self, kind: str, name: str, offset: int, length: int) -> NDArray[np.float32]:
         """`length` elements from `offset`, fp32. Raises KeyError where the value is not there."""
         values = np.empty(length, np.float32)
         filled = 0

@@ -1,0 +1,101 @@
+"""`lockstep checkpoints`: what a run has saved, whether it verifies, how two steps differ. Needs no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs import checkpoints
+from configs.checkpoints import Checkpoint
+from configs.errors import UserError
+from configs.load import load
+from configs.retention import superfluous
+from configs.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint as people see it; `problems` is None where nobody looked."""
+
+    step: int
+    attempt: int
+    name: str
+    size: int | None
+    world_size: int | None
+    zero: int | None
+    problems: list[str] | None
+
+
+def open_run(folder: str) -> RunDir:
+    run = RunDir(Path(folder).absolute())
+    if not run.config.is_file():
+        raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
+    return run
+
+
+def rows(run: RunDir, *, verify: bool) -> list[Row]:
+    """All visible checkpoints, oldest first."""
+    return [_row(checkpoint, verify) for checkpoint in checkpoints.visible(run)]
+
+
+def _row(checkpoint: Checkpoint, verify: bool) -> Row:
+    try:
+        manifest = checkpoint.manifest()
+    except ValueError as error:
+        return Row(checkpoint.step, checkpoint.attempt, checkpoint.path.name, None, None, None, [str(error)])
+    problems = checkpoint.problems() if verify else None
+    name, of = checkpoint.path.name, manifest
+    return Row(checkpoint.step, checkpoint.attempt, name, of.size, of.world_size, of.zero, problems)
+
+
+def prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
+    """Remove what the run's own policy (or `keep`) does not keep, and answer what went.
+
+    The newest that verifies is never removed, whatever the policy says.
+    """
+    policy = load(run.config).checkpoint
+    if keep is not None:
+        policy = policy.model_copy(update={"keep": keep})
+    there = checkpoints.visible(run)
+    verified = next((c for c in reversed(there) if not c.problems()), None)
+    doomed = set(superfluous(policy, [c.step for c in there]))
+    gone = [c for c in there if c.step in doomed and c != verified]
+    for checkpoint in gone:
+        checkpoints.remove(checkpoint)
+    return gone
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one value of one parameter differs between two steps."""
+
+    kind: str
+    name: str
+    largest: float  # of the absolute differences
+    relative: float  # norm of the difference, relative to the norm at the first step
+
+
+def differences(run: RunDir, first: int, second: int) -> list[Difference]:
+    """Every tensor that is not the same at steps `first` and `second`, the most changed first."""
+    import numpy as np
+
+    before, after = (checkpoint.reader() for checkpoint in (_at(run, first), _at(run, second)))
+    found = []
+    for kind in sorted(before.kinds() | after.kinds()):
+        sizes, others = before.sizes(kind), after.sizes(kind)
+        for name in sorted(sizes.keys() | others.keys()):
+            if sizes.get(name) != others.get(name):
+                found.append(Difference(kind, name, float("inf"), float("inf")))
+                continue
+            a, b = (reader.read(kind, name, 0, sizes[name]) for reader in (before, after))
+            if not np.array_equal(a, b):
+                change = float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-30)
+                found.append(Difference(kind, name, float(np.abs(b - a).max()), change))
+    return sorted(found, key=lambda difference: -difference.relative)
+
+
+def _at(run: RunDir, step: int) -> Checkpoint:
+    there = {checkpoint.step: checkpoint for checkpoint in checkpoints.visible(run)}
+    if step not in there:
+        raise UserError(
+            f"{run.path}: has no checkpoint of step {step}; there are: {', '.join(map(str, there)) or 'none'}"
+        )
+    return there[step]

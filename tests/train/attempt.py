@@ -1,0 +1,104 @@
+"""One rank of a real attempt, with faults: the program that the fault tests run.
+
+Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}:
+rank, call (open, write, fsync, replace, rename, rmtree), on (text that the path holds), count (which call of them),
+when (before, after), and do (kill, slow, hang, full).
+
+Every rank also writes down the positions it consumes, step by step.
+"""
+
+import builtins
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from configs import payload
+from configs.run_dir import RunDir
+from train.job import run_attempt
+from train.notice import Notice
+from train.step import Trainer
+
+SLOW = 0.3  # seconds that a slow rank takes longer for each write
+
+
+def install(fault: dict) -> None:
+    """Make the file operations of this rank fail where the fault says."""
+    if not fault or fault["rank"] != int(os.environ["RANK"]):
+        return
+    seen = 0
+
+    def strike(path: object) -> None:
+        nonlocal seen
+        if fault["on"] in str(path):
+            seen += 1
+            if fault["do"] == "slow":
+                time.sleep(SLOW)
+            elif seen == fault["count"]:
+                if fault["do"] == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if fault["do"] == "hang":
+                    time.sleep(3600)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def struck(original):
+        def call(target, *arguments, **keywords):
+            path = path_of(target)
+            if fault["when"] == "before":
+                strike(path)
+            result = original(target, *arguments, **keywords)
+            if fault["when"] == "after":
+                strike(path)
+            return result
+
+        return call
+
+    module, name = {
+        "open": (builtins, "open"),
+        "write": (payload, "_write_all"),
+        "fsync": (os, "fsync"),
+        "replace": (os, "replace"),
+        "rename": (os, "rename"),
+        "rmtree": (shutil, "rmtree"),
+    }[fault["call"]]
+    setattr(module, name, struck(getattr(module, name)))
+
+
+def path_of(target: object) -> str:
+    """The path behind a path, an open file or a descriptor."""
+    if hasattr(target, "name"):
+        return str(target.name) if not isinstance(target.name, int) else os.readlink(f"/proc/self/fd/{target.name}")
+    return os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
+
+
+def write_positions(run: RunDir, number: str) -> None:
+    log = open(run.path / f"positions-{number}-{os.environ['RANK']}", "a", buffering=1)  # noqa: SIM115
+    original = Trainer.step
+
+    def step(self, of, rate, micro_batches, before_update):
+        def watched():
+            for micro_batch in micro_batches:
+                print(json.dumps([of, micro_batch["position"].tolist()]), file=log)
+                yield micro_batch
+
+        return original(self, of, rate, watched(), before_update)
+
+    Trainer.step = step
+
+
+def main(run_dir: str, number: str, fault: str) -> None:
+    run = RunDir(Path(run_dir))
+    notice = Notice()
+    write_positions(run, number)
+    install(json.loads(fault))
+    end = run_attempt(run, run.attempt(int(number)), notice)
+    sys.stdout.flush()
+    os._exit(end.exit_code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

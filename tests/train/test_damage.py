@@ -1,0 +1,134 @@
+"""Damaged checkpoints: detected before a tensor is applied, set aside with the file named, the one before is used."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from configs import checkpoints
+from configs.checkpoints import Resume
+from configs.run_dir import RunDir
+from tests.ranks import start_ranks
+from tests.runs import new_run, next_attempt
+
+PROGRAM = Path(__file__).with_name("attempt.py")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, pipeline_folder, image_folder) -> tuple[RunDir, RunDir]:
+    """Two runs with checkpoints of steps 2, 4 and 6, by one rank each."""
+    folder = tmp_path_factory.mktemp("damage")
+    made = []
+    for name, seed in (("run", 0), ("other", 1)):
+        settings = {"steps": 6, "micro_batch": 6, "zero": 1, "checkpoint": {"every_steps": 2, "keep": 5}, "seed": seed}
+        run = new_run(folder / name, pipeline_folder, image_folder, **settings)
+        attempt = next_attempt(run, 1)
+        ranks = start_ranks(1, PROGRAM, run.path, attempt.number, "{}")
+        assert ranks.wait() == [0], ranks.said()[-3000:]
+        made.append(run)
+    return made[0], made[1]
+
+
+def resumed(run: RunDir, steps: int = 7) -> tuple[list[int], str, Resume | None]:
+    """Start the next attempt; its exit codes, what it said and where it went on from."""
+    attempt = next_attempt(run, 1, steps=steps)
+    ranks = start_ranks(1, PROGRAM, run.path, attempt.number, "{}")
+    codes = ranks.wait()
+    return codes, ranks.said(), Resume.read(attempt)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {"truncate": truncate, "flip": flip_one_bit, "delete": Path.unlink}
+
+
+@pytest.mark.parametrize("name", ["fragments-00000.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_damage_to_every_file_is_found(saved, tmp_path, name, damage):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    newest = checkpoints.visible(run)[-1]
+    DAMAGE[damage](newest.path / name)
+    assert any(name in problem for problem in newest.problems())
+
+
+@pytest.mark.parametrize("foreign", ["step", "run"])
+def test_a_foreign_shard_is_found(saved, tmp_path, foreign):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    newest = checkpoints.visible(run)[-1]
+    source = checkpoints.visible(run)[-2] if foreign == "step" else checkpoints.visible(saved[1])[-1]
+    shutil.copy(source.path / "fragments-00000.safetensors", newest.path)
+    assert "fragments-00000.safetensors: does not match its digest" in newest.problems()[0]
+
+
+def test_a_stranger_beside_the_shards_is_found(saved, tmp_path):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    newest = checkpoints.visible(run)[-1]
+    shutil.copy(newest.path / "fragments-00000.safetensors", newest.path / "fragments-00001.safetensors")
+    assert newest.problems() == [f"{newest.path / 'fragments-00001.safetensors'}: is not in the manifest"]
+
+
+def test_a_run_goes_on_from_the_last_good_one_and_keeps_the_bad(saved, tmp_path):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    newest, before = checkpoints.visible(run)[-1], checkpoints.visible(run)[-2]
+    flip_one_bit(newest.path / "fragments-00000.safetensors")
+    truncate(before.path / "manifest.json")
+    codes, said, record = resumed(run)
+    assert codes == [0], said[-3000:]
+    assert record is not None
+    assert record.step == 2
+    assert f"{newest.path / 'fragments-00000.safetensors'}: does not match its digest" in said
+    assert f"{before.path / 'manifest.json'}" in said
+    assert [path.name for path in checkpoints.quarantined(run)] == [
+        "quarantined-step-00000004-a0001",
+        "quarantined-step-00000006-a0001",
+    ]
+    assert checkpoints.visible(run)[-1].step == 7
+
+
+def test_a_checkpoint_of_another_run_under_this_name_is_not_taken(saved, tmp_path):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    shutil.rmtree(checkpoints.visible(run)[-1].path)
+    shutil.copytree(checkpoints.visible(saved[1])[-1].path, run.checkpoints / "step-00000006-a0001")
+    codes, said, record = resumed(run)
+    assert codes == [0], said[-3000:]
+    assert record is not None
+    assert record.step == 4
+    assert "belongs to the run other" in said
+
+
+def test_all_bad_is_an_error_and_no_step_is_taken(saved, tmp_path):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    for checkpoint in checkpoints.visible(run):
+        flip_one_bit(checkpoint.path / "fragments-00000.safetensors")
+    for _ in range(2):  # and it stays an error: no second start begins again in silence
+        codes, said, _ = resumed(run)
+        assert codes == [1]
+        assert "3 checkpoints and none verifies, so no step is taken" in said
+        assert "step 1/" not in said
+
+
+def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):
+    """A cut-off node may commit after the next attempt began; readers ignore it."""
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    newest = checkpoints.visible(run)[-1]
+    attempt = next_attempt(run, 1)
+    Resume(4, "step-00000004-a0001", "x").write(attempt)
+    assert newest.path.exists()
+    assert [checkpoint.step for checkpoint in checkpoints.visible(run)] == [2, 4]
+
+
+def test_manifest_counts_and_identity(saved):
+    newest = checkpoints.visible(saved[0])[-1]
+    manifest = newest.manifest()
+    assert (manifest.identity.run, manifest.identity.step, manifest.optimizer_step) == ("run", 6, 6)
+    assert manifest.kinds == ("weights", "exp_avg", "exp_avg_sq", "ema")
+    assert json.loads((newest.path / "manifest.json").read_text())["schema"] == 1
