@@ -1,11 +1,12 @@
 """From a config to an attempt that is ready to start: everything is checked first, then everything is written."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs import deepspeed_config
 from configs.attempt_plan import AttemptPlan
-from configs.batch import Shape, solve
+from configs.batch import BatchPlan, Shape, solve
 from configs.dataset import check_images, digest, list_samples, settle, to_lines
 from configs.end import End
 from configs.errors import UserError
@@ -16,13 +17,37 @@ from configs.schema import RunConfig
 from launcher.hub import resolve
 
 
-def prepare(config: RunConfig, shape: Shape) -> tuple[RunDir, Attempt | None]:
-    """The run's folder with its next attempt, planned on `shape`; no attempt where the run is trained to its end.
+@dataclass(frozen=True)
+class Ready:
+    """A run that may start: everything about it is checked, and nothing is written yet."""
 
-    Raises UserError before a byte is written.
-    """
+    run: RunDir
+    config: RunConfig
+    cut: BatchPlan
+    plan: AttemptPlan
+    samples: str  # the text of dataset.jsonl
+    problems: list[str]  # what is wrong with the samples that are left out
+
+    def open_attempt(self) -> Attempt:
+        """Write the run's folder with its next attempt."""
+        try:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.run.dataset, self.samples)
+            write_atomic(self.run.config, dump(self.config))
+            attempt = self.run.open_attempt()
+            write_json(attempt.deepspeed, deepspeed_config.render(self.config, self.cut))
+            self.plan.write(attempt)
+        except OSError as error:
+            cure = "name another folder with runs"
+            raise UserError(f"{self.run.path}: cannot be written ({error.strerror}); {cure}") from None
+        return attempt
+
+
+def check(config: RunConfig, shape: Shape) -> Ready:
+    """The run of `config`, its next attempt planned on `shape`. Raises UserError; writes nothing."""
     cut = solve(config, shape)
-    listing = check_images(Path(config.data.images), list_samples(Path(config.data.images)))
+    folder = Path(config.data.images)
+    listing = check_images(folder, list_samples(folder))
     samples = settle(config.data, listing)
     lines = to_lines(samples)
     plan = AttemptPlan(
@@ -37,22 +62,7 @@ def prepare(config: RunConfig, shape: Shape) -> tuple[RunDir, Attempt | None]:
     )
     run = RunDir(Path(config.runs, config.name))
     check_same_run(run, config, plan.dataset_digest)
-    if finished(run):
-        return run, None
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.dataset, lines)
-        write_atomic(run.config, dump(config))
-        attempt = run.open_attempt()
-        plan.write(attempt)
-        write_json(attempt.deepspeed, deepspeed_config.render(config, cut))
-    except OSError as error:
-        raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
-    for problem in listing.problems:
-        print(f"skipped {problem}")
-    if listing.problems:
-        print(f"skipped {len(listing.problems)} bad samples, {len(samples)} are left")
-    return run, attempt
+    return Ready(run, config, cut, plan, lines, listing.problems)
 
 
 def finished(run: RunDir) -> End | None:
