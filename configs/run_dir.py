@@ -100,6 +100,10 @@ class RunDir:
         return self.path / "run.yaml"
 
     @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
     def dataset(self) -> Path:
         return self.path / "dataset.jsonl"
 

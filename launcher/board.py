@@ -1,9 +1,11 @@
 """`lockstep tensorboard`: TensorBoard with every picture kept, behind an address that only its owner knows."""
 
+import contextlib
 import getpass
 import secrets
 import signal
 import socket
+import threading
 from pathlib import Path
 
 from configs.errors import UserError
@@ -24,12 +26,14 @@ def serve(folder: str, port: int) -> None:
     board = program.TensorBoard()
     token = secrets.token_urlsafe(12)
     board.configure(logdir=str(logs), host="127.0.0.1", port=port, path_prefix=f"/{token}", samples_per_plugin=KEPT)
-    try:
-        address = board.launch()
-    except program.TensorBoardPortInUseError:
-        raise UserError(f"port {port} is taken; name another with --port, or 0 for any free one") from None
-    taken = address.split(":")[2].split("/")[0]
-    print(f"TensorBoard: {address}", flush=True)
-    print(f"from your own machine first: ssh -L {taken}:127.0.0.1:{taken} {getpass.getuser()}@{socket.gethostname()}")
-    print("Ctrl-C stops it", flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            address = board.launch()
+        except program.TensorBoardPortInUseError:
+            raise UserError(f"port {port} is taken; name another with --port, or 0 for any free one") from None
+        taken = address.split(":")[2].split("/")[0]
+        login = f"{getpass.getuser()}@{socket.gethostname()}"
+        print(f"TensorBoard: {address}\nfrom your own machine first: ssh -L {taken}:127.0.0.1:{taken} {login}")
+        print("Ctrl-C stops it", flush=True)
+        threading.Event().wait()

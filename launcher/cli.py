@@ -90,7 +90,8 @@ def plan(
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--local", is_flag=True, help="Run on this machine, without SLURM.")
 @click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or CPU share.")
-def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None) -> None:
+@click.option("--fork", metavar="RUN", help="Start a new run from the weights of RUN, a run's folder.")
+def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, fork: str | None) -> None:
     """Check everything, then train.
 
     CONFIG is the run's YAML file; KEY=VALUE words change it. Ctrl-C once stops after the step, twice at once. The shell
@@ -101,7 +102,12 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
 
     if not local:
         raise UserError("this version trains on one machine; add --local")
-    sys.exit(submit_local(load(config, overrides), ranks))
+    loaded = load(config, overrides)
+    if fork is not None:
+        from launcher.export import forked
+
+        loaded = forked(loaded, fork)
+    sys.exit(submit_local(loaded, ranks))
 
 
 @cli.command()

@@ -4,7 +4,12 @@ import os
 import subprocess
 import sys
 
+from pathlib import Path
+
+from configs.errors import LockstepError, UserError
 from configs.run_dir import RunDir
+from configs.schema import RunConfig
+from launcher.checkpoints import open_run
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
@@ -13,3 +18,13 @@ def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> 
     command += ["--weights", weights] if weights is not None else []
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode
+
+
+def forked(config: RunConfig, parent: str) -> RunConfig:
+    """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder."""
+    run, base = RunDir(Path(config.runs, config.name)), Path(config.runs, config.name, "base")
+    if run.path == open_run(parent).path:
+        raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
+    if not base.is_dir() and run_export(open_run(parent), None, "raw", str(base)):
+        raise LockstepError(f"{parent}: its weights could not be exported, so there is nothing to fork from")
+    return config.model_copy(update={"model": str(base)})

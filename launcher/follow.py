@@ -13,7 +13,7 @@ class Follower:
     """Shows rank 0's log as it grows; on a terminal its `step …` lines become a bar."""
 
     def __init__(self, attempt: Attempt, out: TextIO = sys.stdout):
-        self.log, self.metrics = attempt.log(0), attempt.metrics
+        self.log, self.metrics, self.failure = attempt.log(0), attempt.metrics, attempt.failure(0)
         self.read = {self.log: 0, self.metrics: 0}
         self.out = out
         self.bar = _Bar(AttemptPlan.read(attempt).total_steps) if out.isatty() else None
@@ -45,6 +45,9 @@ class Follower:
         with open(path, "rb") as file:
             file.seek(self.read[path])
             text = file.read()
+        if path == self.log and self.failure.exists():
+            # how a run failed is told once, at its end and with the first cause
+            text = text[: max(0, json.loads(self.failure.read_text())["log_size"] - self.read[path])]
         whole = text[: text.rfind(b"\n") + 1]
         self.read[path] += len(whole)
         return whole.decode(errors="replace").splitlines()

@@ -12,16 +12,19 @@ import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import psutil
 
 from configs.attempt_plan import AttemptPlan
 from configs.batch import Shape, solve
-from configs.end import FAILED, FINISHED, End
+from configs.end import FINISHED, End
+from configs.errors import LockstepError, UserError
 from configs.run_dir import Attempt, RunDir
 from configs.schema import RunConfig
 from launcher.follow import Follower
-from launcher.submit import prepare, threads_per_rank
+from launcher.holder import hold
+from launcher.submit import check, is_finished, threads_per_rank
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died
@@ -30,45 +33,76 @@ GRACE = 3  # seconds the other ranks get to report once one has died
 def submit_local(config: RunConfig, ranks: int | None) -> int:
     """Train `config` on this machine with `ranks` ranks (or as many as the config's own shape has per node).
 
-    Answers the exit code of contract 5.
+    Answers the exit code of contract 5, or raises what the run failed of.
     """
     shape = Shape(1, ranks or solve(config).shape.gpus_per_node)
-    run, attempt = prepare(config, shape)
-    if attempt is None:
-        print(f"{config.name} is trained to its end; its pipeline is {run.pipeline}")
+    ready = check(config, shape)
+    if is_finished(ready):
+        print(f"{config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
         return FINISHED
-    follower = Follower(attempt)
-    follower.say(
-        f"{config.name}: attempt {attempt.number} with {shape.world_size} ranks; logs in {attempt.path / 'logs'}"
-    )
-    return LocalJob(run, attempt).watch(follower)
+    # from the first byte written on, no signal leaves an attempt without its end
+    with Notices() as notices, hold(ready.run) as lock:
+        attempt = ready.open_attempt()
+        follower = Follower(attempt)
+        for problem in ready.problems:
+            follower.say(f"skipped {problem}")
+        if ready.problems:
+            follower.say(f"skipped {len(ready.problems)} bad samples, {ready.plan.dataset_size} are left")
+        follower.say(
+            f"{config.name}: attempt {attempt.number} with {shape.world_size} ranks; logs in {attempt.path / 'logs'}"
+        )
+        return LocalJob(ready.run, attempt, notices, lock).watch(follower)
+
+
+class Notices:
+    """People's signals, noted while in here: the first asks the ranks to stop, the second ends them at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+
+    def __enter__(self) -> "Notices":
+        self._before = {number: signal.signal(number, self._arrived) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _: FrameType | None) -> None:
+        self.given.append(signal.Signals(number).name)
 
 
 class LocalJob:
     """One attempt's processes on this machine."""
 
-    def __init__(self, run: RunDir, attempt: Attempt):
-        self.attempt = attempt
-        self.ranks = AttemptPlan.read(attempt).batch_plan.shape.world_size
-        self.notices = 0
+    def __init__(self, run: RunDir, attempt: Attempt, notices: Notices, lock: int):
+        self.attempt, self.notices = attempt, notices
+        ranks = AttemptPlan.read(attempt).batch_plan.shape.world_size
+        self.seen: dict[int, int] = {}  # process id → rank
         self.told: set[int] = set()
         self.first_dead: int | None = None
-        self.seen: dict[int, int] = {}  # pid → rank
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["--monitor-interval=0.2", f"--shutdown-timeout={GRACE}"]
         command += ["-m", "train", str(run.path), f"--attempt={attempt.number}"]
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
-            "OMP_NUM_THREADS": str(threads_per_rank(self.ranks)),
+            "OMP_NUM_THREADS": str(threads_per_rank(ranks)),
         }
         with open(attempt.launcher_log, "ab") as log, _blocked(signal.SIGUSR2):
             self.torchrun = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(lock,),  # should this process be killed, the run stays held while its ranks live
             )
 
     def watch(self, follower: Follower) -> int:
-        """Follow the attempt to its end and answer the exit code of contract 5."""
-        before = {number: signal.signal(number, self._notice) for number in _SIGNALS}
+        """Follow the attempt to its end and answer the exit code of contract 5, or raise what it failed of."""
         try:
             while self.torchrun.poll() is None:
                 self._look()
@@ -76,80 +110,77 @@ class LocalJob:
                 time.sleep(POLL)
         finally:
             self._kill()  # nothing of ours outlives this, however we leave
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        follower.finish()
-        return self._verdict(follower)
-
-    def _notice(self, number: int, _: FrameType | None) -> None:
-        self.notices += 1
+            follower.finish()
+        end = self._end()
+        if end.reason == "notice":
+            asked = self.notices.given[0] if self.notices.given else end.notice  # ranks know only what reached them
+            follower.say(f"stopped on {asked} after step {end.step}; the same command goes on")
+        return end.exit_code
 
     def _look(self) -> None:
-        """Pass notices on, also to ranks that start later, and remember which rank was the first to die."""
-        ranks = self._processes()
-        for process in ranks:
-            if process.pid not in self.seen:
-                with contextlib.suppress(psutil.Error):
-                    self.seen[process.pid] = int(process.environ()["RANK"])
-        alive = {process.pid for process in ranks if process.is_running() and process.status() != psutil.STATUS_ZOMBIE}
+        """Pass notices on, also to ranks that start later, and remember which rank was the first to die silently."""
+        alive = self._alive()
+        self.seen |= alive
         if self.first_dead is None and not self.attempt.end.exists():
-            self.first_dead = next((rank for pid, rank in self.seen.items() if pid not in alive), None)
-        if self.notices > 1:
+            gone = (rank for pid, rank in self.seen.items() if pid not in alive)
+            self.first_dead = next((rank for rank in gone if not self.attempt.failure(rank).exists()), None)
+        if len(self.notices.given) > 1:
             self._kill()
-        elif self.notices == 1:
-            for pid in alive - self.told:
+        elif self.notices.given:
+            for pid in alive.keys() - self.told:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGUSR2)
                 self.told.add(pid)
 
-    def _processes(self) -> list[psutil.Process]:
+    def _alive(self) -> dict[int, int]:
+        """The ranks that run now: process id → rank."""
+        alive = {}
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.torchrun.pid).children()
-        return []
+            for process in psutil.Process(self.torchrun.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess, KeyError):  # just gone, or not yet a rank
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        alive[process.pid] = int(process.environ()["RANK"])
+        return alive
 
     def _kill(self) -> None:
-        everything = [process for rank in self._processes() for process in (rank, *rank.children(recursive=True))]
+        """End torchrun, the ranks, and whatever these have started: torchrun gives each rank a process group."""
+        groups = set(self.seen)
         if self.torchrun.poll() is None:
-            self.torchrun.kill()
-        for process in everything:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+            torchrun = psutil.Process(self.torchrun.pid)
+            torchrun.suspend()  # so that it starts no rank meanwhile
+            groups |= {rank.pid for rank in torchrun.children()}
+            torchrun.kill()
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         self.torchrun.wait()
 
-    def _verdict(self, follower: Follower) -> int:
+    def _end(self) -> End:
+        """The attempt's end record; raises LockstepError with the cause where there is none."""
         if end := End.read(self.attempt):
-            if end.reason == "notice":
-                follower.say(f"stopped on {end.notice} after step {end.step}; the same command goes on")
-            return end.exit_code
-        if self.notices > 1:
-            follower.say("stopped at once: asked twice")
-            return FAILED
+            return end
+        if len(self.notices.given) > 1:
+            raise LockstepError("stopped at once: asked twice")
         reports = self.attempt.failures()
         causes = [report for report in reports if not report["peer_lost"]]
         if causes:
-            return _blame(causes[0], len(reports) - 1, self.attempt, follower)
+            raise _failure(causes[0], len(reports) - 1, self.attempt)
         if self.first_dead is not None:
-            follower.say(
+            raise LockstepError(
                 f"rank {self.first_dead} died without a word: killed from outside, or out of memory; "
                 f"its last lines are in {self.attempt.log(self.first_dead)}"
             )
-            return FAILED
-        follower.say(f"the ranks did not start; see {self.attempt.launcher_log}")
-        return FAILED
+        what = "torch's launcher ended before the ranks" if self.seen else "the ranks did not start"
+        raise LockstepError(f"{what}; see {self.attempt.launcher_log}")
 
 
-def _blame(report: dict[str, object], victims: int, attempt: Attempt, follower: Follower) -> int:
-    """Show the first failure in time; the ranks it took with it are victims."""
-    if report["traceback"]:
-        rank = int(str(report["rank"]))
-        others = f", and {victims} more followed" if victims else ""
-        follower.say(f"{report['traceback']}\nrank {rank} failed first{others}; its log is {attempt.log(rank)}")
-    else:
-        follower.say(str(report["message"]))
-    return int(str(report["exit_code"]))
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> LockstepError:
+    """The first failure in time, as the rank reported it; the ranks it took with it are victims."""
+    if report["exit_code"] == UserError.exit_code:
+        return UserError(report["message"])
+    others = f", and {victims} more followed" if victims else ""
+    rank = report["rank"]
+    return LockstepError(f"{report['traceback']}rank {rank} failed first{others}; its log is {attempt.log(rank)}")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.batch import BatchPlan, Shape, divisors, solve, splits
+from configs.checkpoints import visible
 from configs.dataset import list_samples, settle
 from configs.deepspeed_config import render
 from configs.errors import UserError
@@ -22,7 +23,6 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from launcher.words import rate
 
-_CHECKPOINT = re.compile(r"step-(\d{8,})-a\d{4,}")
 _SHAPES_SHOWN = 5
 
 
@@ -157,10 +157,8 @@ def _memory(config: RunConfig, split: BatchPlan) -> Memory:
 
 def _newest_checkpoint(run_dir: RunDir) -> int | None:
     """The newest checkpoint's step by its folder's name; whether it verifies is for the run to find out."""
-    if not run_dir.checkpoints.is_dir():
-        return None
-    matches = (_CHECKPOINT.fullmatch(path.name) for path in run_dir.checkpoints.iterdir())
-    return max((int(match[1]) for match in matches if match), default=None)
+    there = visible(run_dir)
+    return there[-1].step if there else None
 
 
 def _five_steps(config: RunConfig, total: int) -> list[int]:

@@ -2,11 +2,12 @@
 
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
-from configs import deepspeed_config
+from configs import checkpoints, deepspeed_config
 from configs.attempt_plan import AttemptPlan
-from configs.batch import Shape, solve
+from configs.batch import BatchPlan, Shape, solve
 from configs.dataset import check_images, digest, list_samples, settle, to_lines
 from configs.end import End
 from configs.errors import UserError
@@ -17,13 +18,37 @@ from configs.schema import RunConfig
 from launcher.hub import resolve
 
 
-def prepare(config: RunConfig, shape: Shape) -> tuple[RunDir, Attempt | None]:
-    """The run's folder with its next attempt, planned on `shape`; no attempt where the run is trained to its end.
+@dataclass(frozen=True)
+class Ready:
+    """A run that may start: everything about it is checked, and nothing is written yet."""
 
-    Raises UserError before a byte is written.
-    """
+    run: RunDir
+    config: RunConfig
+    cut: BatchPlan
+    plan: AttemptPlan
+    samples: str  # the text of dataset.jsonl
+    problems: list[str]  # what is wrong with the samples that are left out
+
+    def open_attempt(self) -> Attempt:
+        """Write the run's folder with its next attempt."""
+        try:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.run.dataset, self.samples)
+            write_atomic(self.run.config, dump(self.config))
+            attempt = self.run.open_attempt()
+            write_json(attempt.deepspeed, deepspeed_config.render(self.config, self.cut))
+            self.plan.write(attempt)
+        except OSError as error:
+            cure = "name another folder with runs"
+            raise UserError(f"{self.run.path}: cannot be written ({error.strerror}); {cure}") from None
+        return attempt
+
+
+def check(config: RunConfig, shape: Shape) -> Ready:
+    """The run of `config`, its next attempt planned on `shape`. Raises UserError; writes nothing."""
     cut = solve(config, shape)
-    listing = check_images(Path(config.data.images), list_samples(Path(config.data.images)))
+    folder = Path(config.data.images)
+    listing = check_images(folder, list_samples(folder))
     samples = settle(config.data, listing)
     lines = to_lines(samples)
     plan = AttemptPlan(
@@ -38,42 +63,51 @@ def prepare(config: RunConfig, shape: Shape) -> tuple[RunDir, Attempt | None]:
         dataset_digest=digest(lines),
     )
     run = RunDir(Path(config.runs, config.name))
-    check_same_run(run, config, plan.dataset_digest)
-    if finished(run):
-        return run, None
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.dataset, lines)
-        write_atomic(run.config, dump(config))
-        attempt = run.open_attempt()
-        plan.write(attempt)
-        write_json(attempt.deepspeed, deepspeed_config.render(config, cut))
-    except OSError as error:
-        raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
-    for problem in listing.problems:
-        print(f"skipped {problem}")
-    if listing.problems:
-        print(f"skipped {len(listing.problems)} bad samples, {len(samples)} are left")
-    return run, attempt
+    check_same_run(run, config, plan)
+    return Ready(run, config, cut, plan, lines, listing.problems)
 
 
-def finished(run: RunDir) -> End | None:
-    """The end record of a run that was trained to its end."""
-    ends = [end for attempt in run.attempts() if (end := End.read(attempt)) and end.reason == "finished"]
-    return ends[-1] if ends else None
+def is_finished(ready: Ready) -> bool:
+    """Whether the run was trained to the end that its config asks for."""
+    ends = [end for attempt in ready.run.attempts() if (end := End.read(attempt)) and end.reason == "finished"]
+    return bool(ends) and ends[-1].step >= ready.plan.total_steps
 
 
-def check_same_run(run: RunDir, config: RunConfig, dataset_digest: str) -> None:
-    """A name is a run's id: the same name with another config or dataset would be another run in its place."""
-    if not run.config.is_file():
+def check_same_run(run: RunDir, config: RunConfig, plan: AttemptPlan) -> None:
+    """A name is a run's id. A resume may change its shape, its length and its rates, not what it learns from.
+
+    Raises UserError with the differences.
+    """
+    if not run.config.is_file() or not run.attempts():
         return
-    before, now = load(run.config).model_dump(mode="json"), config.model_dump(mode="json")
-    changed = [f"{key}: {before[key]} → {now[key]}" for key in now if before[key] != now[key]]
-    if run.dataset.is_file() and digest(run.dataset.read_text(encoding="utf-8")) != dataset_digest:
+    before = load(run.config)
+    changed = [
+        f"{name}: {old} → {new}"
+        for name, old, new in zip(_FIXED, _fixed(before), _fixed(config), strict=True)
+        if old != new
+    ]
+    last = AttemptPlan.read(run.attempts()[-1])
+    if last.batch_plan.batch != plan.batch_plan.batch:
+        changed.append(f"batch: {last.batch_plan.batch} → {plan.batch_plan.batch}")
+    if last.dataset_digest != plan.dataset_digest:
         changed.append(f"the samples in {config.data.images}")
     if changed:
         listed = "\n  ".join(changed)
-        raise UserError(f"{run.path} holds a run with another config:\n  {listed}\ngive this one another name")
+        cure = f"give this one another name; with --fork {run.path} it starts from that run's weights"
+        raise UserError(f"{run.path} holds another run:\n  {listed}\n{cure}")
+    there = checkpoints.visible(run)
+    if there and there[-1].step > plan.total_steps:
+        raise UserError(f"{run.path}: step {there[-1].step} is done and {plan.total_steps} are asked for; ask for more")
+
+
+_FIXED = ("model", "seed", "prediction", "precision", "ema", "resolution", "crop", "flip", "caption_dropout")
+
+
+def _fixed(config: RunConfig) -> tuple[object, ...]:
+    """What makes a run this run, beside its batch and dataset, in the order of _FIXED."""
+    data = config.data
+    own = (config.model, config.seed, config.prediction, config.precision, config.ema is not None)
+    return (*own, data.resolution, data.crop, data.flip, data.caption_dropout)
 
 
 def threads_per_rank(ranks: int) -> int:

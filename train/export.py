@@ -71,7 +71,7 @@ def _write_prediction(path: Path, config: RunConfig) -> str:
 def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, prediction: str) -> str:
     """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
     data = ModelCardData(
-        base_model=config.model,
+        base_model=None if Path(config.model).is_absolute() else config.model,  # the Hub knows no local paths
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "diffusers-training"],

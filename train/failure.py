@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 import traceback
 
@@ -15,6 +16,7 @@ _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken p
 def report(attempt: Attempt, rank: int, error: BaseException) -> int:
     """Write the failure report of this rank and answer its exit code."""
     mistake = isinstance(error, UserError)
+    sys.stdout.flush()
     write_json(
         attempt.failure(rank),
         {
@@ -22,6 +24,7 @@ def report(attempt: Attempt, rank: int, error: BaseException) -> int:
             "rank": rank,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "log_size": os.fstat(sys.stdout.fileno()).st_size,  # bytes; what follows in the log is this failure
             "error": type(error).__name__,
             "message": str(error),
             "peer_lost": not mistake and any(sign in str(error) for sign in _PEER_LOST),

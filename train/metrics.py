@@ -73,7 +73,9 @@ class Sinks:
         _drop_rolled_back(run.metrics, first_step)
         self.files = [open(path, "a", encoding="utf-8") for path in (attempt.metrics, run.metrics)]  # noqa: SIM115
         # purge_step from the first writer on: only then does TensorBoard drop the steps that a later attempt repeats
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=first_step, flush_secs=10)
+        # (a run from the start draws its step-0 pictures again, too)
+        purge_step = first_step if first_step > 1 else 0
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=purge_step, flush_secs=10)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         line = json.dumps({"step": step, "time": time.time(), **values})
@@ -100,9 +102,12 @@ class Sinks:
 
 
 def _drop_rolled_back(metrics: Path, first_step: int) -> None:
-    """Keep of the run's metrics only the steps before `first_step`: the others will be made again."""
+    """Keep of the run's metrics only the steps before `first_step`: the others will be made again.
+
+    A full disk may have left half a line at the end, which is dropped too.
+    """
     if metrics.is_file():
-        lines = metrics.read_text().splitlines(keepends=True)
+        lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
         write_atomic(metrics, "".join(line for line in lines if json.loads(line)["step"] < first_step))
 
 

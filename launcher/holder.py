@@ -1,0 +1,43 @@
+"""One run's folder has one attempt at a time: whoever starts it holds a lock that dies with its processes."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from configs.errors import UserError
+from configs.run_dir import RunDir
+
+
+@contextmanager
+def hold(run: RunDir) -> Iterator[int]:
+    """The lock's descriptor, to be handed to the processes that outlive this one. Raises UserError, naming the holder."""
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        file = open(run.lock, "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
+    except OSError as error:
+        raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one"
+            ) from None
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
+        file.flush()
+        yield file.fileno()
+
+
+def _describe(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["time"]))
+        return f"process {holder['pid']} on {holder['host']} since {since}"
+    except (ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,157 @@
+"""What is wrong ends within seconds with exit code 2 and one clear message, and nothing is written."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from configs.model_folder import PARTS
+from tests.shell import lockstep
+
+CONFIG = """\
+model: ./model
+data: {images: ./images, resolution: 32}
+batch: 8
+micro_batch: 2
+steps: 10
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A config that would start, with a model folder that holds all but the weights, and four captioned images."""
+    make_index(tmp_path / "model", "StableDiffusionPipeline")
+    for part, name in PARTS.items():
+        (tmp_path / "model" / part).mkdir()
+        (tmp_path / "model" / part / name).write_text("{}")
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"images/{number}.png")
+        (tmp_path / f"images/{number}.txt").write_text("a red circle")
+    (tmp_path / "bad.yaml").write_text(CONFIG)
+    return tmp_path / "bad.yaml"
+
+
+def make_index(model: Path, kind: str) -> None:
+    model.mkdir()
+    (model / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+
+
+def refusal(file: Path, *words: object, seconds: float = 15, **environment: str) -> str:
+    """The one message with which `lockstep submit` refuses."""
+    before = sorted(file.parent.rglob("*"))
+    began = time.monotonic()
+    shell = lockstep("submit", file, *(words or ("--local", "--ranks", 1)), **environment)
+    assert time.monotonic() - began < seconds
+    assert (shell.returncode, shell.stdout) == (2, "")
+    assert "Traceback" not in shell.stderr
+    assert sorted(file.parent.rglob("*")) == before, "nothing is written"
+    return shell.stderr.strip()
+
+
+def test_a_missing_model_folder(file: Path) -> None:
+    file.write_text(CONFIG.replace("./model", "./nowhere"))
+    assert (
+        refusal(file) == f"{file.parent}/nowhere: no such folder; model names a diffusers pipeline folder or a hub id"
+    )
+
+
+def test_a_folder_that_is_no_pipeline(file: Path) -> None:
+    file.write_text(CONFIG.replace("./model", "./images"))
+    assert "/images: holds no model_index.json; model names a diffusers pipeline folder" in refusal(file)
+
+
+def test_a_pipeline_of_another_kind(file: Path) -> None:
+    make_index(file.parent / "xl", "StableDiffusionXLPipeline")
+    file.write_text(CONFIG.replace("./model", "./xl"))
+    assert "/xl: is a StableDiffusionXLPipeline; this version trains StableDiffusionPipeline" in refusal(file)
+
+
+def test_a_pipeline_with_a_hole(file: Path) -> None:
+    (file.parent / "model/vae/config.json").unlink()
+    assert refusal(file) == f"{file.parent}/model: lacks vae/config.json; fetch the model again"
+
+
+def test_bad_samples_are_all_named_and_counted(file: Path) -> None:
+    """An image that is none, one without a caption, a caption without its image: at once, not one by one."""
+    images = file.parent / "images"
+    (images / "0.png").write_text("this is no image")
+    (images / "1.txt").unlink()
+    (images / "2.png").unlink()
+    message = refusal(file)
+    assert f"{images}/0.png: does not decode as an image" in message
+    assert f"{images}/1.png: has no caption; write 1.txt beside it" in message
+    assert f"{images}/2.txt: the image it captions is missing" in message
+    assert f"3 bad samples in {images}; mend or remove them, or write data.on_bad_sample: skip" in message
+    (images / "3.png").write_text("nor is this")
+    assert "every sample is bad, so the dataset is empty" in refusal(
+        file, "--local", "--ranks", 1, "data.on_bad_sample=skip"
+    )
+
+
+def test_a_caption_file_that_names_a_missing_image(file: Path) -> None:
+    metadata = file.parent / "images/metadata.jsonl"
+    metadata.write_text('{"file_name": "0.png", "text": "a"}\n{"file_name": "9.png", "text": "b"}\n')
+    assert f"{metadata}:2: 9.png is missing from {file.parent}/images" in refusal(file)
+    metadata.write_text('{"file_name": "0.png"}\n')
+    assert refusal(file).startswith(f"{metadata}:1: has no 'text'; each line is")
+
+
+def test_an_empty_dataset(file: Path) -> None:
+    (file.parent / "empty").mkdir()
+    file.write_text(CONFIG.replace("./images", "./empty"))
+    assert "/empty: the dataset is empty; put images" in refusal(file)
+    file.write_text(CONFIG.replace("./images", "./nowhere"))
+    assert "/nowhere: no such folder; data.images names the folder of images" in refusal(file)
+
+
+def test_a_batch_that_does_not_divide(file: Path) -> None:
+    message = refusal(file, "--local", "--ranks", 3)
+    assert "batch 8 cannot be shared equally by 3 ranks (1×3)" in message
+    assert "nearest batches that do: 6 and 12" in message
+
+
+def test_mistyped_keys_are_named_with_their_place(file: Path) -> None:
+    file.write_text(CONFIG.replace("batch: 8", "bach: 8").replace("steps: 10", "max_train_steps: 10"))
+    assert refusal(file).splitlines() == [
+        f"{file}:3:1: unknown key bach; did you mean batch?",
+        f"{file}:5:1: unknown key max_train_steps; here it is steps",
+    ]
+
+
+@pytest.mark.parametrize("runs", ["images/0.png/runs", "/proc/runs"])
+def test_a_folder_that_cannot_be_written(file: Path, runs: str) -> None:
+    file.write_text(f"{CONFIG}runs: {runs}\n")
+    assert "runs/bad: cannot be written (" in (message := refusal(file))
+    assert message.endswith("; name another folder with runs")
+    assert "\n" not in message
+
+
+def test_without_local(file: Path) -> None:
+    assert refusal(file, "batch=4") == "this version trains on one machine; add --local"
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """The address of a hub that takes every question and never answers, as behind a firewall."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_hub_that_does_not_answer(file: Path, silent_hub: str) -> None:
+    file.write_text(CONFIG.replace("./model", "somebody/some-model"))
+    cache = {"HF_HUB_CACHE": str(file.parent / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_ETAG_TIMEOUT": "1"}
+    for hub in (silent_hub, "http://127.0.0.1:9"):
+        message = refusal(file, HF_ENDPOINT=hub, **cache)
+        assert message.startswith("model somebody/some-model: cannot be fetched: the hub does not answer and it is not")
+        assert message.endswith("name a diffusers folder")
+    assert "cannot be fetched" in refusal(file, **cache | {"HF_HUB_OFFLINE": "1"})
+
+
+def test_a_hub_id_that_cannot_be_one(file: Path) -> None:
+    file.write_text(CONFIG.replace("./model", "some--body/model"))
+    assert refusal(file).startswith("model some--body/model: cannot be fetched: check the name")

@@ -1,0 +1,188 @@
+"""Every way in which a local run ends but the best one: asked to stop, with a dead rank, with an error."""
+
+import contextlib
+import math
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.run_dir import Attempt, RunDir
+from tests.launcher.runs import CONFIG, LOCAL, REPORT, STEPS, Trained, board_of, end_of, make_run, metrics_of
+from tests.shell import ENVIRONMENT, LOCKSTEP, ended, lockstep, processes_of, rank_of, started, until
+
+
+class Stopped:
+    """The same training, asked to stop before its rank had started, stopped by Ctrl-C on a terminal in mid-run on 2
+    ranks, then left alone to its end on 1. It exports the weights themselves, not their average."""
+
+    def __init__(self, trained: Trained):
+        file = trained.file.with_name("stopped.yaml")
+        file.write_text(trained.file.read_text() + "export: raw\n")
+        self.run = RunDir(trained.run.path.with_name("stopped"))
+        words = ("submit", file, *LOCAL)
+        with started(file.with_suffix(".early"), *words, 1) as process:
+            until(self.run.attempt(1).plan.exists, 30)
+            process.send_signal(signal.SIGUSR2)
+            self.early = process.wait(120)
+        self.left_early = processes_of(self.run.path)
+        self.interrupted, self.screen = interrupted_on_a_terminal(self.run.attempt(2), *words, 2)
+        self.left_interrupted = processes_of(self.run.path)
+        self.last = lockstep(*words, 1)
+
+
+def interrupted_on_a_terminal(attempt: Attempt, *words: object) -> tuple[int, str]:
+    """Run the command on a terminal and press Ctrl-C once it has reported a step: its exit code, what was seen."""
+    keyboard, terminal = pty.openpty()
+    command = [LOCKSTEP, *map(str, words)]
+    process = subprocess.Popen(command, env=ENVIRONMENT | {"TERM": "xterm"}, preexec_fn=lambda: os.login_tty(terminal))
+    os.close(terminal)
+    seen, pressed, deadline = b"", False, time.monotonic() + 120
+    with ended(process):
+        with contextlib.suppress(OSError):  # reading fails once nobody has the terminal any more
+            while time.monotonic() < deadline and (chunk := os.read(keyboard, 4096)):
+                seen += chunk
+                if not pressed and metrics_of(attempt.metrics):
+                    os.write(keyboard, b"\x03")
+                    pressed = True
+        os.close(keyboard)
+        return process.wait(10), seen.decode()
+
+
+@pytest.fixture(scope="module")
+def stopped(trained: Trained) -> Stopped:
+    return Stopped(trained)
+
+
+def test_a_notice_before_the_ranks_have_started_ends_cleanly(stopped: Stopped) -> None:
+    assert (stopped.early, stopped.left_early) == (75, [])
+    end = end_of(stopped.run, 1)
+    assert (end["reason"], end["step"]) == ("notice", 0)
+    assert end["notice"].startswith("SIG")
+
+
+def test_ctrl_c_on_a_terminal_stops_after_the_step(stopped: Stopped) -> None:
+    assert (stopped.interrupted, stopped.left_interrupted) == (75, [])
+    end = end_of(stopped.run, 2)
+    assert (end["reason"], end["notice"]) == ("notice", "SIGUSR2")
+    assert REPORT <= end["step"] < STEPS
+    assert f"stopped on SIGINT after step {end['step']}; the same command goes on" in stopped.screen
+
+
+def test_a_terminal_shows_a_bar_and_the_logs_hold_none(stopped: Stopped) -> None:
+    assert "━" in stopped.screen
+    assert f"/{STEPS}" in stopped.screen
+    assert "loss 0." in stopped.screen
+    logs = list(stopped.run.path.glob("attempts/*/logs/*"))
+    assert len(logs) == 3 + 4
+    for log in logs:
+        assert not set(log.read_text()) & {"\r", "\x1b", "━", "█"}, log
+
+
+def test_the_same_command_goes_on_to_the_end(stopped: Stopped, trained: Trained) -> None:
+    assert (stopped.last.returncode, stopped.last.stderr) == (0, ""), stopped.last
+    assert "stopped: attempt 3 with 1 ranks" in stopped.last.stdout
+    assert end_of(stopped.run, 3)["reason"] == "finished"
+    losses = [line["loss/train"] for line in metrics_of(stopped.run.metrics)]
+    assert losses == pytest.approx([line["loss/train"] for line in trained.metrics], rel=1e-4), "one curve on any shape"
+
+
+def test_what_was_rolled_back_is_seen_once(stopped: Stopped) -> None:
+    steps = list(range(REPORT, STEPS + 1, REPORT))
+    assert metrics_of(stopped.run.attempt(2).metrics), "an attempt keeps what it reported"
+    assert [line["step"] for line in metrics_of(stopped.run.metrics)] == steps
+    board = board_of(stopped.run)
+    assert [event.step for event in board.Scalars("loss/train")] == steps
+    assert [event.step for event in board.Images("pictures/00 a red circle")] == [0, 20, STEPS]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return math.hypot(*((one[name] - other[name]).norm().item() for name in one))
+
+
+def test_the_average_is_not_the_weights(stopped: Stopped, trained: Trained) -> None:
+    """One run exported the average, the other the weights, which have gone further from the base."""
+    folders = (trained.model, trained.run.pipeline, stopped.run.pipeline)
+    base, average, raw = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in folders)
+    assert distance(average, raw) > 0.02 * distance(base, raw)
+    assert distance(base, average) < distance(base, raw)
+    assert "the weights of the last step" in (stopped.run.pipeline / "README.md").read_text()
+
+
+def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> None:
+    """Two attempts of a run that would never end."""
+    file, run = make_run(model, "endless", CONFIG.replace(f"steps: {STEPS}", "steps: 1_000_000"))
+    words, output = ("submit", file, *LOCAL, 2), file.with_suffix(".out")
+
+    with started(output, *words) as process:
+        until(lambda: metrics_of(run.attempt(1).metrics))
+        rank = until(lambda: rank_of(run.path, 1))
+        killed = time.monotonic()
+        rank.kill()
+        assert process.wait(60) == 1
+        assert time.monotonic() - killed < 20
+    assert processes_of(run.path) == [], "nor the processes that decoded for the dead rank"
+    said = output.read_text()
+    assert "rank 1 died without a word: killed from outside, or out of memory" in said
+    assert f"its last lines are in {run.attempt(1).log(1)}" in said
+    assert "Traceback" not in said
+    assert not run.attempt(1).end.exists()
+
+    with started(output, *words) as process:
+        until(lambda: rank_of(run.path, 0))
+        for notice in (signal.SIGTERM, signal.SIGINT):
+            process.send_signal(notice)
+        asked = time.monotonic()
+        assert process.wait(60) == 1
+        assert time.monotonic() - asked < 10, "not only once the ranks have loaded and made a step"
+    assert processes_of(run.path) == []
+    assert "stopped at once: asked twice" in output.read_text()
+
+
+@pytest.fixture(scope="module")
+def failed(model: Path) -> dict[str, tuple[subprocess.CompletedProcess[str], RunDir]]:
+    """Two runs that fail in their ranks, side by side: on half an image, and on half a UNet."""
+    truncated, images_run = make_run(model, "truncated")
+    for image in (truncated.parent / "images").glob("*.png"):
+        image.write_bytes(image.read_bytes()[:400])
+    broken = shutil.copytree(model, model.with_name("broken"))
+    weights = broken / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    crashed, unet_run = make_run(model, "crashed", CONFIG.replace("../model", "../broken"))
+    with ThreadPoolExecutor() as pool:
+        image, unet = pool.map(lambda run: lockstep("submit", run[0], *LOCAL, run[1]), [(truncated, 1), (crashed, 2)])
+    return {"image": (image, images_run), "unet": (unet, unet_run)}
+
+
+def test_an_image_that_does_not_decode_ends_the_run_with_its_name(failed: Any) -> None:
+    shell, run = failed["image"]
+    assert shell.returncode == 2
+    assert re.fullmatch(r"\S+\d\d\d\.png: does not decode \(.*\); mend or remove it, .*\n", shell.stderr)
+    assert "decode" not in shell.stdout, "it is said once"
+    assert "Traceback" not in shell.stdout + shell.stderr + run.attempt(1).log(0).read_text()
+    assert not run.attempt(1).end.exists()
+    assert processes_of(run.path) == []
+
+
+def test_a_crash_shows_the_traceback_of_the_first_rank_and_its_log(failed: Any) -> None:
+    shell, run = failed["unet"]
+    assert shell.returncode == 1
+    assert "Traceback" not in shell.stdout, "it is said once"
+    assert "train/model.py" in shell.stderr
+    last = re.fullmatch(
+        r"rank (\d) failed first(, and 1 more followed)?; its log is (.*)", shell.stderr.splitlines()[-1]
+    )
+    assert last, shell.stderr
+    assert Path(last[3]) == run.attempt(1).log(int(last[1]))
+    assert "Traceback" in Path(last[3]).read_text()
+    assert processes_of(run.path) == []
