@@ -14,7 +14,7 @@ from configs.run_dir import RunDir
 
 @contextmanager
 def hold(run: RunDir) -> Iterator[int]:
-    """The lock's descriptor, to be handed to the processes that outlive this one. Raises UserError, naming the holder."""
+    """The lock's descriptor, for processes that may outlive this one. Raises UserError, naming the holder."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         file = open(run.lock, "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import shlex
 import shutil
 from dataclasses import dataclass

@@ -19,7 +19,8 @@ from train.step import StepResult
 
 
 class Window:
-    """The steps since the last report, on one rank. Sums stay on the device, so that a step does not wait for it."""
+    """The steps since the last report, on one rank. The loss is the last step's own, so that a curve does not show where
+    an attempt ended; it stays on the device, so that a step does not wait for it."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -40,11 +41,11 @@ class Window:
     def add(self, result: StepResult) -> None:
         self.steps += 1
         self.data_wait += result.data_wait
-        self.loss += result.loss
+        self.loss = result.loss
 
     def close(self, world: World, engine: Engine, length: Length, step: int, rate: float) -> dict[str, float]:
         """The scalars after `step`, the same on every rank, and a fresh window."""
-        loss = self.loss.item() / self.steps  # waits for the device, so the clock is read after it
+        loss = self.loss.item()  # waits for the device, so the clock is read after it
         seconds = time.perf_counter() - self.began
         mean_loss = world.sum([loss])[0] / world.size
         seconds, waited, memory = world.max([seconds, self.data_wait, _peak_memory(self.device)])

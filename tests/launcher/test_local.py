@@ -23,6 +23,8 @@ TAGS = {
     "time/data_wait_pct",
     "progress/epoch",
     "progress/samples_seen",
+    "checkpoint/failed",
+    "checkpoint/newest_step",
     "memory/peak_gib",
 }
 
@@ -119,7 +121,6 @@ def test_the_export_changes_the_unet_and_nothing_else(trained: Trained) -> None:
     assert changed == {
         "README.md",
         "scheduler/scheduler_config.json",
-        "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
     settings, before = (json.loads(files[Path("scheduler/scheduler_config.json")]) for files in (exported, base))
@@ -145,8 +146,9 @@ def test_the_same_command_again_changes_nothing(trained: Trained) -> None:
 
 def test_another_config_under_the_same_name_is_refused(trained: Trained) -> None:
     before = everything_in(trained.run.path)
-    other = lockstep("submit", trained.file, *LOCAL, 2, "lr=2e-3")
+    other = lockstep("submit", trained.file, *LOCAL, 2, "seed=1", "batch=4")
     assert (other.returncode, other.stdout) == (2, "")
-    assert "holds a run with another config:\n  lr: 0.001 → 0.002\n" in other.stderr
+    assert "holds another run:\n  seed: 0 → 1\n  batch: 2 → 4\n" in other.stderr
+    assert f"--fork {trained.run.path}" in other.stderr
     assert "Traceback" not in other.stderr
     assert everything_in(trained.run.path) == before
