@@ -19,7 +19,7 @@ from train.step import StepResult
 
 
 class Window:
-    """The steps since the last report, on one rank. The loss is the last step's own, so that a curve does not show where
+    """The steps since the last report, on one rank. The loss is the last step's own: a curve must not show where
     an attempt ended; it stays on the device, so that a step does not wait for it."""
 
     def __init__(self, device: torch.device):
