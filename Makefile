@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check format bench
+.PHONY: demo test test-faults check format bench
 
 demo: $(READY)  ## make images and a small Stable Diffusion, fine-tune it here, show before and after
 	$(BIN)/lockstep demo demo
 
 test: $(READY)  ## all tests that need neither GPU nor SLURM
 	$(BIN)/python -m pytest
+
+test-faults: $(READY)  ## the long fault runs: kills everywhere, every shape to every shape
+	$(BIN)/python -m pytest -m faults
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -16,15 +16,18 @@ from typing import Any
 
 import psutil
 
+from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
 from configs.batch import Shape, solve
 from configs.end import FINISHED, End
 from configs.errors import LockstepError, UserError
+from configs.lr import learning_rate
 from configs.run_dir import Attempt, RunDir
 from configs.schema import RunConfig
 from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import check, is_finished, threads_per_rank
+from launcher.words import rate
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died
@@ -51,7 +54,16 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
         follower.say(
             f"{config.name}: attempt {attempt.number} with {shape.world_size} ranks; logs in {attempt.path / 'logs'}"
         )
+        if there := checkpoints.visible(ready.run):
+            follower.say(_goes_on(config, there[-1].step, ready.plan.total_steps))
         return LocalJob(ready.run, attempt, notices, lock).watch(follower)
+
+
+def _goes_on(config: RunConfig, done: int, total: int) -> str:
+    """Where a resume starts, and the learning rate from there: a new length bends its curve."""
+    steps = sorted({min(done + 1, total), (done + total) // 2, total})
+    rates = ", ".join(f"{rate(learning_rate(config, step, total))} at {step:,}" for step in steps)
+    return f"goes on after step {done:,} of {total:,}; learning rate {rates}"
 
 
 class Notices:

@@ -1,0 +1,89 @@
+"""The README is run: its config, its commands, its output, its links."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shell import lockstep
+from tests.tiny import make_images, make_pipeline
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+CONFIG = next(text for kind, text in BLOCKS if kind == "yaml")
+COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
+OFFLINE = [command for command in COMMANDS if command.startswith(("lockstep plan", "lockstep schema"))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The README's config beside images, as a reader would have it."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "my.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.mark.parametrize("command", OFFLINE)
+def test_commands_that_ask_do_what_they_say(folder, command):
+    done = lockstep(*shlex.split(command)[1:], cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    if command == "lockstep plan my.yaml --samples 10000":
+        shown = next(text for kind, text in BLOCKS if kind == "text" and text.startswith("my → "))
+        assert _without_the_machine(done.stdout, folder) == _without_the_machine(shown, folder)
+    if command.endswith("--deepspeed"):
+        assert json.loads(done.stdout)["train_batch_size"] == 256
+
+
+def _without_the_machine(text: str, folder: Path) -> str:
+    """Less what differs between machines: where the runs are, and the free space there."""
+    return re.sub(r"[\d,.]+ [KMGT]iB free", "… free", text.replace(str(folder), "~")).strip()
+
+
+def test_commands_that_train_do_what_they_say(folder):
+    """On a model and images of a size for tests, named by overrides behind the README's own words."""
+    make_pipeline(folder / "model")
+    make_images(folder / "images", 12)
+    small = [f"model={folder / 'model'}", "data.resolution=32", "batch=4", "micro_batch=2", "steps=4", "precision=fp32"]
+    small += ["warmup_steps=1", "data.workers=0"]
+    run = {
+        "lockstep submit my.yaml --local": [*small],
+        "lockstep submit my.yaml --local --ranks 2 steps=2000": [*small, "steps=6"],
+    }
+    run |= {c: [] for c in COMMANDS if c.startswith(("lockstep checkpoints", "lockstep export"))}
+    assert set(run) <= set(COMMANDS)
+    for command, overrides in run.items():
+        done = lockstep(*shlex.split(command)[1:], *overrides, cwd=folder)
+        assert done.returncode == 0, (command, done)
+    assert (folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert "verified" in lockstep("checkpoints", "runs/my", "--verify", cwd=folder).stdout
+
+
+def test_every_other_command_is_a_target_or_tested_elsewhere():
+    targets = {
+        line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"[a-z-]+:", line)
+    }
+    rest = [c for c in COMMANDS if c not in OFFLINE and not c.startswith(("lockstep submit", "lockstep checkpoints"))]
+    for command in rest:
+        words = command.split()
+        if words[0] == "make":
+            assert words[1] in targets
+            subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        else:
+            assert words[:2] in (["lockstep", "tensorboard"], ["lockstep", "export"])  # test_board.py, and above
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_words_are_the_help_s_words():
+    done = subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], capture_output=True, text=True, check=True)
+    for word in ("sample", "micro-batch", "batch", "step", "epoch", "timestep"):
+        assert re.search(rf"^  {word} ", done.stdout, re.MULTILINE)
+        assert f"| {word} |" in README

@@ -1,0 +1,144 @@
+"""A save may be slow, stuck or impossible: the run goes on or ends cleanly, and nothing is torn."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs import checkpoints
+from configs.end import End
+from configs.run_dir import RunDir
+from tests.ranks import Ranks, start_ranks
+from tests.runs import new_run, next_attempt
+
+PROGRAM = Path(__file__).with_name("attempt.py")
+SETTINGS = {"micro_batch": 3, "zero": 2, "checkpoint": {"every_steps": 2, "keep": 9}}
+
+
+def start(run: RunDir, fault: dict | None = None, **changes) -> Ranks:
+    attempt = next_attempt(run, 2, **changes)
+    return start_ranks(2, PROGRAM, run.path, attempt.number, json.dumps(fault or {}))
+
+
+def until(condition, seconds: float = 60):
+    """What `condition` answers, once it answers something; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.02)
+    return answer
+
+
+def steps_of(run: RunDir) -> list[int]:
+    return [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
+
+
+def check_all_verify(run: RunDir) -> list[int]:
+    there = checkpoints.visible(run)
+    assert [problem for checkpoint in there for problem in checkpoint.problems()] == []
+    assert not list(run.checkpoints.glob("tmp-*"))
+    return [checkpoint.step for checkpoint in there]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system with room for two checkpoints of the tiny model and a little more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)], check=False)
+    assert mounted.returncode == 0, "this test mounts a small tmpfs, which needs root"
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_saves_and_not_the_run(small_disk, pipeline_folder, image_folder):
+    run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=12, **SETTINGS)
+    ranks = start(run)
+    codes = ranks.wait()
+    assert steps_of(run) == list(range(1, 13)), "training went on to the last step"
+    assert codes != [0, 0], "the last checkpoint could not be saved, so the run is not finished"
+    assert "ALARM: a checkpoint was not saved" in ranks.said()
+    assert "MiB" in ranks.said() or "GiB are needed" in ranks.said()
+    kept = check_all_verify(run)
+    assert kept[0] == 2
+    alarms = [json.loads(line)["checkpoint/failed"] for line in run.metrics.read_text().splitlines()]
+    assert alarms[0] == 0
+    assert alarms[-1] > 0
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(tmp_path, pipeline_folder, image_folder):
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=8, **SETTINGS)
+    ranks = start(run, {"rank": 1, "call": "write", "on": "fragments-", "count": 5, "when": "before", "do": "full"})
+    assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+    assert "ALARM: a checkpoint was not saved" in ranks.said()
+    assert "No space left on device" in ranks.said()
+    assert check_all_verify(run) == [4, 6, 8]
+
+
+def test_a_slow_rank_holds_back_only_the_commit(tmp_path, pipeline_folder, image_folder):
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=10, **SETTINGS)
+    ranks = start(run, {"rank": 1, "call": "fsync", "on": "fragments-", "count": 1, "when": "before", "do": "slow"})
+    assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+    assert steps_of(run) == list(range(1, 11))
+    assert check_all_verify(run)[-1] == 10
+    said = ranks.said()
+    assert said.index("saved step 2") > said.index("step 3/10"), "training did not wait for the slow rank"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_notice_to_one_rank_stops_all_at_one_saved_step(tmp_path, pipeline_folder, image_folder, seed):
+    changes = SETTINGS | {"checkpoint": {"every_steps": 1000}, "steps": 1000, "micro_batch": 1}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
+    ranks = start(run)
+    until(lambda: len(steps_of(run)) > 1 + seed)
+    os.kill(ranks.pids[seed], [signal.SIGTERM, signal.SIGUSR2][seed])
+    assert ranks.wait() == [75, 75], ranks.said()[-3000:]
+    end = End.read(run.attempt(1))
+    assert end is not None
+    assert (end.reason, end.step) == ("notice", steps_of(run)[-1])
+    assert check_all_verify(run) == [end.step], "not a step is lost"
+    positions = [len((run.path / f"positions-1-{rank}").read_text().splitlines()) for rank in range(2)]
+    assert positions[0] == positions[1] == 6 * end.step
+
+
+def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder):
+    changes = SETTINGS | {"checkpoint": {"every_steps": 3, "notice_seconds": 8}, "steps": 1000}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
+    ranks = start(run)
+    until(lambda: [c for c in checkpoints.visible(run) if c.step >= 3])
+    os.kill(ranks.pids[1], signal.SIGSTOP)
+    began = time.monotonic()
+    os.kill(ranks.pids[0], signal.SIGUSR2)
+    assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()[-3000:]
+    assert time.monotonic() - began < 8 + 4, "before the machine is taken away, and the launcher's grace"
+    report = run.attempt(1).failures()[0]
+    assert "SIGUSR2 came 4 s ago and no step has ended since; rank 1 hangs in step" in report["message"]
+    assert check_all_verify_but_temporary(run)
+
+
+def check_all_verify_but_temporary(run: RunDir) -> list[int]:
+    """Where ranks were killed, a half-written folder may lie there until the next start sweeps it."""
+    there = checkpoints.visible(run)
+    assert [problem for checkpoint in there for problem in checkpoint.problems()] == []
+    return [checkpoint.step for checkpoint in there]
+
+
+def test_a_stuck_writer_stops_no_training_and_no_notice(tmp_path, pipeline_folder, image_folder):
+    changes = SETTINGS | {"checkpoint": {"every_steps": 2, "notice_seconds": 8}, "steps": 1000}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
+    fault = {"rank": 1, "call": "fsync", "on": "fragments-", "count": 2, "when": "before", "do": "hang"}
+    ranks = start(run, fault)
+    until(lambda: len(steps_of(run)) > 10)
+    assert check_all_verify_but_temporary(run) == [2]
+    for pid in ranks.pids:
+        os.kill(pid, signal.SIGUSR2)
+    codes = ranks.wait()
+    assert 75 not in codes, "the last step could not be saved, so it does not say so"
+    assert set(codes) <= {1, -signal.SIGKILL}
+    assert check_all_verify_but_temporary(run) == [2]
+    assert run.attempt(1).failures(), "and it says what hung"
