@@ -22,14 +22,17 @@ def name(shape: Shape) -> str:
 
 
 def load_all(root: Path, pipeline: Path, images: Path, sources: list[Shape], targets: list[Shape]) -> None:
-    """Make every source, then start each target once and load every source of its precision on it."""
+    """Make every source, then start each target once and load every source of its precision on it.
+
+    ZeRO 3 comes last in a process: DeepSpeed then replaces torch's linear for all that follows, which rounds otherwise.
+    """
     for ranks in sorted({ranks for ranks, _, _ in sources}):
-        cases = [[zero, precision] for n, zero, precision in sources if n == ranks]
+        cases = [[zero, precision] for n, zero, precision in sorted(sources, key=lambda s: s[1]) if n == ranks]
         run_ranks(ranks, PROGRAM, "make", root, pipeline, images, json.dumps(cases))
     for ranks in sorted({ranks for ranks, _, _ in targets}):
         cases = [
             [zero, precision, [name(source) for source in sources if source[2] == precision]]
-            for n, zero, precision in targets
+            for n, zero, precision in sorted(targets, key=lambda target: target[1])
             if n == ranks
         ]
         run_ranks(ranks, PROGRAM, "load", root / "", pipeline, images, json.dumps(cases))
