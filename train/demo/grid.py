@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 160  # pixels, the side of one picture on the sheet
@@ -16,6 +17,7 @@ def draw(
     pipeline_dir: Path, prompts: list[str], seeds: list[int], timesteps: int, guidance: float
 ) -> list[Image.Image]:
     """One picture per prompt, on the CPU, all in one batch; each starts from its own seed."""
+    logging.disable_progress_bar()
     pipeline = StableDiffusionPipeline.from_pretrained(pipeline_dir, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
