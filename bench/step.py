@@ -9,15 +9,16 @@ opponent's step is timed on both sides of each of ours. A step is timed from bar
 of paired ratios [lower, upper quartile]. All three consume the same samples, and must end with the same losses.
 
 ours      the real loop.train: samples from Stream through DataLoader workers, learning rate, Trainer.step, a report
-          at every step (a run's default is every 10th), agreement on notices; EMA on at every second step. Latents and
-          text come ready from memory: VAE and text encoder, which the bare loops do not run, are timed apart
+          at every step (a run's default is every 10th), agreement on notices and saves, of which none comes; EMA on
+          at every second step. Latents and text come ready from memory: VAE and text encoder, which the bare loops do
+          not run, are timed apart
 DS        bare DeepSpeed: the same engine config, samples in memory; forward, backward, engine.step
 torch     forward, backward, clip_grad_norm_, AdamW; on several ranks DistributedDataParallel
 ours/DS   our speed as a share of bare DeepSpeed's, aim 0.95; "CPU" is the same from CPU time, which other programs on
           the machine disturb less, and which waits (for workers, for other ranks) are not in; DS/torch likewise
 DS/DS     bare DeepSpeed against its own next step: what the machine's noise alone makes of a ratio
 parts     what our step does besides, each timed alone: ms, and per cent of our step. `samples` is the wait for the
-          workers
+          workers, `boundary` the agreement
 """
 
 import argparse

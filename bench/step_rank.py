@@ -6,11 +6,13 @@ Argument: the command's options as JSON, with `records`, the folder for what was
 import contextlib
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +37,7 @@ from train.checkpoint import Saver
 from train.demo.make_base import make_tokenizer
 from train.ema import Ema
 from train.engine import Engine
+from train.heartbeat import Heartbeat
 from train.images import load_square
 from train.metrics import Sinks, Window
 from train.model import DTYPES, Model
@@ -47,10 +50,7 @@ Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over
 
 
 class InMemory(Model):
-    """A model whose latents and text are there already."""
-
-    x_0: torch.Tensor
-    text: torch.Tensor
+    """A model whose latents `x_0` and `text` are there already."""
 
     def encode_images(self, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
         return self.x_0
@@ -59,28 +59,23 @@ class InMemory(Model):
         return self.text
 
 
-def make_unet(unet: str, side: int) -> UNet2DConditionModel:
+def make_unet(asked: SimpleNamespace) -> UNet2DConditionModel:
     torch.manual_seed(1)
-    return UNet2DConditionModel(
-        block_out_channels=WIDTHS[unet], sample_size=side, cross_attention_dim=768, attention_head_dim=8
-    ).train()
+    width, side = WIDTHS[asked.unet], asked.side
+    return UNet2DConditionModel(side, block_out_channels=width, cross_attention_dim=768, attention_head_dim=8).train()
 
 
 def make_model(asked: SimpleNamespace, device: torch.device) -> Model:
     """Stable Diffusion 1.5 with random weights: VAE and text encoder in full size, the UNet as asked."""
     torch.manual_seed(0)
     dtype, tokenizer = DTYPES[asked.precision], make_tokenizer()
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
     large = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     text = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **large)
     vae, text_encoder = (x.requires_grad_(False).eval().to(device, dtype) for x in (vae, CLIPTextModel(text)))
     schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return Model(Path(), make_unet(asked.unet, asked.side), vae, text_encoder, tokenizer, schedule, dtype)
+    return Model(Path(), make_unet(asked), vae, text_encoder, tokenizer, schedule, dtype)
 
 
 @dataclass
@@ -95,7 +90,7 @@ class Stage:
     stream: Stream
 
     def unet(self) -> UNet2DConditionModel:
-        return make_unet(self.asked.unet, self.asked.side)
+        return make_unet(self.asked)
 
     def adamw(self, unet: UNet2DConditionModel) -> torch.optim.Optimizer:
         o, fused = self.config.optimizer, self.world.device.type == "cuda"
@@ -191,7 +186,7 @@ class Race:
         self.stage, self.opponents = stage, opponents
         self.laps: dict[str, list[list[float]]] = {name: [] for name in ("ours", *opponents)}  # seconds, CPU seconds
         self.losses: dict[str, list[float]] = {name: [] for name in ("ours", *opponents)}
-        self.waits: list[float] = []
+        self.results: list[StepResult] = []  # ours
         self.began = (0.0, 0.0)
 
     def before(self, k: int) -> None:
@@ -216,26 +211,12 @@ class Racer(Trainer):
     race: Race
     average: Ema
 
-    def step(
-        self,
-        number: int,
-        rate: float,
-        micro_batches: Iterator[dict[str, torch.Tensor]],
-        before_update: Callable[[], None],
-    ) -> StepResult:
+    def step(self, number: int, *rest: Any) -> StepResult:
         self.race.before(number)
         self.ema = self.average if number % 2 else None
-        result = super().step(number, rate, micro_batches, before_update)
-        self.race.losses["ours"].append(result.loss)
-        self.race.waits.append(result.data_wait)
+        result = super().step(number, *rest)
+        self.race.results.append(result)
         return result
-
-
-class NoSaves(Saver):
-    """All of a step's bookkeeping, and no save: bench/checkpoint is about those."""
-
-    def boundary(self, step: int, *, notice: bool, last: bool) -> bool:
-        return super().boundary(step, notice=notice, last=False)
 
 
 def run(stage: Stage, folder: Path) -> dict[str, Any]:
@@ -248,36 +229,37 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     engine = Engine(stage.unet(), config, render(config, stage.plan), world.device)
     racer = Racer(stage.model, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine.owned)
-    run_dir, length = RunDir(folder), Length(config.steps, stage.plan.batch, len(stage.stream.samples))
-    attempt = run_dir.attempt(1)
-    if world.leads:
-        run_dir.open_attempt()
+    length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
+    run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
     sinks = Sinks(run_dir, attempt, 1, length) if world.leads else None
-    saver = NoSaves(config.checkpoint, run_dir, attempt, None, world, engine, None, 0)
-    notice = SimpleNamespace(given=False, reason=None)  # train's own would keep Ctrl-C from us
-    loop.train(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, SimpleNamespace())
+    saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0)
+    notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
+    heartbeat = Heartbeat(attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
+    loop.train(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
     race.before(steps.stop)
-    race.losses["ours"] = [mean_loss.item() for mean_loss in race.losses["ours"]]
-    parts = {"samples": statistics.median(race.waits[stage.asked.warm :]), **parts_alone(stage, racer, length, sinks)}
+    race.losses["ours"] = [result.loss.item() for result in race.results]
+    heartbeat.stop()
+    waits = [result.data_wait for result in race.results[stage.asked.warm :]]
+    parts = {"samples": statistics.median(waits)} | parts_alone(stage, racer, length, saver, sinks)
     if sinks is not None:
         sinks.close()
     return {"laps": race.laps, "losses": race.losses, "parts": parts}
 
 
-def parts_alone(stage: Stage, racer: Racer, length: Length, sinks: Sinks | None) -> dict[str, float]:
+def parts_alone(stage: Stage, racer: Racer, length: Length, saver: Saver, sinks: Sinks | None) -> dict[str, float]:
     """Seconds of each thing our step does and the bare one does not."""
-    world, config, engine, last = stage.world, stage.config, racer.engine, length.steps
+    world, config, engine, last = stage.world, stage.config, racer.engine, stage.config.steps
     window, result = Window(world.device), StepResult(torch.zeros((), device=world.device), 0.0)
 
     def report() -> None:
         window.add(result)
-        scalars = window.close(world, engine, length, last, config.lr)
+        scalars = window.close(world, engine, length, last, config.lr) | saver.scalars()
         if sinks is not None:
             sinks.scalars(last, scalars)
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "notice": lambda: world.agree([False, False, False]),
+        "boundary": lambda: saver.boundary(last, notice=False, last=False),
         "report": report,
         "lr": lambda: engine.set_learning_rate(learning_rate(config, last, last)),
     }
@@ -301,10 +283,8 @@ def main(options: str) -> None:
     asked = SimpleNamespace(**json.loads(options))
     world = distributed.join(asked.world_size)
     with tempfile.TemporaryDirectory() as temporary:
-        side = 8 * asked.side
-        images = make_images(Path(temporary, "images"), 64, side * 5 // 4)
         model = make_model(asked, world.device)
-        stage = make_stage(asked, world, model, images)
+        stage = make_stage(asked, world, model, make_images(Path(temporary, "images"), 64, 10 * asked.side))
         measured = {"parameters": sum(p.numel() for p in model.unet.parameters()), **run(stage, Path(temporary))}
         measured["encoding"] = encoding(stage, model)
     if world.leads:
@@ -313,4 +293,8 @@ def main(options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        os._exit(1)  # Python would wait for workers and ranks that wait for this one

@@ -48,11 +48,11 @@ def test_commands_that_train_do_what_they_say(folder):
     """On a model and images of a size for tests, named by overrides behind the README's own words."""
     make_pipeline(folder / "model")
     make_images(folder / "images", 12)
-    small = [f"model={folder / 'model'}", "data.resolution=32", "batch=4", "micro_batch=2", "steps=4", "precision=fp32"]
+    small = [f"model={folder / 'model'}", "data.resolution=32", "batch=4", "micro_batch=2", "precision=fp32"]
     small += ["warmup_steps=1", "data.workers=0"]
     run = {
-        "lockstep submit my.yaml --local": [*small],
-        "lockstep submit my.yaml --local --ranks 2 steps=2000": [*small, "steps=6"],
+        "lockstep submit my.yaml --local": [*small, "epochs=1"],
+        "lockstep submit my.yaml --local --ranks 2 epochs=40": [*small, "epochs=2"],
     }
     run |= {c: [] for c in COMMANDS if c.startswith(("lockstep checkpoints", "lockstep export"))}
     assert set(run) <= set(COMMANDS)

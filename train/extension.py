@@ -5,17 +5,21 @@ wait on. Our own flock goes with its holder, and whoever holds it knows that any
 """
 
 import fcntl
+import hashlib
 import os
 import platform
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 
 def folder() -> Path:
-    """Node-local (not the home, which nodes may share), one per user and set of versions."""
+    """Node-local (not the home, which nodes may share), one per user, set of versions and installation: the compiler's
+    command holds the installation's paths, so that two of them in one folder would each build anew."""
     versions = f"torch{version('torch')}-deepspeed{version('deepspeed')}-python{platform.python_version()}"
-    return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}")
+    installation = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}-{installation}")
 
 
 def build() -> None:

@@ -31,10 +31,10 @@ def compare(folder: Path, pipeline: Path) -> None:
         shares[name] = agreement(images, PROMPTS)
         right = round(shares[name] * len(PROMPTS))
         print(
-            f"{name:<7} {right:2d} of {len(PROMPTS)} pictures have the colour asked for: {folder / name}.png",
+            f"{name:<8}{right:2d} of {len(PROMPTS)} pictures have the colour asked for: {folder / name}.png",
             flush=True,
         )
-    print(f"chance   {len(PROMPTS) // len(COLOURS)} of {len(PROMPTS)}")
+    print(f"chance  {len(PROMPTS) // len(COLOURS):2d} of {len(PROMPTS)}")
     if shares["after"] < ENOUGH:
         raise LockstepError(
             f"the fine-tune did not learn the colours: {shares['after']:.0%} right, {ENOUGH:.0%} wanted"
