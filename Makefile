@@ -24,8 +24,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## the measurements; each is also a command of its own
-	$(BIN)/python bench/launcher.py
-	$(BIN)/python bench/step.py
+	$(BIN)/python -m bench.launcher
+	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.checkpoint
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Lockstep needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

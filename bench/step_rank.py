@@ -45,7 +45,7 @@ from train.objective import loss
 from train.step import StepResult, Trainer
 from train.stream import Stream, micro_batches, positions
 
-WIDTHS = {"small": (96, 192, 320, 320), "sd15": (320, 640, 1280, 1280)}
+WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": (320, 640, 1280, 1280)}
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from configs import wording
 from configs.errors import ConfigError, Problem
-from configs.schema import DISAGREEMENT, RunConfig, Section
+from configs.schema import DISAGREEMENT, LENGTHS, RunConfig, Section
 from configs.yaml_tree import Node, read_file, read_value, resolve
 
 COMMAND_LINE = "command line"
@@ -101,7 +101,16 @@ def _override(tree: Node, word: str, problems: list[Problem]) -> Node:
     except ConfigError as error:
         problems += [Problem(COMMAND_LINE, f"{match[1]}: {problem.what}") for problem in error.problems]
         return tree
-    return _put(tree, match[1].split("."), value)
+    return _put(_without_other_lengths(tree, match[1]), match[1].split("."), value)
+
+
+def _without_other_lengths(tree: Node, key: str) -> Node:
+    """A length on the command line takes the place of the file's, whichever unit that one is in."""
+    assert isinstance(tree.value, dict)
+    if key not in LENGTHS:
+        return tree
+    kept = {k: v for k, v in tree.value.items() if k not in LENGTHS or _key_place(v) == COMMAND_LINE}
+    return Node(kept, tree.place, tree.source, tree.key_place)
 
 
 def _put(tree: Node, keys: list[str], value: Node) -> Node:

@@ -200,13 +200,15 @@ class RunConfig(Section):
         return self
 
 
+LENGTHS = ("steps", "epochs", "samples")  # the units of a run's length; a config names one of them
+
 # The error type under which a reader finds every (key, sentence) of `_disagreements` in the error's context.
 DISAGREEMENT = "disagreement"
 
 
 def _disagreements(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Keys that are right alone and wrong together: the key to change, and why and how."""
-    lengths = [key for key in ("steps", "epochs", "samples") if getattr(config, key) is not None]
+    lengths = [key for key in LENGTHS if getattr(config, key) is not None]
     if len(lengths) > 1:
         yield lengths[-1], f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
     if config.zero == 0 and config.precision != "fp32":

@@ -226,6 +226,15 @@ def test_overrides_follow_the_same_rules(tmp_path: Path) -> None:
     assert load(path, ["ema=false"]).ema is None
 
 
+def test_a_length_on_the_command_line_replaces_the_one_in_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "epochs: 20\n")
+    config = load(path, ["steps=5"])
+    assert (config.steps, config.epochs, config.samples) == (5, None, None)
+    assert load(path, ["epochs=2"]).epochs == 2
+    with pytest.raises(ConfigError, match="command line: the length is given 2 times, as steps and samples"):
+        load(path, ["samples=9", "steps=5"])
+
+
 def test_override_problems_name_the_command_line(tmp_path: Path) -> None:
     messages = told(tmp_path, LEAST, "batch", "bach=3", "data.flip=on", "lr=[1")
     assert all(message.startswith("command line: ") for message in messages)

@@ -1,8 +1,6 @@
 """Parameter counts from headers, and what a rank holds, against what DeepSpeed really holds."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -133,54 +131,10 @@ def test_checkpoint_sizes() -> None:
     assert checkpoint_bytes(SD1, ema=False) == 12 * SD1
 
 
-_COUNT = """
-import gc, logging, os, sys, torch, deepspeed
-from configs.batch import Shape, solve
-from configs.deepspeed_config import render
-from configs.schema import RunConfig
+@pytest.mark.parametrize("zero", [1, 2])
+def test_the_formulas_against_real_engines(tmp_path: Path, zero: int) -> None:
+    from tests.ranks import run_ranks
 
-logging.disable(logging.CRITICAL)
-
-def live():
-    gc.collect()
-    found = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.device.type == "cpu"]
-    found += [o.grad for o in found if o.is_leaf and o.grad is not None]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
-
-def count(zero, precision):
-    before = live()
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    deepspeed.init_distributed("gloo", init_method=f"file://{sys.argv[1]}/{zero}{precision}", rank=0, world_size=1)
-    model = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(8)])
-    parameters = sum(p.numel() for p in model.parameters())
-    data = {"images": "i"}
-    config = RunConfig(name="a", model="m", data=data, zero=zero, precision=precision, batch=1)
-    rendered = render(config, solve(config, Shape(1, 1)))
-    rendered["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 2000} if zero else {}
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    model.to(dtype)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters()), config=rendered)
-    for step in range(2):
-        loss = engine(torch.randn(1, 256, dtype=dtype)).float().sum()
-        engine.backward(loss)
-        del loss
-        held = live() - before
-        engine.step()
-    print("counted", zero, precision, held / parameters, flush=True)
-
-for zero, precision in [(1, "bf16"), (2, "bf16")]:
-    if os.fork() == 0:  # a process of its own: engines leave tensors behind
-        count(zero, precision)
-        os._exit(0)
-    os.wait()
-"""
-
-
-def test_the_formulas_against_real_engines(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _COUNT, str(tmp_path)], capture_output=True, text=True, timeout=240)
-    counted = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("counted")]
-    assert len(counted) == 2, done.stderr
-    for zero, precision, per_parameter in counted:
-        kind: Precision = "fp32" if precision == "fp32" else "bf16"
-        states = model_states(1000, 1, zero=int(zero), precision=kind, ema=False)
-        assert float(per_parameter) == pytest.approx(states.gpu / 1000, rel=0.02), (zero, precision)
+    run_ranks(1, Path(__file__).with_name("count_states.py"), zero, "bf16", tmp_path / "counted")
+    states = model_states(1000, 1, zero=zero, precision="bf16", ema=False)
+    assert float((tmp_path / "counted").read_text()) == pytest.approx(states.gpu / 1000, rel=0.02)

@@ -1,9 +1,11 @@
 """The program of test_elastic: make checkpoints on this world, or load others' on it and train on.
 
 Arguments: make|load, the root folder, the pipeline folder, the image folder, and cases as JSON:
-make: [[zero, precision], …]; load: [[zero, precision, [source, …]], …], a source being a run's name.
+make: [[zero, precision], …]; load: [[zero, precision, [source, …]], …], a source being a run's name. MORE in the
+environment says how many steps are made after the saved one.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -13,6 +15,7 @@ import torch
 
 from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
+from configs.dataset import from_lines
 from configs.load import load
 from configs.lr import learning_rate
 from configs.run_dir import RunDir
@@ -27,7 +30,7 @@ from train.restore import resume
 from train.step import Trainer
 from train.stream import Stream, micro_batches
 
-SAVED, MORE = 3, 10
+SAVED, MORE = 3, int(os.environ["MORE"])
 MICRO = {1: 6, 2: 3, 3: 2, 4: 3}
 
 
@@ -59,8 +62,6 @@ class Case:
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
         samples = self.run.dataset.read_text()
-        from configs.dataset import from_lines
-
         stream = Stream(self.config, from_lines(samples), self.parts.tokenizer, self.parts.latent_shape(32))
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
@@ -77,7 +78,20 @@ class Case:
             mean = self.trainer.step(step, rate, batches, lambda: None).loss
             losses.append(self.world.sum([mean.item()])[0] / self.world.size)
         firsts = {key: value for part in self.world.gather(first) for key, value in part.items()}
-        return {"losses": losses, "first": firsts}
+        return {"losses": losses, "first": firsts, "end": self.world.gather(self._digest())}
+
+    def _values(self) -> dict[str, list[torch.Tensor]]:
+        """What this rank owns of weights, moments and averages."""
+        optimizer, owned = self.engine.deepspeed.basic_optimizer, self.engine.owned
+        values = {"weights": [f.master for f in owned], "ema": self.ema.averages}
+        return values | {key: [f.moment(optimizer, key) for f in owned] for key in state.MOMENTS}
+
+    def _digest(self) -> str:
+        found = hashlib.sha256()
+        for pieces in self._values().values():
+            for piece in pieces:
+                found.update(piece.numpy().tobytes())
+        return found.hexdigest()
 
     def make(self) -> None:
         resume(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
@@ -99,12 +113,9 @@ class Case:
 
     def _check_bits(self) -> None:
         """Weights, moments and averages as they were saved, and the passes see these weights."""
-        optimizer, owned = self.engine.deepspeed.basic_optimizer, self.engine.owned
-        values = {"weights": [f.master for f in owned], "ema": self.ema.averages}
-        values |= {key: [f.moment(optimizer, key) for f in owned] for key in state.MOMENTS}
         reader = checkpoints.visible(self.run)[-1].reader()
-        for kind, pieces in values.items():
-            whole = gather(self.world, owned, pieces)
+        for kind, pieces in self._values().items():
+            whole = gather(self.world, self.engine.owned, pieces)
             for name, tensor in (whole or {}).items():
                 saved = torch.from_numpy(reader.read(kind, name, 0, tensor.numel()))
                 assert torch.equal(tensor, saved), f"{kind} of {name}"

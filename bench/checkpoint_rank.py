@@ -1,0 +1,264 @@
+"""One rank of bench/checkpoint.py. Argument: the command's options as JSON, with `mode` and `folder`.
+
+Modes: save (all contestants, round by round), memory (one save of `contestant` in a process of its own), same and other
+(resume on this world).
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint import async_save
+
+from bench.step_rank import Stage, make_model, make_stage
+from configs import checkpoints
+from configs.attempt_plan import AttemptPlan
+from configs.deepspeed_config import render
+from configs.run_dir import Attempt, RunDir
+from configs.schema import Checkpoint as Policy
+from tests.tiny import make_images
+from train import distributed
+from train.checkpoint import Saver
+from train.engine import Engine
+from train.objective import loss
+from train.restore import resume
+
+NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
+AFTER = 2  # steps that are made after a save at least, so that a copy behind them is waited for
+
+
+class Bench:
+    """One engine that trains on samples in memory, and everything that saves it."""
+
+    def __init__(self, asked: SimpleNamespace, world: distributed.World, stage: Stage):
+        self.asked, self.world, self.stage = asked, world, stage
+        self.folder = Path(asked.folder)
+        self.engine = self.new_engine()
+        self.batches = stage.in_memory()
+        self.step_number = 0
+        self.run = RunDir(self.folder / "run")
+        self.plan = AttemptPlan(
+            nodes=1,
+            gpus_per_node=world.size,
+            micro_batch=stage.plan.micro_batch,
+            gradient_accumulation_steps=1,
+            total_steps=10**6,
+            model_folder="random",
+            nonce="0" * 16,
+            dataset_size=1,
+            dataset_digest="",
+        )
+
+    def new_engine(self, **changes: Any) -> Engine:
+        stage = self.stage
+        return Engine(stage.unet(), stage.config, render(stage.config, stage.plan) | changes, stage.world.device)
+
+    def open_attempt(self) -> Attempt:
+        if self.world.leads:
+            self.run.open_attempt()
+        self.world.barrier()
+        return self.run.attempts()[-1]
+
+    def step(self, before_update: Callable[[], None] = lambda: None) -> float:
+        """One step of one micro-batch; answers its seconds, from barrier to barrier."""
+        began, _ = self.stage.clock()
+        model, (noise, timestep) = self.stage.model, self.batches[self.step_number % len(self.batches)][0]
+        self.engine.backward(loss(self.engine.deepspeed, model.schedule, model.x_0, noise, timestep, model.text))
+        before_update()
+        self.engine.step()
+        self.step_number += 1
+        return self.stage.clock()[0] - began
+
+
+class Watch:
+    """Adds up what the training thread spends in a save's calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def ours(bench: Bench, saver: Saver, policy: Policy) -> dict[str, float]:
+    """From the boundary that begins the save to the one that commits it, through the loop's own calls."""
+    watch, began, beside = Watch(), time.perf_counter(), []
+    saver.policy = policy
+    watch.over(lambda: saver.boundary(bench.step_number, notice=False, last=False))
+    saver.policy = NEVER
+    while saver.in_flight is not None or len(beside) < AFTER:
+        waited = watch.seconds
+        seconds = bench.step(lambda: watch.over(saver.wait_for_copy))
+        beside.append(seconds - (watch.seconds - waited))
+        committing = saver.in_flight is not None
+        watch.over(lambda: saver.boundary(bench.step_number, notice=False, last=False))
+        if committing and saver.in_flight is None:
+            committed = time.perf_counter()
+    committed = began + watch.seconds if policy is SYNC else committed
+    return {"stall_s": watch.seconds, "commit_s": committed - began, "beside_s": beside}
+
+
+def deepspeed(bench: Bench) -> dict[str, float]:
+    target = bench.folder / "deepspeed"
+    watch = Watch()
+    watch.over(lambda: bench.engine.deepspeed.save_checkpoint(target, tag="kept"))
+    return {
+        "stall_s": watch.seconds,
+        "commit_s": watch.seconds,
+        "beside_s": [bench.step() for _ in range(AFTER)],
+    }
+
+
+def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
+    """The same fragments; a rank's own keys, as each rank owns what it saves."""
+    watch, began, beside = Watch(), time.perf_counter(), []
+    pieces, sources = saver._state()
+    state = {f"{piece.key}:{bench.world.rank}": source for piece, source in zip(pieces, sources, strict=True)}
+    call = lambda: async_save(state, checkpoint_id=bench.folder / "dcp", process_group=group)  # noqa: E731
+    future: Future = watch.over(call)
+    while not future.done() or len(beside) < AFTER:
+        beside.append(bench.step())
+        if not bench.world.agree([not future.done()])[0] and len(beside) >= AFTER:
+            break
+    watch.over(future.result)
+    return {"stall_s": watch.seconds, "commit_s": time.perf_counter() - began, "beside_s": beside}
+
+
+def contestants(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
+    saver = Saver(NEVER, bench.run, bench.open_attempt(), bench.plan, bench.world, bench.engine, None, 0)
+    group = dist.new_group(backend="gloo")
+    return {
+        "ours async": lambda: ours(bench, saver, ASYNC),
+        "ours sync": lambda: ours(bench, saver, SYNC),
+        "DeepSpeed": lambda: deepspeed(bench),
+        "DCP async": lambda: dcp(bench, saver, group),
+    }
+
+
+def clean(bench: Bench) -> None:
+    """Take away what was saved and let the disk come to rest, so that no contestant pays for another."""
+    bench.world.barrier()
+    if bench.world.leads:
+        for name in ("run/checkpoints", "deepspeed", "dcp"):
+            shutil.rmtree(bench.folder / name, ignore_errors=True)
+        os.sync()
+    bench.world.barrier()
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def save(bench: Bench) -> dict[str, Any]:
+    """Every contestant in every round, in changing order; the last saves of ours and DeepSpeed's stay for the loads."""
+    found: dict[str, dict[str, Any]] = {}
+    turns = contestants(bench)
+    for _ in range(3):
+        bench.step()
+    bare = []
+    for number in range(bench.asked.rounds + 1):
+        order = list(turns) if number % 2 else list(reversed(turns))
+        for name in order:
+            clean(bench)
+            bare.append(bench.step())
+            measured = turns[name]()
+            if number == 0:  # warms up: buffers, threads, the disk's own state
+                continue
+            row = found.setdefault(name, {"stall_s": [], "commit_s": [], "beside_s": []})
+            row["stall_s"].append(bench.world.max([measured["stall_s"]])[0])
+            row["commit_s"].append(bench.world.max([measured["commit_s"]])[0])
+            row["beside_s"].append(measured["beside_s"])
+            row["bytes"] = sum(size_of(bench.folder / part) for part in ("run/checkpoints", "deepspeed", "dcp"))
+    median = statistics.median(bare)
+    for row in found.values():
+        row["slowdown_s"] = [sum(beside) - len(beside) * median for beside in row["beside_s"]]
+    clean(bench)
+    for name in ("ours sync", "DeepSpeed"):
+        turns[name]()
+    saved = {name: found[name] for name in turns}
+    return {"saves": saved, "bare_step_s": median, "parameters": sum(bench.engine.sizes.values())}
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """How far one save of one contestant lifts this process's peak of resident memory above a bare step's."""
+    turn = contestants(bench)[bench.asked.contestant]
+    for _ in range(3):
+        bench.step()
+    peaks = []
+    for part in (bench.step, turn):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (proc(5))
+        part()
+        status = Path("/proc/self/status").read_text().splitlines()
+        peaks.append(1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1]))
+    return {"peak_bytes": int(bench.world.max([peaks[1] - peaks[0]])[0])}
+
+
+def timed(bench: Bench, load: Callable[[], Any]) -> float:
+    began, _ = bench.stage.clock()
+    load()
+    return bench.stage.clock()[0] - began
+
+
+def ours_resumes(bench: Bench) -> float:
+    attempt = bench.open_attempt()
+    step = checkpoints.visible(bench.run)[-1].step
+
+    def load() -> None:
+        assert resume(bench.run, attempt, bench.plan, bench.world, bench.engine, None) == step
+
+    return timed(bench, load)
+
+
+def same(bench: Bench) -> dict[str, float]:
+    """On the world that saved."""
+    seconds = ours_resumes(bench)
+    other = bench.new_engine().deepspeed
+    found = timed(bench, lambda: other.load_checkpoint(bench.folder / "deepspeed", tag="kept"))
+    return {"ours_same_s": seconds, "deepspeed_same_s": found}
+
+
+def other(bench: Bench) -> dict[str, float]:
+    """On another world; DeepSpeed's checkpoint is converted by now."""
+    seconds = ours_resumes(bench)
+    universal = bench.new_engine(checkpoint={"load_universal": True}).deepspeed
+    found = timed(bench, lambda: universal.load_checkpoint(bench.folder, tag="universal"))
+    return {"ours_other_s": seconds, "universal_load_s": found}
+
+
+def main(options: str) -> None:
+    asked = SimpleNamespace(**json.loads(options))
+    world = distributed.join(asked.world_size)
+    images = Path(asked.folder, f"images-{asked.mode}")
+    if world.leads:
+        make_images(images, 16, 10 * asked.side)
+    world.barrier()
+    stage = make_stage(asked, world, make_model(asked, world.device), images)
+    bench = Bench(asked, world, stage)
+    measured = {"save": save, "memory": memory, "same": same, "other": other}[asked.mode](bench)
+    if world.leads:
+        Path(asked.folder, f"{asked.mode}.json").write_text(json.dumps(measured))
+    world.barrier()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+        sys.stdout.flush()
+        os._exit(0)  # threads of contestants may wait for ever
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        os._exit(1)
