@@ -1,4 +1,4 @@
-"""How long the command takes to answer, against a bare interpreter: `python bench/launcher.py`.
+"""How long the command takes to answer, against a bare interpreter: `python -m bench.launcher`.
 
 Runs are interleaved, so that a busy machine slows all of them; medians and the median of paired ratios are printed,
 and written to bench/results/launcher.json. Aim: ≤ 10 × `python -c pass` and ≤ 0.6 s.
