@@ -234,7 +234,7 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     sinks = Sinks(run_dir, attempt, 1, length) if world.leads else None
     saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0)
     notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
-    heartbeat = Heartbeat(attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
+    heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
     loop.train(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]
@@ -259,7 +259,7 @@ def parts_alone(stage: Stage, racer: Racer, length: Length, saver: Saver, sinks:
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "boundary": lambda: saver.boundary(last, notice=False, last=False),
+        "boundary": lambda: saver.boundary(last, notice=False, asked=False, last=False),
         "report": report,
         "lr": lambda: engine.set_learning_rate(learning_rate(config, last, last)),
     }

@@ -15,7 +15,12 @@ class End:
 
     reason: Literal["finished", "notice"]
     step: int
-    notice: str | None = None  # what asked for the stop: a signal's name, or the control file's
+    notice: str | None = None  # what asked for the stop: a signal's name, or a person
+
+    @property
+    def asked_by_people(self) -> bool:
+        """Somebody wants the run to stand still; a signal only says that the machine is needed or its time is up."""
+        return self.notice is not None and not self.notice.startswith("SIG")
 
     @property
     def exit_code(self) -> int:

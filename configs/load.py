@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from configs.schema import DISAGREEMENT, LENGTHS, RunConfig, Section
 from configs.yaml_tree import Node, read_file, read_value, resolve
 
 COMMAND_LINE = "command line"
+S = TypeVar("S", bound=Section)
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -32,24 +33,38 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     directory; the result holds absolute ones. The name defaults to the file's. Raises ConfigError with all problems.
     """
     file, problems = Path(path), list[Problem]()
-    tree = read_file(file, problems)
-    if tree.value is None:
-        raise ConfigError([Problem(tree.place, f"the file is empty; write at least {_least()}")])
-    if not isinstance(tree.value, dict):
-        raise ConfigError([Problem(tree.place, f"must be a group of keys; write at least {_least()}")])
-    tree = Node(tree.value, f"{file}:1:1", tree.source)
+    tree = _read_group(file, RunConfig, problems)
     for word in overrides:
         tree = _override(tree, word, problems)
     tree = _with_defaults(tree, file)
     tree = _resolve_paths(tree, file, problems)
-    config = None
+    return _validated(RunConfig, tree, problems)
+
+
+def load_section(path: Path, root: type[S]) -> S:
+    """Read another file of keys by the same rules. Raises ConfigError with all problems."""
+    problems = list[Problem]()
+    return _validated(root, _read_group(path, root, problems), problems)
+
+
+def _read_group(file: Path, root: type[Section], problems: list[Problem]) -> Node:
+    tree = read_file(file, problems)
+    if tree.value is None:
+        raise ConfigError([Problem(tree.place, f"the file is empty; write at least {_least(root)}")])
+    if not isinstance(tree.value, dict):
+        raise ConfigError([Problem(tree.place, f"must be a group of keys; write at least {_least(root)}")])
+    return Node(tree.value, f"{file}:1:1", tree.source)
+
+
+def _validated(root: type[S], tree: Node, problems: list[Problem]) -> S:
+    read = None
     try:
-        config = RunConfig.model_validate(tree.plain())
+        read = root.model_validate(tree.plain())
     except ValidationError as error:
-        problems += _explain(error, tree)
-    if problems or config is None:
+        problems += _explain(root, error, tree)
+    if problems or read is None:
         raise ConfigError(sorted(dict.fromkeys(problems), key=_in_file_order))
-    return config
+    return read
 
 
 def dump(config: RunConfig) -> str:
@@ -86,9 +101,10 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _least() -> str:
-    required = [name for name, field in RunConfig.model_fields.items() if field.is_required() and name != "name"]
-    return " and ".join(wording.example((name,)) for name in required)
+def _least(root: type[Section]) -> str:
+    required = [name for name, field in root.model_fields.items() if field.is_required() and name != "name"]
+    required = required or list(root.model_fields)[:1]
+    return " and ".join(wording.example(root, (name,)) for name in required)
 
 
 def _override(tree: Node, word: str, problems: list[Problem]) -> Node:
@@ -147,7 +163,7 @@ def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
                     Problem(
                         node.place,
                         f"model: '{node.value}' is neither a folder beside the config nor a hub id; "
-                        f"write {wording.example(('model',))}, or the path of a diffusers folder",
+                        f"write {wording.example(RunConfig, ('model',))}, or the path of a diffusers folder",
                     )
                 )
             continue
@@ -164,7 +180,7 @@ def _replace(tree: Node, keys: list[str], value: str) -> Node:
     return Node({**tree.value, keys[0]: below}, tree.place, tree.source, tree.key_place)
 
 
-def _explain(error: ValidationError, tree: Node) -> list[Problem]:
+def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Problem]:
     problems, missing, suggested = [], [], set()
     for found in error.errors(include_url=False):
         path, kind = found["loc"], found["type"]
@@ -175,7 +191,7 @@ def _explain(error: ValidationError, tree: Node) -> list[Problem]:
                 stands = tree.at((key,))
                 problems.append(Problem(_key_place(stands) if stands else tree.place, text))
         elif kind == "extra_forbidden" and node is not None:
-            text, key = wording.unknown_key(path)
+            text, key = wording.unknown_key(root, path)
             suggested.add(key)
             problems.append(Problem(_key_place(node), text))
         elif kind == "missing" and not isinstance(path[-1], int):
@@ -185,11 +201,11 @@ def _explain(error: ValidationError, tree: Node) -> list[Problem]:
                 path, node = path[:-1], tree.at(path[:-1])
             place, source = (node.place, node.source) if node else (tree.place, "")
             given = node.value if node else None
-            problems.append(Problem(place, wording.wrong_value(kind, path, source, given, context, found["msg"])))
+            problems.append(Problem(place, wording.wrong_value(root, kind, path, source, given, context, found["msg"])))
     for path in missing:
         if wording.dotted(path) not in suggested:  # a mistyped key answers for the key it stands for
             parent = tree.at(path[:-1]) or tree
-            problems.append(Problem(_key_place(parent), wording.missing_key(path)))
+            problems.append(Problem(_key_place(parent), wording.missing_key(root, path)))
     return problems
 
 

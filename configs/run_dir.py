@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a state file so that a reader sees all of it or none, also after a power loss."""
@@ -71,6 +73,18 @@ class Attempt:
         return self.path / "end.json"
 
     @property
+    def rendezvous(self) -> Path:
+        return self.path / "rendezvous.json"
+
+    @property
+    def sbatch(self) -> Path:
+        return self.path / "job.sbatch"
+
+    @property
+    def nodes(self) -> Path:
+        return self.path / "nodes.json"
+
+    @property
     def launcher_log(self) -> Path:
         return self.path / "logs" / "launcher.log"
 
@@ -95,9 +109,43 @@ class RunDir:
 
     path: Path
 
+    @classmethod
+    def at(cls, folder: str | Path) -> "RunDir":
+        """The run in `folder`. Raises UserError where there is none."""
+        run = cls(Path(folder).absolute())
+        if not run.config.is_file():
+            raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
+        return run
+
     @property
     def config(self) -> Path:
         return self.path / "run.yaml"
+
+    @property
+    def submission(self) -> Path:
+        return self.path / "submission.json"
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def slurm(self) -> Path:
+        """What submitit and the batch shell write."""
+        return self.path / "slurm"
+
+    @property
+    def control(self) -> Path:
+        """Requests from people: a file each, which holds who asked."""
+        return self.path / "control"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.control / "stop"
+
+    @property
+    def save_request(self) -> Path:
+        return self.control / "save"
 
     @property
     def lock(self) -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from configs.schema import RunConfig, Section
+from configs.schema import Section
 from configs.synonyms import SYNONYMS
 
 Path = tuple[str | int, ...]
+Root = type[Section]  # the model that paths start from
 
 _KINDS = {
     "int_type": "must be a whole number",
@@ -37,23 +38,23 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def section_at(path: Path) -> type[Section] | None:
+def section_at(root: Root, path: Path) -> type[Section] | None:
     """The model of the section that `path` leads to."""
-    section: type[Section] | None = RunConfig
+    section: type[Section] | None = root
     for part in path:
         field = section.model_fields.get(str(part)) if section else None
         section = _section_of(field) if field else None
     return section
 
 
-def field_at(path: Path) -> FieldInfo | None:
+def field_at(root: Root, path: Path) -> FieldInfo | None:
     names = tuple(part for part in path if isinstance(part, str))
-    section = section_at(names[:-1]) if names else None
+    section = section_at(root, names[:-1]) if names else None
     return section.model_fields.get(names[-1]) if section else None
 
 
-def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the config."""
+def all_keys(section: Root, prefix: str = "") -> list[str]:
+    """Every dotted key of `section`."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
@@ -62,13 +63,13 @@ def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def unknown_key(path: Path) -> tuple[str, str | None]:
+def unknown_key(root: Root, path: Path) -> tuple[str, str | None]:
     """The answer to a key that does not exist, and the dotted key it suggests, if one stands out."""
     key, here = str(path[-1]), path[:-1]
     said = f"unknown key {dotted(path)}"
-    section = section_at(here)
+    section = section_at(root, here)
     siblings = [dotted((*here, name)) for name in section.model_fields] if section else []
-    keys = all_keys()
+    keys = all_keys(root)
     if (known := SYNONYMS.get(key.lower().replace("-", "_"))) and known not in (dotted(path), key):
         is_key = known in keys
         return f"{said}; here it is {known}" if is_key else f"{said}; {known}", known if is_key else None
@@ -87,25 +88,29 @@ def unknown_key(path: Path) -> tuple[str, str | None]:
     return f"{said}; the keys here are {', '.join(section.model_fields if section else [])}", None
 
 
-def missing_key(path: Path) -> str:
-    field = field_at(path)
+def missing_key(root: Root, path: Path) -> str:
+    field = field_at(root, path)
     what = f" ({field.description.partition(';')[0]})" if field and field.description else ""
-    return f"missing key {dotted(path)}{what}; write {example(path)}"
+    return f"missing key {dotted(path)}{what}; write {example(root, path)}"
 
 
-def wrong_value(kind: str, path: Path, written: str, given: object, context: Mapping[str, Any], message: str) -> str:
+def wrong_value(
+    root: Root, kind: str, path: Path, written: str, given: object, context: Mapping[str, Any], message: str
+) -> str:
     """One sentence about a value: `kind` and `context` are pydantic's, `written` is the source text."""
     name = dotted(path)
     if given is None:
-        return f"{name}: is empty; write {example(path)}, or remove the line"
+        return f"{name}: is empty; write {example(root, path)}, or remove the line"
     if kind in ("too_short", "too_long", "missing"):
-        return f"{name}: the list has the wrong length; write {example(path)}"
+        return f"{name}: the list has the wrong length; write {example(root, path)}"
     shown = written if not isinstance(given, str) else f"'{written}'"
-    must, cure = _must(kind, path, given, context, message)
+    must, cure = _must(root, kind, path, given, context, message)
     return f"{name}: {must}, not {shown}" + (f"; {cure}" if cure else "")
 
 
-def _must(kind: str, path: Path, given: object, context: Mapping[str, Any], message: str) -> tuple[str, str]:
+def _must(
+    root: Root, kind: str, path: Path, given: object, context: Mapping[str, Any], message: str
+) -> tuple[str, str]:
     """What the value must be, and the cure."""
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
@@ -119,26 +124,26 @@ def _must(kind: str, path: Path, given: object, context: Mapping[str, Any], mess
             f"nearest: {' and '.join(str(n) for n in (below, below + unit) if n > 0)}",
         )
     if kind == "literal_error":
-        return f"must be {context['expected'].replace(chr(39), '')}", _nearest_choice(path, given)
+        return f"must be {context['expected'].replace(chr(39), '')}", _nearest_choice(root, path, given)
     if kind == "string_too_short":
-        return "must be at least one character long", f"write {example(path)}"
+        return "must be at least one character long", f"write {example(root, path)}"
     if kind == "value_error":
         return message.removeprefix("Value error, "), ""
     if kind == "int_type" and isinstance(given, float) and given.is_integer():
         return "must be a whole number", f"write {int(given)}"
     if kind == "string_type" and isinstance(given, int | float):
         return "must be text", "put it in quotes"
-    if kind == "model_type" and _may_be_switched(path):
-        return "must be true, false or a group of keys", f"write {example(path)}"
+    if kind == "model_type" and _may_be_switched(root, path):
+        return "must be true, false or a group of keys", f"write {example(root, path)}"
     if kind in _KINDS:
-        return _KINDS[kind], f"write e.g. {example(path)}"
-    return message[:1].lower() + message[1:], f"write e.g. {example(path)}"
+        return _KINDS[kind], f"write e.g. {example(root, path)}"
+    return message[:1].lower() + message[1:], f"write e.g. {example(root, path)}"
 
 
-def example(path: Path) -> str:
+def example(root: Root, path: Path) -> str:
     """`key: value` for the field at `path`, with its example or its default."""
     names = tuple(part for part in path if isinstance(part, str))
-    field = field_at(names)
+    field = field_at(root, names)
     if field is None:
         return dotted(names)
     section = _section_of(field)
@@ -160,8 +165,8 @@ def _flow(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value).replace("e-0", "e-")
 
 
-def _nearest_choice(path: Path, given: object) -> str:
-    field = field_at(path)
+def _nearest_choice(root: Root, path: Path, given: object) -> str:
+    field = field_at(root, path)
     choices = [str(c) for c in _choices(field.annotation)] if field else []
     near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else ""
@@ -173,8 +178,8 @@ def _choices(annotation: Any) -> list[Any]:
     return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
 
 
-def _may_be_switched(path: Path) -> bool:
-    field = field_at(path)
+def _may_be_switched(root: Root, path: Path) -> bool:
+    field = field_at(root, path)
     return bool(field and field.examples and field.examples[0] is True)
 
 

@@ -1,7 +1,6 @@
 """`lockstep checkpoints`: what a run has saved, whether it verifies, how two steps differ. Needs no torch."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from configs import checkpoints
 from configs.checkpoints import Checkpoint
@@ -22,13 +21,6 @@ class Row:
     world_size: int | None
     zero: int | None
     problems: list[str] | None
-
-
-def open_run(folder: str) -> RunDir:
-    run = RunDir(Path(folder).absolute())
-    if not run.config.is_file():
-        raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
-    return run
 
 
 def rows(run: RunDir, *, verify: bool) -> list[Row]:

@@ -10,6 +10,7 @@ import sys
 import click
 
 from configs.errors import LockstepError, UserError
+from configs.run_dir import RunDir
 
 
 class _InOrder(click.Group):
@@ -120,9 +121,8 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
 def checkpoints(run: str, action: str, steps: tuple[int, ...], verify: bool, keep: int | None, as_json: bool) -> None:
     """What RUN has saved; `prune` removes what is not kept, `diff STEP STEP` shows which tensors changed."""
     from launcher import checkpoints_text
-    from launcher.checkpoints import open_run
 
-    opened = open_run(run)
+    opened = RunDir.at(run)
     if action == "diff":
         if len(steps) != 2:
             raise UserError("diff compares two steps, such as: lockstep checkpoints RUN diff 100 200")
@@ -144,10 +144,9 @@ def checkpoints(run: str, action: str, steps: tuple[int, ...], verify: bool, kee
 @click.option("--out", required=True, help="The pipeline folder to write.")
 def export(run: str, step: int | None, weights: str | None, out: str) -> None:
     """Turn a checkpoint of RUN into a diffusers pipeline folder, on a CPU."""
-    from launcher.checkpoints import open_run
     from launcher.export import run_export
 
-    sys.exit(run_export(open_run(run), step, weights, out))
+    sys.exit(run_export(RunDir.at(run), step, weights, out))
 
 
 @cli.command()

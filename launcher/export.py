@@ -8,7 +8,6 @@ from pathlib import Path
 from configs.errors import LockstepError, UserError
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
-from launcher.checkpoints import open_run
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
@@ -22,8 +21,8 @@ def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> 
 def forked(config: RunConfig, parent: str) -> RunConfig:
     """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder."""
     run, base = RunDir(Path(config.runs, config.name)), Path(config.runs, config.name, "base")
-    if run.path == open_run(parent).path:
+    if run.path == RunDir.at(parent).path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
-    if not base.is_dir() and run_export(open_run(parent), None, "raw", str(base)):
+    if not base.is_dir() and run_export(RunDir.at(parent), None, "raw", str(base)):
         raise LockstepError(f"{parent}: its weights could not be exported, so there is nothing to fork from")
     return config.model_copy(update={"model": str(base)})

@@ -24,6 +24,7 @@ from configs.errors import LockstepError, UserError
 from configs.lr import learning_rate
 from configs.run_dir import Attempt, RunDir
 from configs.schema import RunConfig
+from configs.submission import open_attempt
 from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import check, is_finished, threads_per_rank
@@ -45,17 +46,18 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
         return FINISHED
     # from the first byte written on, no signal leaves an attempt without its end
     with Notices() as notices, hold(ready.run) as lock:
-        attempt = ready.open_attempt()
+        ready.write()
+        attempt = open_attempt(ready.run, config, ready.cut)
         follower = Follower(attempt)
         for problem in ready.problems:
             follower.say(f"skipped {problem}")
         if ready.problems:
-            follower.say(f"skipped {len(ready.problems)} bad samples, {ready.plan.dataset_size} are left")
+            follower.say(f"skipped {len(ready.problems)} bad samples, {ready.submission.dataset_size} are left")
         follower.say(
             f"{config.name}: attempt {attempt.number} with {shape.world_size} ranks; logs in {attempt.path / 'logs'}"
         )
         if there := checkpoints.visible(ready.run):
-            follower.say(_goes_on(config, there[-1].step, ready.plan.total_steps))
+            follower.say(_goes_on(config, there[-1].step, ready.total_steps))
         return LocalJob(ready.run, attempt, notices, lock).watch(follower)
 
 

@@ -56,9 +56,10 @@ class Saver:
         if self.in_flight is not None:
             self.in_flight.copied.wait()
 
-    def boundary(self, step: int, *, notice: bool, last: bool) -> bool:
-        """After `step`: commit what is written, begin what is due. True where all ranks are to stop here."""
-        due = self.world.leads and (self.owed or is_due(self.policy, step, time.monotonic() - self.last_save))
+    def boundary(self, step: int, *, notice: bool, asked: bool, last: bool) -> bool:
+        """After `step`: commit what is written, begin what is due, or asked for on rank 0. True where all ranks are to
+        stop here."""
+        due = self.world.leads and (asked or self.owed or is_due(self.policy, step, time.monotonic() - self.last_save))
         busy = self.in_flight is not None and not self.in_flight.done.is_set()
         notice, due, busy = self.world.agree([notice, due, busy])
         if self.in_flight is not None and not busy:

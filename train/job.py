@@ -51,7 +51,7 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
     trainer = Trainer(parts, engine, ema, world.device)
     start = resume(run, attempt, plan, world, engine, ema)
     saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start)
-    heartbeat = Heartbeat(attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
+    heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
     painter = Painter(config, parts, engine, world) if config.pictures else None
 
     steps = range(start + 1, length.steps + 1)

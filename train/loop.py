@@ -56,6 +56,8 @@ def train(
             with window.paused():
                 painter.draw(run, step, sinks)
 
-        if saver.boundary(step, notice=notice.given, last=step == length.steps) and step < length.steps:
+        if asked := heartbeat.save_asked.is_set():
+            heartbeat.save_asked.clear()
+        if saver.boundary(step, notice=notice.given, asked=asked, last=step == length.steps) and step < length.steps:
             return End("notice", step, notice.reason)
     return End("finished", length.steps)

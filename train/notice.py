@@ -24,9 +24,12 @@ class Notice:
     def given(self) -> bool:
         return self.reason is not None
 
+    def give(self, reason: str) -> None:
+        """The first one counts."""
+        if self.reason is None:
+            self.since = time.monotonic()
+            self.reason = reason
+
     def _wait(self) -> None:
         while True:
-            number = signal.sigwait(SIGNALS)
-            if self.reason is None:
-                self.since = time.monotonic()
-                self.reason = signal.Signals(number).name
+            self.give(signal.Signals(signal.sigwait(SIGNALS)).name)

@@ -290,8 +290,8 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path_factory: pytest.TempP
 
 
 def test_every_key_is_documented() -> None:
-    for key in all_keys():
+    for key in all_keys(RunConfig):
         *above, name = key.split(".")
-        section = section_at(tuple(above))
+        section = section_at(RunConfig, tuple(above))
         assert section is not None
         assert section.model_fields[name].description, f"{key} has no description"

@@ -1,0 +1,49 @@
+"""What `submit` settled once for all attempts of a run, and how each attempt is opened from it."""
+
+import json
+import secrets
+from dataclasses import asdict, dataclass
+
+from configs import deepspeed_config
+from configs.attempt_plan import AttemptPlan
+from configs.batch import BatchPlan
+from configs.length import length_of
+from configs.run_dir import Attempt, RunDir, write_json
+from configs.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Beside `run.yaml` and `dataset.jsonl`: what those two mean on this cluster."""
+
+    model_folder: str  # the pipeline folder; a hub id's snapshot, whose name is the commit
+    dataset_size: int
+    dataset_digest: str
+
+    def write(self, run: RunDir) -> None:
+        write_json(run.submission, asdict(self))
+
+    @classmethod
+    def read(cls, run: RunDir) -> "Submission":
+        return cls(**json.loads(run.submission.read_text()))
+
+    def plan(self, config: RunConfig, cut: BatchPlan) -> AttemptPlan:
+        """The next attempt on the shape of `cut`."""
+        return AttemptPlan(
+            nodes=cut.shape.nodes,
+            gpus_per_node=cut.shape.gpus_per_node,
+            micro_batch=cut.micro_batch,
+            gradient_accumulation_steps=cut.accumulation,
+            total_steps=length_of(config, cut.batch, self.dataset_size).steps,
+            nonce=secrets.token_hex(8),
+            **asdict(self),
+        )
+
+
+def open_attempt(run: RunDir, config: RunConfig, cut: BatchPlan) -> Attempt:
+    """Make the run's next attempt, planned on the shape of `cut`. For whoever starts its processes."""
+    plan = Submission.read(run).plan(config, cut)
+    attempt = run.open_attempt()
+    write_json(attempt.deepspeed, deepspeed_config.render(config, cut))
+    plan.write(attempt)
+    return attempt

@@ -1,0 +1,126 @@
+"""The batch shell's two words, `python -P -m slurm.batch begin|end RUN_DIR`: on the first node, before and after srun.
+
+Only the batch shell requeues: a requeue from a rank was seen to bring a cancelled job back.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import click
+
+from configs.batch import BatchPlan, Shape, solve
+from configs.errors import LockstepError, UserError
+from configs.load import load
+from configs.run_dir import Attempt, RunDir, write_json
+from configs.schema import RunConfig
+from configs.submission import open_attempt
+from slurm import scontrol
+from slurm.history import Outcome, outcomes
+from slurm.job import JobRecord
+from slurm.requeue import bad_nodes, decide
+from slurm.site import Site
+
+EXPIRY = 24 * 3600  # seconds after which a node that failed gets another chance
+BLOCKED = ("env", "--block-signal=USR2", "--block-signal=TERM")  # before a rank listens, a notice must not kill it
+
+
+@click.group()
+def batch() -> None:
+    """For the job's own script."""
+
+
+@batch.command()
+@click.argument("run_dir")
+def begin(run_dir: str) -> None:
+    """Open the next attempt on the largest part of this allocation that keeps the batch; print its shell variables."""
+    run, job = RunDir.at(run_dir), scontrol.job_id()
+    config, record = load(run.config), JobRecord.read(run)
+    history = outcomes(run, after=record.after_attempt)
+    decision = decide(history)
+    if decision.action == "done":  # SLURM requeued it for a node that died after the end
+        print("exit 0")
+        return
+    if decision.action == "hold":
+        scontrol.hold(job, decision.reason)  # which ends this shell, too
+        sys.exit(1)
+    given = scontrol.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    left_out = bad_nodes([outcome for outcome in history if _recent(run, outcome)])
+    usable = [node for node in given if node not in left_out]
+    cut = largest_cut(config, len(usable))
+    if cut is None:
+        scontrol.hold(job, f"{len(usable)} usable nodes cannot share the batch; left out: {left_out}")
+        sys.exit(1)
+    nodes = usable[: cut.shape.nodes]
+    if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
+        scontrol.keep_nodes(job, nodes)
+    attempt = open_attempt(run, config, cut)
+    where = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
+    write_json(attempt.nodes, where | {"batch_host": socket.gethostname()})
+    shutil.copy(run.slurm / "job.sbatch", attempt.sbatch)
+    scontrol.comment(job, f"attempt {attempt.number}: {decision.reason}")
+    _log(attempt, f"on {', '.join(nodes)}: {decision.reason}")
+    for name, value in _variables(attempt, cut, nodes, record.site).items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+@batch.command()
+@click.argument("run_dir")
+@click.argument("code", type=int)
+def end(run_dir: str, code: int) -> None:
+    """After the ranks: requeue, hold with the reason, or leave it at that. CODE is srun's and decides nothing."""
+    run, job = RunDir.at(run_dir), scontrol.job_id()
+    decision = decide(outcomes(run, after=JobRecord.read(run).after_attempt))
+    _log(run.attempts()[-1], f"srun answered {code}; {decision.action}: {decision.reason}")
+    if scontrol.state(job) != "RUNNING":
+        return  # cancelled, or its time is over: a requeue would bring back what was to end
+    scontrol.comment(job, decision.reason)
+    if decision.action == "go on":
+        scontrol.requeue(job)
+    elif decision.action == "hold":
+        scontrol.hold(job, decision.reason)
+
+
+def largest_cut(config: RunConfig, nodes: int) -> BatchPlan | None:
+    """The batch cut for as many of `nodes` nodes as can share it, within the config's range; None where none can."""
+    asked = config.cluster
+    for count in range(min(nodes, asked.nodes.high), asked.nodes.low - 1, -1):
+        try:
+            return solve(config, Shape(count, asked.gpus_per_node))
+        except UserError:
+            continue  # this count does not divide the batch
+    return None
+
+
+def _recent(run: RunDir, outcome: Outcome) -> bool:
+    """Whether the attempt is so young that its node is still suspected."""
+    record = run.attempt(outcome.attempt).nodes
+    return record.is_file() and time.time() - float(json.loads(record.read_text())["time"]) < EXPIRY
+
+
+def _variables(attempt: Attempt, cut: BatchPlan, nodes: list[str], site: Site) -> dict[str, str]:
+    """What the script's srun line and the ranks read."""
+    shape = cut.shape
+    srun = [f"--nodes={shape.nodes}", f"--ntasks={shape.world_size}", f"--nodelist={','.join(nodes)}"]
+    if subprocess.run([*BLOCKED, "true"], check=False, capture_output=True).returncode == 0:  # coreutils ≥ 8.31
+        srun += BLOCKED
+    variables = {"LOCKSTEP_ATTEMPT": str(attempt.number), "LOCKSTEP_SRUN": " ".join(srun)}
+    variables["OMP_NUM_THREADS"] = str(site.cpus_per_rank)
+    return variables | ({"LOCKSTEP_INTERFACE": site.interface} if site.interface else {})
+
+
+def _log(attempt: Attempt, text: str) -> None:
+    with open(attempt.launcher_log, "a", encoding="utf-8") as log:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} attempt {attempt.number}: {text}", file=log)
+
+
+if __name__ == "__main__":
+    try:
+        batch(prog_name="python -m slurm.batch")
+    except LockstepError as error:
+        sys.exit(f"lockstep: {error}")

@@ -1,0 +1,5 @@
+"""`python -m slurm.lab`."""
+
+from slurm.lab.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""What SLURM says of jobs: one question for all of them, and which source answered."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+ALIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SUSPENDED", "CONFIGURING"}
+ALIVE |= {"COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"}
+_SQUEUE = "%i|%T|%r|%N|%S|%e"  # in the order of Job's fields, as in the other two
+_SACCT = "JobID,State,Reason,NodeList,Start,End"
+_SCONTROL = ("JobState", "Reason", "NodeList", "StartTime", "EndTime")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. Times are SLURM's own text in the cluster's time zone, '' where it has none."""
+
+    id: str
+    state: str  # SLURM's word; UNKNOWN where nobody knows the job
+    reason: str = ""
+    nodes: str = ""
+    start: str = ""
+    end: str = ""  # while it runs, when its time is over
+    source: str = "nobody"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or may run yet."""
+        return self.state in ALIVE
+
+
+def look(ids: list[str]) -> dict[str, Job]:
+    """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting.
+
+    Empty where there is no SLURM on this machine.
+    """
+    if not ids or shutil.which("squeue") is None:
+        return {}
+    found = _squeue(ids)
+    if missing := [job for job in ids if job not in found]:
+        found |= _sacct(missing)
+    for job in ids:
+        if job not in found:
+            found[job] = _scontrol(job)
+    return found
+
+
+def _squeue(ids: list[str]) -> dict[str, Job]:
+    """All jobs of the user that are in the queue; asking for ids would fail for those that have left it."""
+    lines = _lines(["squeue", "--noheader", "--states=all", "--me", f"--format={_SQUEUE}"])
+    jobs = (_job(line.split("|"), "squeue") for line in lines)
+    return {job.id: job for job in jobs if job.id in set(ids)}
+
+
+def _sacct(ids: list[str]) -> dict[str, Job]:
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_SACCT}", f"--jobs={','.join(ids)}"]
+    return {job.id: job for job in (_job(line.split("|"), "sacct") for line in _lines(command))}
+
+
+def _scontrol(job: str) -> Job:
+    words = dict(word.partition("=")[::2] for line in _lines(["scontrol", "show", "job", job]) for word in line.split())
+    if "JobState" not in words:
+        return Job(job, "UNKNOWN")
+    return _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
+
+
+def _job(fields: list[str], source: str) -> Job:
+    job, state, reason, nodes, start, end = fields[:6]
+    return Job(job, state.split()[0], reason, nodes, start, end, source)  # sacct says "CANCELLED by 1000"
+
+
+def _lines(command: list[str]) -> list[str]:
+    """What the command answers; nothing where it fails, for then the next source is asked."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []

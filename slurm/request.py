@@ -1,0 +1,110 @@
+"""What is asked of SLURM: one job that starts every attempt of a run, as the text that sbatch gets.
+
+The only file that knows submitit. `text` uses its renderer, which is private, so that `plan` can show the same bytes on
+a machine without SLURM; a golden test watches it.
+"""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.helpers import clean_env
+from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+from configs.errors import UserError
+from configs.run_dir import RunDir
+from configs.schema import RunConfig
+from slurm.entry import run_rank
+from slurm.site import Site
+
+
+def text(run: RunDir, config: RunConfig, site: Site) -> str:
+    """The batch script, byte for byte as `submit` sends it."""
+    command = f"{_python(site)} -u -m submitit.core._submit {shlex.quote(str(run.slurm))}"
+    return _make_sbatch_string(command=command, folder=run.slurm, **parameters(run, config, site))
+
+
+def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
+    """What submitit gets. Ranks are counted by srun's own options: a node range with sbatch's --ntasks-per-node was
+    given fewer nodes than were free."""
+    cluster, ranks = config.cluster, config.cluster.gpus_per_node
+    limit = cluster.time or site.max_time
+    asked: dict[str, Any] = {
+        "job_name": config.name,
+        "time": -(-limit // 60) if limit else None,  # minutes
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "mem": site.memory_per_node,
+        "wckey": None,
+        "signal_delay_s": round(config.checkpoint.notice_seconds),
+        "stderr_to_stdout": True,
+        "srun_args": _srun_arguments(site, ranks),
+        "setup": _setup(run, site),
+        "teardown": [f"{_quoted(sys.executable)} -P -m slurm.batch end {_quoted(run.path)} $?", "exit $?"],
+        "additional_parameters": {"nodes": str(cluster.nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
+    }
+    if site.gpus == "gres":
+        asked["gres"] = f"gpu:{ranks}"
+    elif site.gpus == "gpus-per-node":
+        asked["gpus_per_node"] = ranks
+    return asked
+
+
+def check(run: RunDir, config: RunConfig, site: Site) -> str:
+    """What SLURM says of the job without queueing it: `to start at …`. Raises UserError where it refuses."""
+    with clean_env():
+        asked = subprocess.run(
+            ["sbatch", "--test-only"], input=text(run, config, site), capture_output=True, text=True, check=False
+        )
+    said = " ".join(line.removeprefix("sbatch: ") for line in asked.stderr.splitlines())
+    if asked.returncode:
+        raise UserError(f"SLURM refuses the job: {said.removeprefix('error: ')}")
+    return said
+
+
+def submit(run: RunDir, config: RunConfig, site: Site) -> str:
+    """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
+    with clean_env():  # from inside another job its SLURM_* variables would be taken for options
+        executor = SlurmExecutor(run.slurm, python=_python(site))
+        executor.update_parameters(**parameters(run, config, site))
+        try:
+            return str(executor.submit(run_rank, str(run.path)).job_id)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError(f"SLURM refuses the job: {error}") from None
+
+
+def _setup(run: RunDir, site: Site) -> list[str]:
+    """The batch shell's part before the ranks: the site's lines, then what `slurm.batch begin` decides."""
+    begin = f"{_quoted(sys.executable)} -P -m slurm.batch begin {_quoted(run.path)}"
+    site_lines = ["set -e", *site.setup, "set +e"] if site.setup else []
+    return ["export PYTHONSAFEPATH=1", *site_lines, f"attempt=$({begin}) || exit $?", 'eval "$attempt"']
+
+
+def _srun_arguments(site: Site, ranks: int) -> list[str]:
+    arguments = ["--kill-on-bad-exit=1", "--wait=60", f"--ntasks-per-node={ranks}"]
+    arguments += [f"--cpus-per-task={site.cpus_per_rank}"]  # since 22.05 srun does not take it from sbatch
+    if site.container and site.container.kind == "pyxis":
+        mounts = ",".join(f"{folder}:{folder}" for folder in site.container.mounts)
+        arguments += [f"--container-image={site.container.image}"] + (
+            [f"--container-mounts={mounts}"] if mounts else []
+        )
+    return arguments
+
+
+def _python(site: Site) -> str:
+    """The command of a rank, behind what `slurm.batch begin` puts there: srun's options for the nodes of this attempt,
+    and `env` to block the notice's signals until the rank is ready for them."""
+    words = [sys.executable]
+    if site.container and site.container.kind == "apptainer":
+        mounts = [word for folder in site.container.mounts for word in ("--bind", folder)]
+        words = ["apptainer", "exec", "--nv", *mounts, site.container.image, *words]
+    return f"$LOCKSTEP_SRUN {shlex.join(words)}"
+
+
+def _quoted(word: str | Path) -> str:
+    return shlex.quote(str(word))

@@ -1,0 +1,74 @@
+"""A site profile: what is particular to one cluster, so that a run needs only its name."""
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from configs.errors import UserError
+from configs.load import load_section
+from configs.scalars import TimeLimit
+from configs.schema import Section
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "sites"
+
+
+class Container(Section):
+    kind: Literal["pyxis", "apptainer"] = Field("apptainer", description="what starts it: srun's pyxis, or apptainer")
+    image: str = Field(
+        min_length=1, examples=["/shared/images/lockstep.sif"], description="image that every rank runs in"
+    )
+    mounts: list[str] = Field([], examples=[["/scratch"]], description="folders seen in it, as outside")
+
+
+class Site(Section):
+    """One cluster. Everything has a default that asks SLURM for no more than the run does."""
+
+    partition: str | None = Field(None, examples=["gpu"], description="partition; null: the cluster's default")
+    account: str | None = Field(None, examples=["ab1234"], description="account that is charged")
+    qos: str | None = Field(None, examples=["normal"], description="quality of service")
+    constraint: str | None = Field(None, examples=["a100"], description="features that nodes must have")
+    gpus: Literal["gpus-per-node", "gres", "none"] = Field(
+        "gpus-per-node", description="how GPUs are asked for; none: ranks run on CPUs"
+    )
+    cpus_per_rank: int = Field(8, ge=1, description="CPUs for one rank and the processes that decode its images")
+    memory_per_node: str | None = Field(None, examples=["200G"], description="memory, as sbatch --mem has it")
+    max_time: TimeLimit | None = Field(
+        None, examples=["24:00:00"], description="longest job the site allows; the limit of runs that name none"
+    )
+    setup: list[str] = Field(
+        [],
+        examples=[["module load cuda"]],
+        description="shell lines that run before the ranks start, on the first node",
+    )
+    container: Container | None = Field(None, description="container that ranks run in")
+    interface: str | None = Field(None, examples=["ib0"], description="network interface through which ranks meet")
+
+    @field_validator("partition", "account", "qos", "constraint", "memory_per_node", "interface")
+    @classmethod
+    def _one_word(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.,:&|*()\[\]+-]+", value, re.ASCII):
+            raise ValueError("must be one word, as sbatch takes it")
+        return value
+
+
+def user_folder() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lockstep"
+
+
+def load_site(name: str | None) -> Site:
+    """The profile `name`, from the user's folder or the shipped ones; without a name the user's `site.yaml`, if any.
+
+    Raises ConfigError for what is wrong in it, UserError where there is none of that name.
+    """
+    if name is None:
+        own = user_folder() / "site.yaml"
+        return load_section(own, Site) if own.is_file() else Site()
+    for folder in (user_folder(), SHIPPED):
+        if (path := folder / f"{name}.yaml").is_file():
+            return load_section(path, Site)
+    known = sorted({path.stem for folder in (user_folder(), SHIPPED) for path in folder.glob("*.yaml")})
+    cure = f"; known are {', '.join(known)}" if known else f"; write {user_folder() / f'{name}.yaml'}"
+    raise UserError(f"cluster.site: there is no site profile '{name}'{cure}")
