@@ -30,6 +30,7 @@ from tests.tiny import make_images
 from train import distributed
 from train.checkpoint import Saver
 from train.engine import Engine
+from train.heartbeat import Progress
 from train.objective import loss
 from train.restore import resume
 
@@ -139,7 +140,7 @@ def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
 
 
 def contestants(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
-    saver = Saver(NEVER, bench.run, bench.open_attempt(), bench.plan, bench.world, bench.engine, None, 0)
+    saver = Saver(NEVER, bench.run, bench.open_attempt(), bench.plan, bench.world, bench.engine, None, 0, Progress())
     group = dist.new_group(backend="gloo")
     return {
         "ours async": lambda: ours(bench, saver, ASYNC),

@@ -37,7 +37,7 @@ from train.checkpoint import Saver
 from train.demo.make_base import make_tokenizer
 from train.ema import Ema
 from train.engine import Engine
-from train.heartbeat import Heartbeat
+from train.heartbeat import Heartbeat, Progress
 from train.images import load_square
 from train.metrics import Sinks, Window
 from train.model import DTYPES, Model
@@ -232,9 +232,10 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
     run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
     sinks = Sinks(run_dir, attempt, 1, length) if world.leads else None
-    saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0)
+    progress = Progress()
+    saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0, progress)
     notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
-    heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
+    heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
     loop.train(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]

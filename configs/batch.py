@@ -38,11 +38,17 @@ class BatchPlan:
         return self.micro_batch * self.accumulation * self.shape.world_size
 
 
-def solve(config: RunConfig, shape: Shape | None = None) -> BatchPlan:
+def solve(config: RunConfig, shape: Shape | None = None, *, begun: BatchPlan | None = None) -> BatchPlan:
     """The batch plan of `config` on `shape`, or on the config's own shape: on a node range, the fewest nodes that work.
 
-    Raises UserError where no whole number of gradient accumulation steps gives the batch.
+    A run that was `begun` keeps its batch, and on another shape `micro_batch` is a ceiling. Raises UserError where no
+    whole number of gradient accumulation steps gives the batch.
     """
+    if begun is not None:
+        config = config.model_copy(update={"batch": config.batch or begun.batch})
+        shape = shape or solve(config).shape
+        if shape != begun.shape:
+            return _solve_on(config, shape, fixed=False)
     if shape is not None:
         return _solve_on(config, shape, fixed=_is_fixed(config))
     cluster = config.cluster

@@ -10,7 +10,9 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs.manifest import NAME, FileEntry, Manifest, sha256_of
+from configs.attempt_plan import AttemptPlan
+from configs.errors import UserError
+from configs.manifest import NAME, FileEntry, Manifest, layout_of, sha256_of
 from configs.payload import Reader
 from configs.run_dir import Attempt, RunDir, sync_directory, write_json
 
@@ -53,15 +55,32 @@ class Checkpoint:
             return f"{path}: does not read ({error.strerror})"
 
     def problems(self) -> list[str]:
-        """All that is wrong with it; empty where it verifies."""
+        """All that is wrong with it; empty where it verifies. Reads every byte."""
         try:
             manifest = self.manifest()
         except ValueError as error:
             return [str(error)]
+        return [problem for file in manifest.files if (problem := self.problem(file))] or self.strangers(manifest)
+
+    def strangers(self, manifest: Manifest) -> list[str]:
+        """What digests do not tell, where these are right: files and values that belong elsewhere, or are missing."""
+        identity, run = manifest.identity, RunDir(self.path.parent.parent)
+        if identity.run != run.path.name:
+            return [f"{self.path}: belongs to the run {identity.run}"]
+        plan = run.attempt(self.attempt).plan
+        if plan.is_file() and AttemptPlan.read(run.attempt(self.attempt)).nonce != identity.nonce:
+            return [f"{self.path}: belongs to another attempt {self.attempt} of a run of this name"]
         listed = {file.name for file in manifest.files}
-        strangers = [path for path in sorted(self.path.glob("fragments-*")) if path.name not in listed]
-        found = [f"{path}: is not in the manifest" for path in strangers]
-        return found + [problem for file in manifest.files if (problem := self.problem(file))]
+        if unlisted := [path for path in sorted(self.path.glob("fragments-*")) if path.name not in listed]:
+            return [f"{unlisted[0]}: is not in the manifest"]
+        try:
+            reader = self.reader()
+            sizes = {kind: reader.sizes(kind) for kind in manifest.kinds}
+        except ValueError as error:
+            return [str(error)]
+        if foreign := [path for path, carried in reader.metadata().items() if carried != identity.as_text()]:
+            return [f"{foreign[0]}: belongs to another checkpoint"]
+        return [f"{self.path}: {kind} is not whole" for kind in sizes if layout_of(sizes[kind]) != identity.layout]
 
     def quarantine(self) -> Path:
         """Take it out of sight and keep it for whoever wants to know what happened."""
@@ -98,6 +117,16 @@ def visible(run: RunDir) -> list[Checkpoint]:
         (c for c in found if all(c.step <= step for number, step in resumed.items() if number > c.attempt)),
         key=lambda checkpoint: (checkpoint.step, checkpoint.attempt),
     )
+
+
+def find(run: RunDir, step: int | None) -> Checkpoint:
+    """The checkpoint of `step`, or the newest. Raises UserError where there is none."""
+    there = {checkpoint.step: checkpoint for checkpoint in visible(run)}
+    if not there:
+        raise UserError(f"{run.path}: has no checkpoint yet")
+    if step is not None and step not in there:
+        raise UserError(f"{run.path}: has no checkpoint of step {step}; there are: {', '.join(map(str, there))}")
+    return there[max(there) if step is None else step]
 
 
 def quarantined(run: RunDir) -> list[Path]:

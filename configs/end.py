@@ -15,6 +15,7 @@ class End:
 
     reason: Literal["finished", "notice"]
     step: int
+    checkpoint: str | None  # the newest one's folder
     notice: str | None = None  # what asked for the stop: a signal's name, or a person
 
     @property

@@ -75,6 +75,11 @@ class Manifest:
             raise ValueError(f"is not a manifest ({type(error).__name__}: {error})") from None
 
 
+def layout_of(sizes: dict[str, int]) -> str:
+    """Digest of the trained parameters' names and elements: the same on every shape."""
+    return hashlib.sha256(json.dumps(sorted(sizes.items())).encode()).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

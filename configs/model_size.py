@@ -58,7 +58,10 @@ def _weight_files(unet: Path) -> list[Path]:
     if (single := unet / _SINGLE_FILE).is_file():
         return [single]
     for index in sorted(unet.glob("*.safetensors.index*.json")):
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError):
+            return []  # damaged: unknown, and the load will say why
         return [unet / name for name in sorted(set(shards))]
     return sorted(unet.glob("diffusion_pytorch_model.*.safetensors"))[:1]
 

@@ -10,10 +10,11 @@ import os
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from configs.manifest import FileEntry, Identity
 
@@ -64,11 +65,14 @@ def _write_all(file: FileIO, part: bytes | memoryview) -> None:
 
 
 class Reader:
-    """Any element range of any value of a checkpoint, whoever wrote it: reads headers first, then only these bytes."""
+    """Any element range of any value of a checkpoint, whoever wrote it: reads headers first, then only these bytes.
+
+    Raises ValueError, naming the file, where one does not open.
+    """
 
     def __init__(self, paths: list[Path]):
         self.pieces: dict[tuple[str, str], list[tuple[int, int, str, Path]]] = {}
-        self.files = {path: safe_open(path, framework="np") for path in paths}
+        self.files = {path: _open(path) for path in paths}
         for path, file in self.files.items():
             for key in file.keys():  # noqa: SIM118  (it is no dict)
                 kind, rest = key.split(":", 1)
@@ -109,3 +113,10 @@ class Reader:
         if filled != length:
             raise KeyError(f"{kind} of {name}: elements {offset} to {offset + length} are not all there")
         return values
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: does not read ({error})") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -117,6 +118,11 @@ class RunDir:
             raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
         return run
 
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunDir":
+        """Where the run of `config` lies, or will."""
+        return cls(Path(config.runs, config.name))
+
     @property
     def config(self) -> Path:
         return self.path / "run.yaml"
@@ -133,6 +139,11 @@ class RunDir:
     def slurm(self) -> Path:
         """What submitit and the batch shell write."""
         return self.path / "slurm"
+
+    @property
+    def sbatch(self) -> Path:
+        """The text that sbatch got for the newest job."""
+        return self.slurm / "job.sbatch"
 
     @property
     def control(self) -> Path:
@@ -173,6 +184,11 @@ class RunDir:
 
     def pictures_of(self, step: int) -> Path:
         return self.pictures / f"step-{step:08d}"
+
+    @property
+    def base(self) -> Path:
+        """A fork's base model: the weights of the run that it was forked from."""
+        return self.path / "base"
 
     @property
     def pipeline(self) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from configs import deepspeed_config
 from configs.attempt_plan import AttemptPlan
-from configs.batch import BatchPlan
+from configs.batch import BatchPlan, Shape, solve
 from configs.length import length_of
 from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
@@ -38,6 +38,12 @@ class Submission:
             nonce=secrets.token_hex(8),
             **asdict(self),
         )
+
+
+def cut(run: RunDir, config: RunConfig, shape: Shape | None = None) -> BatchPlan:
+    """How `config` cuts the batch on `shape`, or its own; a run that was begun keeps the batch it was begun with."""
+    attempts = run.attempts()
+    return solve(config, shape, begun=AttemptPlan.read(attempts[-1]).batch_plan if attempts else None)
 
 
 def open_attempt(run: RunDir, config: RunConfig, cut: BatchPlan) -> Attempt:

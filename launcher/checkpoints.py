@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from configs import checkpoints
 from configs.checkpoints import Checkpoint
-from configs.errors import UserError
 from configs.load import load
 from configs.retention import superfluous
 from configs.run_dir import RunDir
+from launcher.holder import hold
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,13 @@ def _row(checkpoint: Checkpoint, verify: bool) -> Row:
 def prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
     """Remove what the run's own policy (or `keep`) does not keep, and answer what went.
 
-    The newest that verifies is never removed, whatever the policy says.
+    The newest that verifies is never removed, whatever the policy says. Raises UserError while the run is trained.
     """
+    with hold(run):
+        return _prune(run, keep)
+
+
+def _prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
     policy = load(run.config).checkpoint
     if keep is not None:
         policy = policy.model_copy(update={"keep": keep})
@@ -69,7 +74,9 @@ def differences(run: RunDir, first: int, second: int) -> list[Difference]:
     """Every tensor that is not the same at steps `first` and `second`, the most changed first."""
     import numpy as np
 
-    before, after = (checkpoint.reader() for checkpoint in (_at(run, first), _at(run, second)))
+    before, after = (
+        checkpoint.reader() for checkpoint in (checkpoints.find(run, first), checkpoints.find(run, second))
+    )
     found = []
     for kind in sorted(before.kinds() | after.kinds()):
         sizes, others = before.sizes(kind), after.sizes(kind)
@@ -82,12 +89,3 @@ def differences(run: RunDir, first: int, second: int) -> list[Difference]:
                 change = float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-30)
                 found.append(Difference(kind, name, float(np.abs(b - a).max()), change))
     return sorted(found, key=lambda difference: -difference.relative)
-
-
-def _at(run: RunDir, step: int) -> Checkpoint:
-    there = {checkpoint.step: checkpoint for checkpoint in checkpoints.visible(run)}
-    if step not in there:
-        raise UserError(
-            f"{run.path}: has no checkpoint of step {step}; there are: {', '.join(map(str, there)) or 'none'}"
-        )
-    return there[step]

@@ -1,13 +1,18 @@
 """`lockstep export`: started as a process of its own, because it needs torch and this package does not."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from configs.checkpoints import find
 from configs.errors import LockstepError, UserError
-from configs.run_dir import RunDir
+from configs.run_dir import RunDir, write_json
 from configs.schema import RunConfig
+from configs.submission import Submission
+from launcher.holder import hold
+from launcher.submit import check
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
@@ -19,10 +24,24 @@ def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> 
 
 
 def forked(config: RunConfig, parent: str) -> RunConfig:
-    """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder."""
-    run, base = RunDir(Path(config.runs, config.name)), Path(config.runs, config.name, "base")
-    if run.path == RunDir.at(parent).path:
+    """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder.
+
+    Everything else is checked before anything is written. Raises UserError where the run was begun otherwise.
+    """
+    run, source = RunDir(Path(config.runs, config.name)), RunDir.at(parent)
+    if run.path == source.path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
-    if not base.is_dir() and run_export(RunDir.at(parent), None, "raw", str(base)):
-        raise LockstepError(f"{parent}: its weights could not be exported, so there is nothing to fork from")
-    return config.model_copy(update={"model": str(base)})
+    onto = config.model_copy(update={"model": str(run.base)})
+    origin = run.base / "origin.json"
+    if origin.is_file():
+        if (before := json.loads(origin.read_text())["run"]) != str(source.path):
+            raise UserError(f"{run.path}: was forked from {before}; give this one another name")
+        return onto
+    newest = find(source, None)
+    check(config.model_copy(update={"model": Submission.read(source).model_folder}))
+    with hold(run):
+        if code := run_export(source, newest.step, "raw", str(run.base)):
+            kind = UserError if code == UserError.exit_code else LockstepError
+            raise kind(f"{parent}: its weights could not be exported, so there is nothing to fork from")
+        write_json(origin, {"run": str(source.path), "checkpoint": newest.path.name})
+    return onto

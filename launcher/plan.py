@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from configs.batch import BatchPlan, Shape, divisors, solve, splits
+from configs.batch import BatchPlan, Shape, divisors, splits
 from configs.checkpoints import visible
 from configs.dataset import list_samples, settle
 from configs.deepspeed_config import render
@@ -20,6 +20,7 @@ from configs.model_folder import check_model_folder
 from configs.model_size import States, activation_bytes, all_states, checkpoint_bytes, unet_parameters
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
+from configs.submission import cut
 from launcher.words import rate
 
 _SHAPES_SHOWN = 5
@@ -81,12 +82,12 @@ def make_plan(config: RunConfig, request: Request) -> Plan:
 
     Raises UserError where the batch does not divide, the data or the model folder is not there.
     """
-    split = solve(config, _shape(config, request))
+    run_dir = RunDir(Path(config.runs) / config.name)
+    split = cut(run_dir, config, _shape(config, request))
     if os.path.isabs(config.model):  # a hub id is resolved by submit
         check_model_folder(Path(config.model))
     dataset, notes = _dataset_size(config, request)
     length = length_of(config, split.batch, dataset)
-    run_dir = RunDir(Path(config.runs) / config.name)
     plan = Plan(
         config=config,
         split=split,
@@ -101,7 +102,7 @@ def make_plan(config: RunConfig, request: Request) -> Plan:
         shapes=_shapes(config, split),
         deepspeed=render(config, split),
         notes=notes,
-        next=_submit(config, request),
+        next=_submit(config, request, split),
     )
     plan.notes.extend(_warnings(plan))
     return plan
@@ -190,12 +191,15 @@ def _shapes(config: RunConfig, split: BatchPlan) -> list[BatchPlan]:
     return [found[nodes] for nodes in sorted(near)]
 
 
-def _submit(config: RunConfig, request: Request) -> str:
+def _submit(config: RunConfig, request: Request, split: BatchPlan) -> str:
     """The command that starts what was planned, the shape asked for with it."""
-    local = ["--local"] if config.cluster.site is None else []
-    shape = [f"cluster.nodes={request.nodes}"] if request.nodes else []
-    shape += [f"cluster.gpus_per_node={request.gpus_per_node}"] if request.gpus_per_node else []
-    return shlex.join(["lockstep", "submit", request.file, *local, *request.overrides, *shape])
+    here = config.cluster.site is None and split.shape.nodes == 1
+    if here:
+        shape = ["--local", *(["--ranks", str(request.gpus_per_node)] if request.gpus_per_node else [])]
+    else:
+        shape = [f"cluster.nodes={request.nodes}"] if request.nodes else []
+        shape += [f"cluster.gpus_per_node={request.gpus_per_node}"] if request.gpus_per_node else []
+    return shlex.join(["lockstep", "submit", request.file, *shape, *request.overrides])
 
 
 def _warnings(plan: Plan) -> list[str]:

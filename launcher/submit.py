@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
-from configs.batch import BatchPlan, Shape, solve
+from configs.batch import BatchPlan, Shape
 from configs.dataset import check_images, digest, list_samples, settle, to_lines
 from configs.end import End
 from configs.errors import UserError
@@ -14,7 +14,7 @@ from configs.length import length_of
 from configs.load import dump, load
 from configs.run_dir import RunDir, write_atomic
 from configs.schema import RunConfig
-from configs.submission import Submission
+from configs.submission import Submission, cut
 from launcher.hub import resolve
 
 
@@ -47,13 +47,14 @@ class Ready:
 
 def check(config: RunConfig, shape: Shape | None = None) -> Ready:
     """The run of `config`, on `shape` or the config's own. Raises UserError; writes nothing."""
-    cut = solve(config, shape)
+    run = RunDir(Path(config.runs, config.name))
+    split = cut(run, config, shape)
     folder = Path(config.data.images)
     listing = check_images(folder, list_samples(folder))
     samples = settle(config.data, listing)
     lines = to_lines(samples)
     submission = Submission(str(resolve(config.model)), len(samples), digest(lines))
-    ready = Ready(RunDir(Path(config.runs, config.name)), config, cut, submission, lines, listing.problems)
+    ready = Ready(run, config, split, submission, lines, listing.problems)
     check_same_run(ready)
     return ready
 

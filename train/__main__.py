@@ -6,11 +6,11 @@ NOTICE = Notice()  # before anything slow is imported: a notice that comes early
 
 import argparse  # noqa: E402
 import os  # noqa: E402
-import sys  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from configs.run_dir import Attempt, RunDir  # noqa: E402
+from configs.run_dir import RunDir  # noqa: E402
+from train.log import open_log  # noqa: E402
 
 # Ranks read what `submit` has fetched, and their logs hold no progress bars.
 QUIET = {
@@ -30,7 +30,7 @@ def main() -> int:
     run = RunDir(asked.run_dir)
     attempt = run.attempt(asked.attempt) if asked.attempt else run.attempts()[-1]
     rank = int(os.environ.get("RANK", "0"))
-    write_log(attempt, rank)
+    open_log(attempt, rank)
     os.environ.update(QUIET)
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
     try:
@@ -46,15 +46,5 @@ def main() -> int:
         return report(attempt, rank, error)
 
 
-def write_log(attempt: Attempt, rank: int) -> None:
-    """Send everything this rank prints, from C too, to its own log."""
-    log = os.open(attempt.log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
-
-
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a process group whose peer is gone may hang when Python takes it down
+    os._exit(main())  # a process group whose peer is gone may hang when Python takes it down

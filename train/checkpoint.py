@@ -23,6 +23,7 @@ from train import fragments as state
 from train.distributed import World
 from train.ema import Ema
 from train.engine import Engine
+from train.heartbeat import OTHERS, Progress
 from train.snapshot import Snapshot
 
 ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds
@@ -41,9 +42,10 @@ class Saver:
         engine: Engine,
         ema: Ema | None,
         start: int,
+        progress: Progress,
     ):
         self.policy, self.run, self.attempt, self.plan = policy, run, attempt, plan
-        self.world, self.engine, self.ema = world, engine, ema
+        self.world, self.engine, self.ema, self.progress = world, engine, ema, progress
         self.buffers: list[torch.Tensor] = []
         self.in_flight: Snapshot | None = None
         self.owed = False  # a save that came due while another was in flight
@@ -64,10 +66,14 @@ class Saver:
         notice, due, busy = self.world.agree([notice, due, busy])
         if self.in_flight is not None and not busy:
             self._commit()
-        self.owed = False
+        owed, self.owed = self.owed, False
         if notice or last:
             self._save_now(step)
         elif due and self.in_flight is not None:
+            if self.world.leads and not owed:
+                print(
+                    f"step {self.in_flight.draft.identity.step} is still being written; the next save waits", flush=True
+                )
             self.owed = True
         elif due and self._begin(step) and self.policy.mode == "sync":
             self._commit()
@@ -132,7 +138,9 @@ class Saver:
         """Wait for every rank's file and make them one visible checkpoint, or none."""
         snapshot, self.in_flight = self.in_flight, None
         assert snapshot is not None
+        self.progress.now("writing its part of the checkpoint")
         snapshot.thread.join()
+        self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
         outcomes = self.world.gather(snapshot.outcome)
         problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.leads else None)
         if problem is not None:
@@ -166,7 +174,10 @@ class Saver:
         doomed = set(superfluous(self.policy, [checkpoint.step for checkpoint in there]))
         for checkpoint in there:
             if checkpoint.step in doomed:
-                checkpoints.remove(checkpoint)
+                try:
+                    checkpoints.remove(checkpoint)
+                except OSError as error:  # the new one stands; the old one only takes room
+                    print(f"ALARM: {checkpoint.path} could not be removed: {error.strerror}", flush=True)
 
     def _fail(self, folder: Path, problem: str) -> None:
         """A save that cannot be had costs itself only: say so loudly, clean up, train on."""

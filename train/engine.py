@@ -1,13 +1,12 @@
 """DeepSpeed's engine around the UNet: the sharding is its, the optimizer and the learning rate are ours."""
 
-import hashlib
-import json
 from typing import Any
 
 import deepspeed
 import torch
 from torch.optim import AdamW
 
+from configs.manifest import layout_of
 from configs.schema import RunConfig
 from train import fragments
 
@@ -38,7 +37,7 @@ class Engine:
         self.held = fragments.held_fragments(self.deepspeed)
         fragments.self_test(self.deepspeed, self.owned)
         fragments.set_masters(self.held, base)
-        self.layout = hashlib.sha256(json.dumps(sorted(self.sizes.items())).encode()).hexdigest()
+        self.layout = layout_of(self.sizes)
 
     @property
     def unet(self) -> torch.nn.Module:

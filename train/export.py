@@ -24,15 +24,22 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 
 KINDS = {"ema": "ema", "raw": "weights"}
+MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
 def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None:
-    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card."""
+    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card.
+
+    Takes the place of an older export; raises UserError where `out` holds anything else.
+    """
     config, plan = load(run.config), AttemptPlan.read(run.attempt(checkpoint.attempt))
     model = Path(plan.model_folder)
-    temporary = out.with_name(f".{out.name}-new")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
+    if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: is there and was not exported by Lockstep; name another folder, or remove it")
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
     index = json.loads((model / "model_index.json").read_text())
     shutil.copy(model / "model_index.json", temporary)
@@ -43,9 +50,13 @@ def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None
     _unet(model, checkpoint, KINDS[weights]).save_pretrained(temporary / "unet")
     card = _card(config, plan, checkpoint.step, weights, prediction)
     (temporary / "README.md").write_text(card, encoding="utf-8")
+    (temporary / MARK).write_text(
+        json.dumps({"run": run.path.name, "step": checkpoint.step, "weights": weights}) + "\n"
+    )
     if out.exists():
-        shutil.rmtree(out)
+        out.rename(old)
     temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _unet(model: Path, checkpoint: Checkpoint, kind: str) -> UNet2DConditionModel:
@@ -108,18 +119,6 @@ image = pipeline("a prompt").images[0]
 """
 
 
-def choose(run: RunDir, step: int | None) -> Checkpoint:
-    """The verified checkpoint of `step`, or the newest. Raises UserError where there is none."""
-    there = {checkpoint.step: checkpoint for checkpoint in checkpoints.visible(run)}
-    if not there or (step is not None and step not in there):
-        steps = ", ".join(map(str, there)) or "none"
-        raise UserError(f"{run.path}: has no checkpoint of step {step}; there are: {steps}")
-    chosen = there[max(there) if step is None else step]
-    if problems := chosen.problems():
-        raise LockstepError(f"{problems[0]}; choose another step")
-    return chosen
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -P -m train.export")
     parser.add_argument("run_dir", type=Path)
@@ -128,11 +127,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     run = RunDir(asked.run_dir)
-    chosen = choose(run, asked.step)
+    chosen = checkpoints.find(run, asked.step)
+    if problems := chosen.problems():
+        raise LockstepError(f"{problems[0]}; choose another step")
     weights = asked.weights or load(run.config).exported
     if KINDS[weights] not in chosen.manifest().kinds:
         raise UserError(f"{chosen.path}: holds no average; write --weights raw")
-    export(run, chosen, weights, asked.out.absolute())
+    try:
+        export(run, chosen, weights, asked.out.absolute())
+    except OSError as error:
+        raise UserError(f"{error.filename or asked.out}: {error.strerror}; name another folder with --out") from None
     print(f"exported {weights} weights of step {chosen.step} to {asked.out}")
 
 

@@ -2,7 +2,7 @@
 can answer.
 
 A notice cannot interrupt a collective: where one rank hangs, the others wait for it. Their watchdogs see whose sign of
-life is the oldest, name it, and leave before the machine is taken away.
+life or whose progress is the oldest, name it, and leave before the machine is taken away.
 """
 
 import json
@@ -17,6 +17,8 @@ from train.failure import report
 from train.notice import Notice
 
 PERIOD = 1.0  # seconds between two signs of life
+SILENT = 5.0  # seconds without one that tell a rank that is stopped or gone from one that waits
+OTHERS = "waiting for the other ranks"  # how what a rank does begins when it is not the one to blame
 HOST = socket.gethostname()
 
 
@@ -28,13 +30,26 @@ class Superseded(LockstepError):
     """This attempt goes on although the next one has begun."""
 
 
-class Heartbeat:
-    """The loop sets `step`, the steps that are done; a thread writes it down every second, and keeps watch."""
+class Progress:
+    """What this rank's main thread is doing, and since when: it says so itself, whenever it comes to something else."""
 
-    def __init__(self, run: RunDir, attempt: Attempt, rank: int, size: int, notice: Notice, notice_seconds: float):
-        self.run, self.attempt, self.rank, self.size, self.notice = run, attempt, rank, size, notice
-        self.patience = notice_seconds / 2
-        self.step = 0
+    def __init__(self) -> None:
+        self.step = 0  # steps that are done
+        self.now("loading")
+
+    def now(self, doing: str) -> None:
+        self.doing, self.since = doing, time.time()
+
+
+class Heartbeat:
+    """A thread that writes `progress` down every second, and keeps watch."""
+
+    def __init__(
+        self, run: RunDir, attempt: Attempt, rank: int, size: int, notice: Notice, progress: Progress, seconds: float
+    ):
+        self.run, self.attempt, self.rank, self.size = run, attempt, rank, size
+        self.notice, self.progress = notice, progress
+        self.patience = seconds / 2  # of the time between a notice and the machine's end
         self.save_asked = threading.Event()  # rank 0's: a person wants a checkpoint now
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -45,13 +60,25 @@ class Heartbeat:
         self.thread.join()
 
     def _beat(self) -> None:
+        alarmed = False
         while not self.stopped.wait(PERIOD):
-            beat = {"time": time.time(), "rank": self.rank, "step": self.step, "host": HOST, "pid": os.getpid()}
-            write_atomic(self.attempt.heartbeat(self.rank), json.dumps(beat))
-            if self.rank == 0:
-                self._hear()
-            if self.notice.since is not None and time.monotonic() - self.notice.since > self.patience:
-                self._leave()
+            try:
+                self._write()
+                if self.rank == 0:
+                    self._hear()
+            except OSError as error:  # a full disk must not end the watch
+                if not alarmed:
+                    print(f"ALARM: no sign of life can be written: {error}", flush=True)
+                alarmed = True
+            if self.notice.since is not None:
+                asked = time.time() - (time.monotonic() - self.notice.since)
+                if time.time() - max(asked, self.progress.since) > self.patience:
+                    self._leave()
+
+    def _write(self) -> None:
+        now = self.progress
+        beat = {"time": time.time(), "rank": self.rank, "step": now.step, "doing": now.doing, "since": now.since}
+        write_atomic(self.attempt.heartbeat(self.rank), json.dumps(beat | {"host": HOST, "pid": os.getpid()}))
 
     def _hear(self) -> None:
         """Requests in the run's `control` folder. `stop` stays until the next submit, `save` goes once it is heard.
@@ -68,19 +95,20 @@ class Heartbeat:
             self.save_asked.set()
 
     def _leave(self) -> None:
-        rank, step, age = self._oldest()
-        stuck = Stuck(
-            f"{self.notice.reason} came {self.patience:g} s ago and no step has ended since; rank {rank} hangs in step "
-            f"{step + 1}: its last sign of life is {age:.0f} s old"
-        )
+        stuck = Stuck(f"{self.notice.reason} came and was not answered in {self.patience:g} s: {self._culprit()}")
         os._exit(report(self.attempt, self.rank, stuck))
 
-    def _oldest(self) -> tuple[int, int, float]:
-        """Rank, step and age in seconds of the oldest sign of life."""
+    def _culprit(self) -> str:
+        """The rank that gave no sign of life for longest, or else that made no progress for longest."""
         now, beats = time.time(), []
         for rank in range(self.size):
             path = self.attempt.heartbeat(rank)
-            beat = json.loads(path.read_text()) if path.exists() else {"time": 0.0, "step": 0}
-            beats.append((beat["time"], rank, beat["step"]))
-        seen, rank, step = min(beats)
-        return rank, step, now - seen
+            if not path.exists():
+                return f"rank {rank} never gave a sign of life"
+            beats.append(json.loads(path.read_text()))
+        silent = min(beats, key=lambda beat: beat["time"])
+        stuck = min(beats, key=lambda beat: (beat["doing"].startswith(OTHERS), beat["step"], beat["since"]))
+        if now - silent["time"] > SILENT:
+            return f"rank {silent['rank']} hangs: its last sign of life is {now - silent['time']:.0f} s old"
+        place = f"after {stuck['step']} steps, for {now - stuck['since']:.0f} s"
+        return f"rank {stuck['rank']} has been {stuck['doing']}, {place}"

@@ -23,7 +23,7 @@ from train.checkpoint import Saver
 from train.ema import Ema
 from train.engine import Engine
 from train.export import export
-from train.heartbeat import Heartbeat
+from train.heartbeat import Heartbeat, Progress
 from train.metrics import Sinks
 from train.notice import Notice
 from train.pictures import Painter
@@ -40,6 +40,8 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
     length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
     if world.leads:
         write_json(attempt.environment, _environment(world))
+    progress = Progress()
+    heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
 
     parts = model.load(config, Path(plan.model_folder), world.device)
     lines = run.dataset.read_text(encoding="utf-8")
@@ -50,14 +52,15 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
     ema = Ema(config.ema, engine.owned) if config.ema else None
     trainer = Trainer(parts, engine, ema, world.device)
     start = resume(run, attempt, plan, world, engine, ema)
-    saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start)
-    heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, config.checkpoint.notice_seconds)
+    progress.step = start
+    saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start, progress)
     painter = Painter(config, parts, engine, world) if config.pictures else None
 
     steps = range(start + 1, length.steps + 1)
     sinks = Sinks(run, attempt, steps.start, length) if world.leads else None
     batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
     end = loop.train(config, run, length, steps, world, trainer, batches, saver, painter, sinks, notice, heartbeat)
+    progress.now("exporting")
     heartbeat.stop()
     if end.reason == "finished" and world.leads:
         export(run, checkpoints.visible(run)[-1], config.exported, run.pipeline)
@@ -72,8 +75,7 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
 
 def _prepare_torch(config: RunConfig, world: distributed.World) -> None:
     transformers_logging.disable_progress_bar()
-    torch.backends.cuda.matmul.allow_tf32 = not config.deterministic
-    torch.backends.cudnn.allow_tf32 = not config.deterministic
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
     if config.deterministic and world.device.type == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from configs import checkpoints
 from configs.end import End
 from configs.length import Length
 from configs.lr import learning_rate
@@ -11,7 +12,7 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from train.checkpoint import Saver
 from train.distributed import World
-from train.heartbeat import Heartbeat
+from train.heartbeat import Heartbeat, Progress
 from train.metrics import Sinks, Window
 from train.notice import Notice
 from train.pictures import Painter
@@ -34,18 +35,20 @@ def train(
 ) -> End:
     """Make `steps` in order; stop early where any rank was given notice. `sinks` is rank 0's alone."""
     if any(world.agree([notice.given])):  # it came while the ranks were loading
-        return End("notice", steps.start - 1, notice.reason)
+        return _stopped(run, steps.start - 1, world, notice)
     if painter is not None and steps.start == 1:
         painter.draw(run, 0, sinks)  # the base model, to compare with
-    window = Window(world.device)
+    progress, window = heartbeat.progress, Window(world.device)
+    batches = _watched(micro_batches, progress)
     for step in steps:
         rate = learning_rate(config, step, length.steps)
         try:
-            window.add(trainer.step(step, rate, micro_batches, saver.wait_for_copy))
+            window.add(trainer.step(step, rate, batches, saver.wait_for_copy))
         except Exception as error:
             error.add_note(f"in step {step}")
             raise
-        heartbeat.step = step
+        progress.step = step
+        progress.now("reporting")
 
         if step % config.report_every_steps == 0 or step == length.steps:
             scalars = window.close(world, trainer.engine, length, step, rate) | saver.scalars()
@@ -59,5 +62,27 @@ def train(
         if asked := heartbeat.save_asked.is_set():
             heartbeat.save_asked.clear()
         if saver.boundary(step, notice=notice.given, asked=asked, last=step == length.steps) and step < length.steps:
-            return End("notice", step, notice.reason)
-    return End("finished", length.steps)
+            return _stopped(run, step, world, notice)
+    return End("finished", length.steps, _newest(run, world))
+
+
+def _stopped(run: RunDir, step: int, world: World, notice: Notice) -> End:
+    """Every rank knows what reached any of them."""
+    reasons = [reason for reason in world.gather(notice.reason) if reason is not None]
+    return End("notice", step, _newest(run, world), reasons[0])
+
+
+def _newest(run: RunDir, world: World) -> str | None:
+    """Rank 0 says which one it is: other ranks may not see it yet."""
+    there = checkpoints.visible(run) if world.leads else []
+    name: str | None = world.broadcast(there[-1].path.name if there else None)
+    return name
+
+
+def _watched(micro_batches: Iterator[dict[str, torch.Tensor]], progress: Progress) -> Iterator[dict[str, torch.Tensor]]:
+    """The same micro-batches; says which of the two takes long, getting them or their passes."""
+    progress.now("waiting for samples")
+    for micro_batch in micro_batches:
+        progress.now("in a micro-batch's passes")
+        yield micro_batch
+        progress.now("waiting for samples")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from configs.length import Length
 from configs.run_dir import Attempt, RunDir, write_atomic
@@ -70,7 +71,7 @@ class Sinks:
     def __init__(self, run: RunDir, attempt: Attempt, first_step: int, length: Length):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.length = length
+        self.length, self.lost = length, 0
         _drop_rolled_back(run.metrics, first_step)
         self.files = [open(path, "a", encoding="utf-8") for path in (attempt.metrics, run.metrics)]  # noqa: SIM115
         # purge_step from the first writer on: only then does TensorBoard drop the steps that a later attempt repeats
@@ -81,10 +82,12 @@ class Sinks:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         line = json.dumps({"step": step, "time": time.time(), **values})
         for file in self.files:
-            file.write(line + "\n")
-            file.flush()
-        for tag, value in values.items():
-            self.board.add_scalar(tag, value, step)
+            with self.unharmed():
+                file.write(line + "\n")
+                file.flush()
+        with self.unharmed():
+            for tag, value in values.items():
+                self.board.add_scalar(tag, value, step)
         left = format_time(round((self.length.steps - step) * values["time/step_s"]))
         print(
             f"step {step}/{self.length.steps}  epoch {values['progress/epoch']:.2f}  loss {values['loss/train']:.5f}  "
@@ -92,14 +95,27 @@ class Sinks:
             flush=True,
         )
 
-    def picture(self, step: int, tag: str, pixels: Any) -> None:
-        """`pixels`: uint8, (height, width, 3)."""
-        self.board.add_image(tag, pixels, step, dataformats="HWC")
+    def picture(self, step: int, tag: str, path: Path, pixels: Any) -> None:
+        """`pixels`: uint8, (height, width, 3); to `path` and to TensorBoard."""
+        with self.unharmed():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            self.board.add_image(tag, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.board.close()
-        for file in self.files:
-            file.close()
+        for file in (self.board, *self.files):
+            with self.unharmed():
+                file.close()
+
+    @contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """What only watches does not end a run: a full disk costs its lines and pictures, with an alarm in the log."""
+        try:
+            yield
+        except OSError as error:
+            self.lost += 1
+            if self.lost == 1:
+                print(f"ALARM: metrics and pictures are being lost: {error}", flush=True)
 
 
 def _drop_rolled_back(metrics: Path, first_step: int) -> None:

@@ -6,7 +6,6 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
@@ -50,10 +49,9 @@ class Painter:
         if sinks is None:
             return
         folder = run.pictures_of(step)
-        folder.mkdir(parents=True, exist_ok=True)
         for index, pixels in sorted(everything.items()):
-            Image.fromarray(pixels).save(folder / f"{index:02d}-{slug(prompts[index])}.png")
-            sinks.picture(step, f"pictures/{index:02d} {prompts[index][:60]}", pixels)
+            name, tag = f"{index:02d}-{slug(prompts[index])}.png", f"pictures/{index:02d} {prompts[index][:60]}"
+            sinks.picture(step, tag, folder / name, pixels)
 
     @torch.no_grad()
     def _draw(self, prompt: str, seed: int) -> np.ndarray:

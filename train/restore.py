@@ -6,7 +6,6 @@ from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
 from configs.checkpoints import Checkpoint, Resume
 from configs.errors import LockstepError
-from configs.manifest import Manifest
 from configs.run_dir import Attempt, RunDir
 from train import fragments as state
 from train.distributed import World
@@ -24,7 +23,7 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
         candidates = world.broadcast(checkpoints.visible(run) if world.leads else None)
         if not candidates:
             break
-        problems = _verify(candidates[-1], run, world, engine)
+        problems = _verify(candidates[-1], world, engine)
         if not problems:
             break
         if world.leads:
@@ -32,15 +31,15 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
             print(f"{problems[0]}\nstep {candidates[-1].step} is not used, and kept as {kept}", flush=True)
         world.barrier()
     chosen = candidates[-1] if candidates else None
-    if world.leads:
-        checkpoints.sweep(run)
-        Resume(chosen.step if chosen else 0, chosen.path.name if chosen else None, plan.nonce).write(attempt)
     bad = world.broadcast(checkpoints.quarantined(run) if world.leads else None)
-    if chosen is None and bad:
+    if chosen is None and bad:  # before this attempt records its start, which would hide what is mended later
         raise LockstepError(
             f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; "
             "mend one and take `quarantined-` off its name, or remove them to start from the base model"
         )
+    if world.leads:
+        checkpoints.sweep(run)
+        Resume(chosen.step if chosen else 0, chosen.path.name if chosen else None, plan.nonce).write(attempt)
     if chosen is None:
         return 0
     _apply(chosen, world, engine, ema)
@@ -49,31 +48,20 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
     return chosen.step
 
 
-def _verify(checkpoint: Checkpoint, run: RunDir, world: World, engine: Engine) -> list[str]:
-    """All that any rank finds wrong; the ranks share the files."""
+def _verify(checkpoint: Checkpoint, world: World, engine: Engine) -> list[str]:
+    """All that any rank finds wrong; the ranks share the reading. What lies in the files is looked at only where all
+    their digests are right."""
     try:
         manifest = checkpoint.manifest()
         found = [problem for f in manifest.files[world.rank :: world.size] if (problem := checkpoint.problem(f))]
-        if not found:
-            found = _strangers(checkpoint, manifest, run, engine)
     except ValueError as error:
         found = [str(error)]
-    return [problem for part in world.gather(found) for problem in part]
-
-
-def _strangers(checkpoint: Checkpoint, manifest: Manifest, run: RunDir, engine: Engine) -> list[str]:
-    """What belongs to another run, step, attempt or model."""
-    place = checkpoint.path
-    if manifest.identity.run != run.path.name:
-        return [f"{place}: belongs to the run {manifest.identity.run}"]
-    if manifest.identity.layout != engine.layout:
-        return [f"{place}: holds other parameters than this model trains"]
-    reader = checkpoint.reader()
-    wanted = manifest.identity.as_text()
-    strangers = [path for path, carried in reader.metadata().items() if carried != wanted]
-    if strangers:
-        return [f"{strangers[0]}: belongs to another checkpoint"]
-    return [f"{place}: {kind} is not whole" for kind in manifest.kinds if reader.sizes(kind) != engine.sizes]
+    problems = [problem for part in world.gather(found) for problem in part]
+    if not problems and world.leads:
+        problems = checkpoint.strangers(manifest)
+        if not problems and manifest.identity.layout != engine.layout:
+            problems = [f"{checkpoint.path}: holds other parameters than this model trains"]
+    return list(world.broadcast(problems))
 
 
 def _apply(checkpoint: Checkpoint, world: World, engine: Engine, ema: Ema | None) -> None:

@@ -41,9 +41,10 @@ class Snapshot:
             for buffer, source in zip(self.buffers, self.sources, strict=True):
                 buffer.copy_(source)
             return
-        stream = torch.cuda.Stream()  # beside the stream that goes on computing
-        with torch.cuda.stream(stream):
+        device = self.sources[0].device  # a new thread's own is GPU 0
+        stream = torch.cuda.Stream(device)  # beside the stream that goes on computing
+        with torch.cuda.device(device), torch.cuda.stream(stream):
             stream.wait_event(self.ready)
             for buffer, source in zip(self.buffers, self.sources, strict=True):
                 buffer.copy_(source, non_blocking=True)
-        stream.synchronize()
+            stream.synchronize()

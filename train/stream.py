@@ -87,7 +87,7 @@ class Stream(Dataset):
             path = Path(self.data.images, sample.image)
             try:
                 return load_square(path, self.data, crop_at, flip), sample.caption
-            except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+            except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 if self.data.on_bad_sample == "error":
                     cure = "mend or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None

@@ -24,13 +24,13 @@ LENGTH = Length(steps=200, batch=4, dataset=100)
 PICTURE = "pictures/00 a red circle"
 
 
-def report(sinks: Sinks, attempt: int, steps: range) -> None:
+def report(sinks: Sinks, attempt: int, steps: range, folder: Path) -> None:
     """One report per step, one picture every fifth; values tell which attempt they come from."""
     for step in steps:
         values = {"loss/train": attempt + step / 1000, "time/step_s": 0.1, "progress/epoch": step / 25}
         sinks.scalars(step, values | {"lr-AdamW/group0": 1e-4, "throughput/samples_per_sec": 40.0})
         if step % 5 == 0:
-            sinks.picture(step, PICTURE, np.full((8, 8, 3), step, np.uint8))
+            sinks.picture(step, PICTURE, folder / f"{step}.png", np.full((8, 8, 3), step, np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = RunDir(tmp_path_factory.mktemp("runs") / "board")
     for number, steps in ((1, range(1, 101)), (2, range(61, 201))):
         sinks = Sinks(run, run.open_attempt(), steps.start, LENGTH)
-        report(sinks, number, steps)
+        report(sinks, number, steps, run.pictures)
         sinks.close()
     return run
 
@@ -119,7 +119,7 @@ def test_the_metrics_of_the_run_drop_what_was_rolled_back(run: RunDir) -> None:
 def test_a_torn_last_line_does_not_stop_the_next_attempt(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "torn")
     sinks = Sinks(run, run.open_attempt(), 1, LENGTH)
-    report(sinks, 1, range(1, 4))
+    report(sinks, 1, range(1, 4), run.pictures)
     sinks.close()
     run.metrics.write_text(run.metrics.read_text()[:-20])
     Sinks(run, run.open_attempt(), 4, LENGTH).close()

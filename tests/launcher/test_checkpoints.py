@@ -67,17 +67,27 @@ def test_a_run_that_somebody_trains_is_refused_and_the_holder_named(extended: Ex
 
 def test_a_fork_starts_from_the_weights_with_another_batch(trained: Trained, tmp_path: Path) -> None:
     before = everything_in(trained.run.path)
-    words = ("submit", trained.file, *LOCAL, 1, "name=forked", f"runs={tmp_path}", "batch=4", "seed=3", "steps=1")
-    forked = lockstep(*words, "--fork", trained.run.path)
+    words = ("submit", trained.file, *LOCAL, 1, f"runs={tmp_path}", "steps=1")
+    forked = lockstep(*words, "name=forked", "batch=4", "seed=3", "--fork", trained.run.path)
     assert (forked.returncode, forked.stderr) == (0, ""), forked
     run = RunDir(tmp_path / "forked")
     base = load_file(run.path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
     assert same(base, weights_of(trained.run, "weights"))
-    assert "lr 1.00e-03" in forked.stdout or "step 1/1" in forked.stdout
+    assert "step 1/1" in forked.stdout
+    assert json.loads(run.attempt(1).plan.read_text())["model_folder"] == str(run.base)
     assert everything_in(trained.run.path) == before, "the parent is read and not touched"
+    wrong = lockstep(*words, "name=wrong", "batch=5", "micro_batch=2", "--fork", trained.run.path)
+    assert (wrong.returncode, (tmp_path / "wrong").exists()) == (2, False), "refused before anything is written"
     itself = lockstep("submit", trained.file, *LOCAL, 1, "--fork", trained.run.path)
     assert itself.returncode == 2
     assert "is this run itself" in itself.stderr
+
+
+def test_an_export_takes_the_place_of_nothing_else(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = lockstep("export", trained.run.path, "--out", tmp_path)
+    assert (done.returncode, "was not exported by Lockstep" in done.stderr) == (2, True), done
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def weights_of(run: RunDir, kind: str) -> dict[str, torch.Tensor]:

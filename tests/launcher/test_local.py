@@ -36,7 +36,12 @@ def everything_in(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_it_ends_with_0_and_leaves_nothing_running(trained: Trained) -> None:
     assert (trained.ended.returncode, trained.ended.stderr) == (0, ""), trained.ended
-    assert end_of(trained.run, 1) == {"reason": "finished", "step": STEPS, "notice": None}
+    assert end_of(trained.run, 1) == {
+        "reason": "finished",
+        "step": STEPS,
+        "checkpoint": f"step-{STEPS:08d}-a0001",
+        "notice": None,
+    }
     assert processes_of(trained.run.path) == []
     assert "not ours" not in (trained.ended.stdout + trained.attempt.launcher_log.read_text())
 
@@ -120,6 +125,7 @@ def test_the_export_changes_the_unet_and_nothing_else(trained: Trained) -> None:
     changed = {str(path) for path in base.keys() | exported.keys() if base.get(path) != exported.get(path)}
     assert changed == {
         "README.md",
+        "lockstep.json",
         "scheduler/scheduler_config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }

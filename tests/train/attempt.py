@@ -1,24 +1,25 @@
 """One rank of a real attempt, with faults: the program that the fault tests run.
 
 Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}:
-rank, call (open, write, fsync, replace, rename, rmtree), on (text that the path holds), count (which call of them),
-when (before, after), and do (kill, slow, hang, full).
+rank, call (open, write, fsync, replace, rename, remove), on (a regular expression for the path), count (which call of
+them), when (before, after), and do (kill, slow, hang, full). A file `fired` in the attempt's folder says that it did.
 
 Every rank also writes down the positions it consumes, step by step.
 """
 
 import builtins
+import contextlib
 import errno
 import json
 import os
-import shutil
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
-from configs import payload
-from configs.run_dir import RunDir
+from configs import checkpoints, payload
+from configs.run_dir import Attempt, RunDir
 from train.job import run_attempt
 from train.notice import Notice
 from train.step import Trainer
@@ -26,7 +27,7 @@ from train.step import Trainer
 SLOW = 0.3  # seconds that a slow rank takes longer for each write
 
 
-def install(fault: dict) -> None:
+def install(fault: dict, attempt: Attempt) -> None:
     """Make the file operations of this rank fail where the fault says."""
     if not fault or fault["rank"] != int(os.environ["RANK"]):
         return
@@ -34,8 +35,10 @@ def install(fault: dict) -> None:
 
     def strike(path: object) -> None:
         nonlocal seen
-        if fault["on"] in str(path):
+        if re.search(fault["on"], str(path)):
             seen += 1
+            if seen == fault["count"]:
+                (attempt.path / "fired").touch()
             if fault["do"] == "slow":
                 time.sleep(SLOW)
             elif seen == fault["count"]:
@@ -63,13 +66,17 @@ def install(fault: dict) -> None:
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
         "rename": (os, "rename"),
-        "rmtree": (shutil, "rmtree"),
+        "remove": (checkpoints, "remove"),
     }[fault["call"]]
     setattr(module, name, struck(getattr(module, name)))
 
 
 def path_of(target: object) -> str:
-    """The path behind a path, an open file or a descriptor."""
+    """The path behind a path, an open file, a descriptor or a checkpoint."""
+    if isinstance(target, checkpoints.Checkpoint):
+        return str(target.path)
+    if isinstance(target, Path):
+        return str(target)
     if hasattr(target, "name"):
         return str(target.name) if not isinstance(target.name, int) else os.readlink(f"/proc/self/fd/{target.name}")
     return os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
@@ -82,7 +89,8 @@ def write_positions(run: RunDir, number: str) -> None:
     def step(self, of, rate, micro_batches, before_update):
         def watched():
             for micro_batch in micro_batches:
-                print(json.dumps([of, micro_batch["position"].tolist()]), file=log)
+                with contextlib.suppress(OSError):  # on a disk that a test has filled
+                    print(json.dumps([of, micro_batch["position"].tolist()]), file=log)
                 yield micro_batch
 
         return original(self, of, rate, watched(), before_update)
@@ -94,8 +102,9 @@ def main(run_dir: str, number: str, fault: str) -> None:
     run = RunDir(Path(run_dir))
     notice = Notice()
     write_positions(run, number)
-    install(json.loads(fault))
-    end = run_attempt(run, run.attempt(int(number)), notice)
+    attempt = run.attempt(int(number))
+    install(json.loads(fault), attempt)
+    end = run_attempt(run, attempt, notice)
     sys.stdout.flush()
     os._exit(end.exit_code)
 

@@ -26,6 +26,7 @@ from train import fragments as state
 from train.checkpoint import Saver
 from train.ema import Ema
 from train.engine import Engine
+from train.heartbeat import Progress
 from train.restore import resume
 from train.step import Trainer
 from train.stream import Stream, micro_batches
@@ -95,7 +96,9 @@ class Case:
 
     def make(self) -> None:
         resume(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
-        saver = Saver(self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0)
+        saver = Saver(
+            self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0, Progress()
+        )
         self.train(range(1, SAVED + 1))
         saver.boundary(SAVED, notice=False, asked=False, last=True)
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))

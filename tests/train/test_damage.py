@@ -1,6 +1,7 @@
 """Damaged checkpoints: detected before a tensor is applied, set aside with the file named, the one before is used."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,23 +18,23 @@ PROGRAM = Path(__file__).with_name("attempt.py")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, pipeline_folder, image_folder) -> tuple[RunDir, RunDir]:
-    """Two runs with checkpoints of steps 2, 4 and 6, by one rank each."""
+    """Two runs with checkpoints of steps 2, 4 and 6, by two ranks each."""
     folder = tmp_path_factory.mktemp("damage")
     made = []
     for name, seed in (("run", 0), ("other", 1)):
-        settings = {"steps": 6, "micro_batch": 6, "zero": 1, "checkpoint": {"every_steps": 2, "keep": 5}, "seed": seed}
+        settings = {"steps": 6, "micro_batch": 3, "zero": 1, "checkpoint": {"every_steps": 2, "keep": 5}, "seed": seed}
         run = new_run(folder / name, pipeline_folder, image_folder, **settings)
-        attempt = next_attempt(run, 1)
-        ranks = start_ranks(1, PROGRAM, run.path, attempt.number, "{}")
-        assert ranks.wait() == [0], ranks.said()[-3000:]
+        attempt = next_attempt(run, 2)
+        ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
+        assert ranks.wait() == [0, 0], ranks.said()[-3000:]
         made.append(run)
     return made[0], made[1]
 
 
 def resumed(run: RunDir, steps: int = 7) -> tuple[list[int], str, Resume | None]:
     """Start the next attempt; its exit codes, what it said and where it went on from."""
-    attempt = next_attempt(run, 1, steps=steps)
-    ranks = start_ranks(1, PROGRAM, run.path, attempt.number, "{}")
+    attempt = next_attempt(run, 2, steps=steps)
+    ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
     codes = ranks.wait()
     return codes, ranks.said(), Resume.read(attempt)
 
@@ -51,7 +52,7 @@ def flip_one_bit(path: Path) -> None:
 DAMAGE = {"truncate": truncate, "flip": flip_one_bit, "delete": Path.unlink}
 
 
-@pytest.mark.parametrize("name", ["fragments-00000.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", ["fragments-00000.safetensors", "fragments-00001.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_every_damage_to_every_file_is_found(saved, tmp_path, name, damage):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
@@ -66,14 +67,26 @@ def test_a_foreign_shard_is_found(saved, tmp_path, foreign):
     newest = checkpoints.visible(run)[-1]
     source = checkpoints.visible(run)[-2] if foreign == "step" else checkpoints.visible(saved[1])[-1]
     shutil.copy(source.path / "fragments-00000.safetensors", newest.path)
-    assert "fragments-00000.safetensors: does not match its digest" in newest.problems()[0]
+    assert re.search(r"fragments-00000.safetensors: (does not match its digest|holds \d+ bytes)", newest.problems()[0])
 
 
 def test_a_stranger_beside_the_shards_is_found(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
     newest = checkpoints.visible(run)[-1]
-    shutil.copy(newest.path / "fragments-00000.safetensors", newest.path / "fragments-00001.safetensors")
-    assert newest.problems() == [f"{newest.path / 'fragments-00001.safetensors'}: is not in the manifest"]
+    shutil.copy(newest.path / "fragments-00000.safetensors", newest.path / "fragments-00002.safetensors")
+    assert newest.problems() == [f"{newest.path / 'fragments-00002.safetensors'}: is not in the manifest"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_in_the_other_rank_s_file_is_quarantined_by_all(saved, tmp_path, damage):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    path = checkpoints.visible(run)[-1].path / "fragments-00001.safetensors"
+    DAMAGE[damage](path)
+    codes, said, record = resumed(run)
+    assert codes == [0, 0], said[-3000:]
+    assert record is not None
+    assert record.step == 4
+    assert f"{path}: " in said
 
 
 def test_a_run_goes_on_from_the_last_good_one_and_keeps_the_bad(saved, tmp_path):
@@ -82,7 +95,7 @@ def test_a_run_goes_on_from_the_last_good_one_and_keeps_the_bad(saved, tmp_path)
     flip_one_bit(newest.path / "fragments-00000.safetensors")
     truncate(before.path / "manifest.json")
     codes, said, record = resumed(run)
-    assert codes == [0], said[-3000:]
+    assert codes == [0, 0], said[-3000:]
     assert record is not None
     assert record.step == 2
     assert f"{newest.path / 'fragments-00000.safetensors'}: does not match its digest" in said
@@ -99,7 +112,7 @@ def test_a_checkpoint_of_another_run_under_this_name_is_not_taken(saved, tmp_pat
     shutil.rmtree(checkpoints.visible(run)[-1].path)
     shutil.copytree(checkpoints.visible(saved[1])[-1].path, run.checkpoints / "step-00000006-a0001")
     codes, said, record = resumed(run)
-    assert codes == [0], said[-3000:]
+    assert codes == [0, 0], said[-3000:]
     assert record is not None
     assert record.step == 4
     assert "belongs to the run other" in said
@@ -111,9 +124,16 @@ def test_all_bad_is_an_error_and_no_step_is_taken(saved, tmp_path):
         flip_one_bit(checkpoint.path / "fragments-00000.safetensors")
     for _ in range(2):  # and it stays an error: no second start begins again in silence
         codes, said, _ = resumed(run)
-        assert codes == [1]
+        assert codes == [1, 1]
         assert "3 checkpoints and none verifies, so no step is taken" in said
         assert "step 1/" not in said
+    mended = next(path for path in checkpoints.quarantined(run) if "00000004" in path.name)
+    flip_one_bit(mended / "fragments-00000.safetensors")
+    mended.rename(mended.with_name(mended.name.removeprefix("quarantined-")))
+    codes, said, record = resumed(run)
+    assert codes == [0, 0], said[-3000:]
+    assert record is not None
+    assert record.step == 4, "the cure that was printed works"
 
 
 def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):

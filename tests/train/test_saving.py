@@ -1,5 +1,6 @@
 """A save may be slow, stuck or impossible: the run goes on or ends cleanly, and nothing is torn."""
 
+import contextlib
 import json
 import os
 import signal
@@ -48,10 +49,11 @@ def check_all_verify(run: RunDir) -> list[int]:
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A file system with room for two checkpoints of the tiny model and a little more."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small tmpfs, which needs root")
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)], check=False)
-    assert mounted.returncode == 0, "this test mounts a small tmpfs, which needs root"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -63,12 +65,27 @@ def test_a_full_disk_costs_saves_and_not_the_run(small_disk, pipeline_folder, im
     assert steps_of(run) == list(range(1, 13)), "training went on to the last step"
     assert codes != [0, 0], "the last checkpoint could not be saved, so the run is not finished"
     assert "ALARM: a checkpoint was not saved" in ranks.said()
-    assert "MiB" in ranks.said() or "GiB are needed" in ranks.said()
+    assert "GiB are needed in" in ranks.said()
     kept = check_all_verify(run)
     assert kept[0] == 2
     alarms = [json.loads(line)["checkpoint/failed"] for line in run.metrics.read_text().splitlines()]
     assert alarms[0] == 0
     assert alarms[-1] > 0
+
+
+def test_a_disk_without_one_free_byte_stops_no_training(small_disk, pipeline_folder, image_folder):
+    """Not even metrics, logs and signs of life can be written."""
+    run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=60, **SETTINGS)
+    ranks = start(run)
+    until(lambda: checkpoints.visible(run))
+    with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    assert ranks.wait() != [0, 0], "the last checkpoint could not be saved, so the run is not finished"
+    said = ranks.said()
+    assert "step 60/60" in said, "and yet every step was made"
+    assert "ALARM: metrics and pictures are being lost: [Errno 28]" in said
+    assert check_all_verify_but_temporary(run), "what was saved before is whole"
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_file(tmp_path, pipeline_folder, image_folder):
@@ -107,7 +124,7 @@ def test_a_notice_to_one_rank_stops_all_at_one_saved_step(tmp_path, pipeline_fol
 
 
 def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder):
-    changes = SETTINGS | {"checkpoint": {"every_steps": 3, "notice_seconds": 8}, "steps": 1000}
+    changes = SETTINGS | {"checkpoint": {"every_steps": 3, "notice_seconds": 12}, "steps": 1000}
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
     ranks = start(run)
     until(lambda: [c for c in checkpoints.visible(run) if c.step >= 3])
@@ -115,9 +132,9 @@ def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder)
     began = time.monotonic()
     os.kill(ranks.pids[0], signal.SIGUSR2)
     assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()[-3000:]
-    assert time.monotonic() - began < 8 + 4, "before the machine is taken away, and the launcher's grace"
+    assert time.monotonic() - began < 12 + 4, "before the machine is taken away, and the launcher's grace"
     report = run.attempt(1).failures()[0]
-    assert "SIGUSR2 came 4 s ago and no step has ended since; rank 1 hangs in step" in report["message"]
+    assert "SIGUSR2 came and was not answered in 6 s: rank 1 hangs: its last sign of life is" in report["message"]
     assert check_all_verify_but_temporary(run)
 
 
@@ -141,4 +158,5 @@ def test_a_stuck_writer_stops_no_training_and_no_notice(tmp_path, pipeline_folde
     assert 75 not in codes, "the last step could not be saved, so it does not say so"
     assert set(codes) <= {1, -signal.SIGKILL}
     assert check_all_verify_but_temporary(run) == [2]
-    assert run.attempt(1).failures(), "and it says what hung"
+    first = run.attempt(1).failures()[0]["message"]
+    assert "rank 1 has been writing its part of the checkpoint, after" in first, "and it says what hung"
