@@ -131,10 +131,8 @@ def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
     state = {f"{piece.key}:{bench.world.rank}": source for piece, source in zip(pieces, sources, strict=True)}
     call = lambda: async_save(state, checkpoint_id=bench.folder / "dcp", process_group=group)  # noqa: E731
     future: Future = watch.over(call)
-    while not future.done() or len(beside) < AFTER:
+    while bench.world.agree([not future.done()])[0] or len(beside) < AFTER:  # all ranks step equally often
         beside.append(bench.step())
-        if not bench.world.agree([not future.done()])[0] and len(beside) >= AFTER:
-            break
     watch.over(future.result)
     return {"stall_s": watch.seconds, "commit_s": time.perf_counter() - began, "beside_s": beside}
 

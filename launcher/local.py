@@ -28,7 +28,7 @@ from configs.submission import open_attempt
 from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import check, is_finished, threads_per_rank
-from launcher.words import rate
+from launcher.words import plural, rate
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died
@@ -54,7 +54,7 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
         if ready.problems:
             follower.say(f"skipped {len(ready.problems)} bad samples, {ready.submission.dataset_size} are left")
         follower.say(
-            f"{config.name}: attempt {attempt.number} with {shape.world_size} ranks; logs in {attempt.path / 'logs'}"
+            f"{config.name}: attempt {attempt.number} with {plural(shape.world_size, 'rank')}; logs in {attempt.path / 'logs'}"
         )
         if there := checkpoints.visible(ready.run):
             follower.say(_goes_on(config, there[-1].step, ready.total_steps))

@@ -126,7 +126,8 @@ def _row(label: str, text: str, indent: int = _LABEL) -> list[str]:
 
 def _progress(plan: Plan) -> str:
     if plan.continues_at is not None:
-        return f"continues at step {plan.continues_at:,}"
+        finished = plan.continues_at >= plan.length.steps
+        return f"trained to step {plan.continues_at:,}" if finished else f"goes on after step {plan.continues_at:,}"
     return "started, no checkpoint yet" if plan.started else "new"
 
 

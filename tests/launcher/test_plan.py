@@ -160,7 +160,7 @@ def test_a_started_run_says_where_it_continues(lockstep: Lockstep, tmp_path: Pat
     assert "(started, no checkpoint yet)" in lockstep(*words).out
     for name in ("step-00000200-a0001", "step-00000400-a0002", "step-00000600-a0002.tmp"):
         (run / "checkpoints" / name).mkdir(parents=True)
-    assert "(continues at step 400)" in lockstep(*words).out
+    assert "(goes on after step 400)" in lockstep(*words).out
 
 
 def test_what_is_not_known_is_not_guessed(lockstep: Lockstep) -> None:

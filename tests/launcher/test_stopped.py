@@ -91,7 +91,7 @@ def test_a_terminal_shows_a_bar_and_the_logs_hold_none(stopped: Stopped) -> None
 
 def test_the_same_command_goes_on_to_the_end(stopped: Stopped, trained: Trained) -> None:
     assert (stopped.last.returncode, stopped.last.stderr) == (0, ""), stopped.last
-    assert "stopped: attempt 3 with 1 ranks" in stopped.last.stdout
+    assert "stopped: attempt 3 with 1 rank;" in stopped.last.stdout
     assert end_of(stopped.run, 3)["reason"] == "finished"
     losses = [line["loss/train"] for line in metrics_of(stopped.run.metrics)]
     assert losses == pytest.approx([line["loss/train"] for line in trained.metrics], rel=1e-4), "one curve on any shape"
