@@ -53,9 +53,8 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
             follower.say(f"skipped {problem}")
         if ready.problems:
             follower.say(f"skipped {len(ready.problems)} bad samples, {ready.submission.dataset_size} are left")
-        follower.say(
-            f"{config.name}: attempt {attempt.number} with {plural(shape.world_size, 'rank')}; logs in {attempt.path / 'logs'}"
-        )
+        where = f"{plural(shape.world_size, 'rank')}; logs in {attempt.path / 'logs'}"
+        follower.say(f"{config.name}: attempt {attempt.number} with {where}")
         if there := checkpoints.visible(ready.run):
             follower.say(_goes_on(config, there[-1].step, ready.total_steps))
         return LocalJob(ready.run, attempt, notices, lock).watch(follower)
@@ -112,7 +111,7 @@ class LocalJob:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
-                pass_fds=(lock,),  # should this process be killed, the run stays held while its ranks live
+                pass_fds=(lock,),  # torchrun holds the run should this process be killed; the ranks die with torchrun
             )
 
     def watch(self, follower: Follower) -> int:

@@ -5,7 +5,9 @@ from train.notice import Notice
 NOTICE = Notice()  # before anything slow is imported: a notice that comes early must not kill
 
 import argparse  # noqa: E402
+import ctypes  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -33,6 +35,8 @@ def main() -> int:
     open_log(attempt, rank)
     os.environ.update(QUIET)
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
     try:
         import torch
 
@@ -44,6 +48,11 @@ def main() -> int:
         from train.failure import report
 
         return report(attempt, rank, error)
+
+
+def die_with_parent() -> None:
+    """Should torch's launcher be killed, nobody would watch this rank, and the run's lock would be free: prctl(2)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -79,7 +79,12 @@ class Case:
             mean = self.trainer.step(step, rate, batches, lambda: None).loss
             losses.append(self.world.sum([mean.item()])[0] / self.world.size)
         firsts = {key: value for part in self.world.gather(first) for key, value in part.items()}
-        return {"losses": losses, "first": firsts, "end": self.world.gather(self._digest())}
+        return {
+            "losses": losses,
+            "first": firsts,
+            "cut": MICRO[self.world.size],
+            "end": self.world.gather(self._digest()),
+        }
 
     def _values(self) -> dict[str, list[torch.Tensor]]:
         """What this rank owns of weights, moments and averages."""

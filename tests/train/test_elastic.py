@@ -45,6 +45,8 @@ def load_all(root: Path, pipeline: Path, images: Path, sources: list[Shape], tar
 def check(root: Path, source: Shape, target: Shape) -> None:
     stayed = json.loads((root / name(source) / "after.json").read_text())
     moved = json.loads((root / name(source) / f"on-{name(target)}.json").read_text())
+    if moved["cut"] == stayed["cut"]:
+        assert moved["first"].keys() == stayed["first"].keys()
     for positions in stayed["first"].keys() & moved["first"].keys():
         assert moved["first"][positions] == stayed["first"][positions], (source, target, positions)
     worst = max(abs(a - b) / b for a, b in zip(moved["losses"], stayed["losses"], strict=True))
