@@ -20,10 +20,11 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, relative to the dataset's folder, with its caption."""
+    """One image, relative to the dataset's folder, with its caption; `size` in bytes tells when it was replaced."""
 
     image: str
     caption: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _from_metadata(folder: Path, metadata: Path) -> Listing:
         if not isinstance(image, str) or not isinstance(caption, str):
             raise UserError(f"{place}: file_name and text must both be text")
         if (folder / image).is_file():
-            samples.append(Sample(image, caption))
+            samples.append(Sample(image, caption, (folder / image).stat().st_size))
         else:
             problems.append(f"{place}: {image} is missing from {folder}")
     return Listing(samples, problems)
@@ -133,7 +134,7 @@ def _from_pairs(folder: Path) -> Listing:
     for image in sorted(images):
         caption = image.with_suffix(".txt")
         if caption in captions and (text := _text(folder / caption)) is not None:
-            samples.append(Sample(image.as_posix(), text.strip()))
+            samples.append(Sample(image.as_posix(), text.strip(), (folder / image).stat().st_size))
         elif caption in captions:
             problems.append(f"{folder / caption}: is not UTF-8; save it as UTF-8")
         else:

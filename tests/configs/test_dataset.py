@@ -30,18 +30,17 @@ def test_metadata_keeps_the_files_order(tmp_path: Path) -> None:
         {"file_name": "sub/a.png", "text": "eins"},
     )
     listing = list_samples(tmp_path)
-    assert listing.samples == [Sample("b.png", "zwei\u2028Zeilen"), Sample("sub/a.png", "eins")]
+    size = (tmp_path / "b.png").stat().st_size
+    assert listing.samples[0] == Sample("b.png", "zwei\u2028Zeilen", size)
+    assert (listing.samples[1].image, listing.samples[1].caption) == ("sub/a.png", "eins")
     assert listing.problems == []
 
 
 def test_pairs_are_sorted_by_path(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "sub/c.PNG"):
         image(tmp_path / name).with_suffix(".txt").write_text(f" {name}\n")
-    assert list_samples(tmp_path).samples == [
-        Sample("a.jpg", "a.jpg"),
-        Sample("b.png", "b.png"),
-        Sample("sub/c.PNG", "sub/c.PNG"),
-    ]
+    found = [(sample.image, sample.caption) for sample in list_samples(tmp_path).samples]
+    assert found == [(name, name) for name in ("a.jpg", "b.png", "sub/c.PNG")]
 
 
 def test_missing_halves_are_named(tmp_path: Path) -> None:
@@ -105,7 +104,8 @@ def test_an_image_that_does_not_decode_is_found_before_training(tmp_path: Path) 
 
 
 def test_the_list_survives_its_file_and_has_an_identity() -> None:
-    samples = [Sample("a.png", "line\nbreak \u2028 ü"), Sample("b.png", "")]
+    samples = [Sample("a.png", "line\nbreak \u2028 ü", 5), Sample("b.png", "", 6)]
     text = to_lines(samples)
     assert from_lines(text) == samples
     assert digest(text) != digest(to_lines(samples[:1]))
+    assert digest(text) != digest(to_lines([samples[0], Sample("b.png", "", 7)])), "an image that was replaced"

@@ -145,4 +145,5 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 
 
 def test_samples_are_listed_relative_to_their_folder(image_folder):
-    assert list_samples(image_folder).samples[0] == Sample("000.png", "a red circle 0")
+    size = (image_folder / "000.png").stat().st_size
+    assert list_samples(image_folder).samples[0] == Sample("000.png", "a red circle 0", size)
