@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from configs import checkpoints
 from configs.batch import Shape, solve
 from configs.dataset import digest, list_samples, to_lines
 from configs.load import dump, load
@@ -36,3 +39,9 @@ def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     lines = run.dataset.read_text()
     Submission(config.model, lines.count("\n"), digest(lines)).write(run)
     return open_attempt(run, config, solve(config, Shape(1, ranks)))
+
+
+def values(run: RunDir) -> dict[tuple[str, str], np.ndarray]:
+    """All that the newest checkpoint holds: (kind, parameter) → its elements."""
+    reader = checkpoints.visible(run)[-1].reader()
+    return {(k, n): reader.read(k, n, 0, size) for k in reader.kinds() for n, size in reader.sizes(k).items()}

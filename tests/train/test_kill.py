@@ -13,7 +13,7 @@ from configs import checkpoints
 from configs.checkpoints import Resume
 from configs.run_dir import RunDir
 from tests.ranks import Ranks, start_ranks
-from tests.runs import new_run, next_attempt
+from tests.runs import new_run, next_attempt, values
 
 PROGRAM = Path(__file__).with_name("attempt.py")
 RANKS = 2
@@ -50,11 +50,6 @@ def check_visible(run: RunDir, newest: int) -> int:
     steps = [checkpoint.step for checkpoint in there]
     assert max(steps, default=0) >= newest
     return max(steps, default=0)
-
-
-def values(run: RunDir) -> dict[tuple[str, str], np.ndarray]:
-    reader = checkpoints.visible(run)[-1].reader()
-    return {(k, n): reader.read(k, n, 0, size) for k in reader.kinds() for n, size in reader.sizes(k).items()}
 
 
 def check_exactly_once(run: RunDir, batch: int, steps: int) -> None:
