@@ -5,7 +5,6 @@ State files are written atomically; logs and metrics are append-only files of on
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +96,11 @@ class Attempt:
 
     def failure(self, rank: int) -> Path:
         return self.path / "failures" / f"rank-{rank:04d}.json"
+
+    def heartbeats(self) -> dict[int, dict[str, Any]]:
+        """The last sign of life of every rank that gave one, by rank."""
+        found = (json.loads(path.read_text()) for path in (self.path / "heartbeats").glob("rank-*.json"))
+        return {int(beat["rank"]): beat for beat in sorted(found, key=lambda beat: int(beat["rank"]))}
 
     def failures(self) -> list[dict[str, Any]]:
         """The failure reports of all ranks, first in time first."""
@@ -195,10 +199,10 @@ class RunDir:
         return self.path / "pipeline"
 
     def attempts(self) -> list[Attempt]:
-        """All attempts, oldest first."""
+        """All attempts, oldest first. A folder without a plan is of one that was never opened to its end."""
         folder = self.path / "attempts"
-        names = sorted(p.name for p in folder.iterdir() if re.fullmatch(r"\d{4,}", p.name)) if folder.is_dir() else []
-        return [Attempt(folder / name) for name in sorted(names, key=int)]
+        numbers = (int(path.parent.name) for path in folder.glob("*/plan.json") if path.parent.name.isdigit())
+        return [self.attempt(number) for number in sorted(numbers)]
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / f"{number:04d}")

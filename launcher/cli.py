@@ -44,6 +44,7 @@ def cli() -> None:
 @click.option("--shapes", is_flag=True, help="Every (nodes, micro-batch, accumulation) that keeps this batch.")
 @click.option("--memory", is_flag=True, help="Model states per rank for ZeRO 0 to 3, with and without CPU offload.")
 @click.option("--deepspeed", is_flag=True, help="The DeepSpeed config of this run, and nothing else.")
+@click.option("--sbatch", is_flag=True, help="The script that submit sends to SLURM, and nothing else.")
 @click.option("--explain", is_flag=True, help="What step, epoch, batch and the rest mean, with this run's numbers.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def plan(
@@ -55,6 +56,7 @@ def plan(
     shapes: bool,
     memory: bool,
     deepspeed: bool,
+    sbatch: bool,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -67,6 +69,13 @@ def plan(
     from launcher.plan import Request, make_plan
 
     request = Request(config, overrides, nodes, gpus_per_node, samples)
+    if sbatch:
+        from launcher.cluster import sbatch_text
+
+        shape = {"cluster.nodes": nodes, "cluster.gpus_per_node": gpus_per_node}
+        asked = [f"{key}={count}" for key, count in shape.items() if count]
+        click.echo(sbatch_text(load(config, [*overrides, *asked])), nl=False)
+        return
     made = make_plan(load(config, overrides), request)
     if as_json:
         click.echo(json.dumps(plan_text.as_json(made), indent=2, ensure_ascii=False))
@@ -93,22 +102,56 @@ def plan(
 @click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or CPU share.")
 @click.option("--fork", metavar="RUN", help="Start a new run from the weights of RUN, a run's folder.")
 def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, fork: str | None) -> None:
-    """Check everything, then train.
+    """Check everything, then hand the run to SLURM, which trains it to its end; with --local train it here.
 
-    CONFIG is the run's YAML file; KEY=VALUE words change it. Ctrl-C once stops after the step, twice at once. The shell
-    sees 0 for a run trained to its end, 75 for one stopped on notice, 2 for a mistake of yours, 1 for a failure.
+    CONFIG is the run's YAML file; KEY=VALUE words change it. With --local, Ctrl-C once stops after the step, twice at
+    once, and the shell sees 0 for a run trained to its end, 75 for one stopped on notice, 2 for a mistake of yours, 1
+    for a failure.
     """
     from configs.load import load
-    from launcher.local import submit_local
 
-    if not local:
-        raise UserError("this version trains on one machine; add --local")
+    if ranks is not None and not local:
+        raise UserError("--ranks is for --local; on a cluster write cluster.nodes and cluster.gpus_per_node")
     loaded = load(config, overrides)
     if fork is not None:
         from launcher.export import forked
 
         loaded = forked(loaded, fork)
-    sys.exit(submit_local(loaded, ranks))
+    if local:
+        from launcher.local import submit_local
+
+        sys.exit(submit_local(loaded, ranks))
+    from launcher.cluster import submit_cluster
+
+    sys.exit(submit_cluster(loaded))
+
+
+@cli.command()
+@click.argument("run")
+def save(run: str) -> None:
+    """Ask RUN for a checkpoint now. Whoever may write into its folder can ask."""
+    from launcher import control
+
+    click.echo(control.save(RunDir.at(run)))
+
+
+@cli.command()
+@click.argument("run")
+def stop(run: str) -> None:
+    """Ask RUN to save after the step it is in, and to end. Whoever may write into its folder can ask."""
+    from launcher import control
+
+    click.echo(control.stop(RunDir.at(run)))
+
+
+@cli.command()
+@click.argument("run")
+def cancel(run: str) -> None:
+    """End RUN's job: saved first where it is training, out of the queue where it waits."""
+    from launcher import control
+
+    for line in control.cancel(RunDir.at(run)):
+        click.echo(line)
 
 
 @cli.command()
@@ -168,6 +211,15 @@ def demo(folder: str) -> None:
     from launcher.demo import run_demo
 
     sys.exit(run_demo(Path(folder)))
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", metavar="COMMAND...", nargs=-1, type=click.UNPROCESSED)
+def lab(words: tuple[str, ...]) -> None:
+    """A SLURM cluster of several nodes on this machine, to try things on."""
+    from slurm.lab.cli import lab as commands
+
+    commands.main(list(words), prog_name="lockstep lab")
 
 
 @cli.command()

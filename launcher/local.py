@@ -29,6 +29,8 @@ from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import check, is_finished, threads_per_rank
 from launcher.words import plural, rate
+from slurm.job import living
+from slurm.queue import in_words
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died
@@ -44,6 +46,8 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
     if is_finished(ready):
         print(f"{config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
         return FINISHED
+    if (job := living(ready.run)) is not None:
+        raise UserError(f"{ready.run.path}: is job {job.id} ({in_words(job)}); cancel it first: lockstep cancel RUN")
     # from the first byte written on, no signal leaves an attempt without its end
     with Notices() as notices, hold(ready.run) as lock:
         ready.write()

@@ -7,23 +7,24 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 
-from configs.batch import BatchPlan, Shape, solve
-from configs.errors import LockstepError, UserError
+from configs.batch import BatchPlan
+from configs.end import FAILED, End
+from configs.errors import LockstepError
 from configs.load import load
 from configs.run_dir import Attempt, RunDir, write_json
-from configs.schema import RunConfig
 from configs.submission import open_attempt
 from slurm import scontrol
 from slurm.history import Outcome, outcomes
 from slurm.job import JobRecord
 from slurm.requeue import bad_nodes, decide
+from slurm.shape import largest_cut
 from slurm.site import Site
 
 EXPIRY = 24 * 3600  # seconds after which a node that failed gets another chance
@@ -41,32 +42,36 @@ def begin(run_dir: str) -> None:
     """Open the next attempt on the largest part of this allocation that keeps the batch; print its shell variables."""
     run, job = RunDir.at(run_dir), scontrol.job_id()
     config, record = load(run.config), JobRecord.read(run)
+    if record.id not in (None, job):
+        print(f"lockstep: the run belongs to job {record.id} now", file=sys.stderr)
+        sys.exit(1)
     history = outcomes(run, after=record.after_attempt)
     decision = decide(history)
     if decision.action == "done":  # SLURM requeued it for a node that died after the end
         print("exit 0")
         return
     if decision.action == "hold":
-        scontrol.hold(job, decision.reason)  # which ends this shell, too
+        scontrol.hold(job, decision.reason)
         sys.exit(1)
     given = scontrol.hostnames(os.environ["SLURM_JOB_NODELIST"])
-    left_out = bad_nodes([outcome for outcome in history if _recent(run, outcome)])
+    left_out = _bad_nodes(run, history)
     usable = [node for node in given if node not in left_out]
     cut = largest_cut(config, len(usable))
-    if cut is None:
-        scontrol.hold(job, f"{len(usable)} usable nodes cannot share the batch; left out: {left_out}")
+    if cut is None:  # SLURM gave them before it was told, or by itself after a node's death
+        scontrol.requeue(job, left_out)
         sys.exit(1)
     nodes = usable[: cut.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
     attempt = open_attempt(run, config, cut)
     where = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
-    write_json(attempt.nodes, where | {"batch_host": socket.gethostname()})
-    shutil.copy(run.slurm / "job.sbatch", attempt.sbatch)
+    write_json(attempt.nodes, where | {"batch_host": given[0], "output": _output()})
+    shutil.copy(run.sbatch, attempt.sbatch)
     scontrol.comment(job, f"attempt {attempt.number}: {decision.reason}")
     _log(attempt, f"on {', '.join(nodes)}: {decision.reason}")
     for name, value in _variables(attempt, cut, nodes, record.site).items():
         print(f"export {name}={shlex.quote(value)}")
+    print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
 
 
 @batch.command()
@@ -75,26 +80,32 @@ def begin(run_dir: str) -> None:
 def end(run_dir: str, code: int) -> None:
     """After the ranks: requeue, hold with the reason, or leave it at that. CODE is srun's and decides nothing."""
     run, job = RunDir.at(run_dir), scontrol.job_id()
-    decision = decide(outcomes(run, after=JobRecord.read(run).after_attempt))
-    _log(run.attempts()[-1], f"srun answered {code}; {decision.action}: {decision.reason}")
-    if scontrol.state(job) != "RUNNING":
-        return  # cancelled, or its time is over: a requeue would bring back what was to end
+    history = outcomes(run, after=JobRecord.read(run).after_attempt)
+    decision = decide(history)
+    attempt = run.attempts()[-1]
+    _log(attempt, f"srun answered {code}; {decision.action}: {decision.reason}")
+    ended = End.read(attempt)
+    exit_code = ended.exit_code if ended else FAILED
+    if scontrol.fields(job).get("JobState") != "RUNNING":
+        sys.exit(exit_code)  # cancelled, or its time is over: a requeue would bring back what was to end
     scontrol.comment(job, decision.reason)
     if decision.action == "go on":
-        scontrol.requeue(job)
+        scontrol.requeue(job, _bad_nodes(run, history))
     elif decision.action == "hold":
         scontrol.hold(job, decision.reason)
+    sys.exit(exit_code)
 
 
-def largest_cut(config: RunConfig, nodes: int) -> BatchPlan | None:
-    """The batch cut for as many of `nodes` nodes as can share it, within the config's range; None where none can."""
-    asked = config.cluster
-    for count in range(min(nodes, asked.nodes.high), asked.nodes.low - 1, -1):
-        try:
-            return solve(config, Shape(count, asked.gpus_per_node))
-        except UserError:
-            continue  # this count does not divide the batch
-    return None
+def _bad_nodes(run: RunDir, history: list[Outcome]) -> dict[str, str]:
+    """Nodes to leave out, and why: those that failed lately, if the cluster can do without them."""
+    bad = bad_nodes([outcome for outcome in history if _recent(run, outcome)])
+    return bad if bad and scontrol.could_run_without(run.sbatch, bad) else {}
+
+
+def _output() -> dict[str, object]:
+    """The job's output, which all attempts share, and where this attempt's part of it starts."""
+    path = Path(os.readlink("/proc/self/fd/2"))
+    return {"path": str(path), "size": path.stat().st_size} if path.is_file() else {}
 
 
 def _recent(run: RunDir, outcome: Outcome) -> bool:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 from configs.run_dir import RunDir, write_json
+from slurm import queue
 from slurm.site import Site
 
 
@@ -24,3 +25,15 @@ class JobRecord:
     def read(cls, run: RunDir) -> "JobRecord":
         fields = json.loads(run.job.read_text())
         return cls(**fields | {"site": Site(**fields["site"])})
+
+
+def living(run: RunDir) -> queue.Job | None:
+    """The run's job, where it runs or may run yet."""
+    if not run.job.is_file():
+        return None
+    record = JobRecord.read(run)
+    if record.id is None:  # whoever submitted it was killed in the middle
+        found = queue.of_script_in(run.slurm)
+        return found[-1] if found else None
+    job = queue.look([record.id]).get(record.id)
+    return job if job is not None and job.alive else None

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 ALIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SUSPENDED", "CONFIGURING"}
 ALIVE |= {"COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"}
@@ -28,6 +29,11 @@ class Job:
         """Whether it runs, or may run yet."""
         return self.state in ALIVE
 
+    @property
+    def held(self) -> bool:
+        """Whether our own batch shell stopped it for people to look at."""
+        return self.state == "PENDING" and "requeued" in self.reason and "held" in self.reason
+
 
 def look(ids: list[str]) -> dict[str, Job]:
     """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting.
@@ -43,6 +49,30 @@ def look(ids: list[str]) -> dict[str, Job]:
         if job not in found:
             found[job] = _scontrol(job)
     return found
+
+
+def of_script_in(folder: Path) -> list[Job]:
+    """The living jobs whose script lies in `folder`, oldest first: for when nobody has noted down an id."""
+    lines = [line.split("|", 1) for line in _lines(["squeue", "--noheader", "--me", "--sort=i", "--format=%i|%o"])]
+    jobs = look([job for job, script in lines if Path(script).parent == folder])
+    return [job for job in jobs.values() if job.alive]
+
+
+def in_words(job: Job) -> str:
+    """What it is doing, for a person."""
+    if job.state == "RUNNING":
+        return f"running on {job.nodes} until {job.end} at the latest"
+    if job.held:
+        return "held, and waits for you"
+    if job.state == "PENDING":
+        start = f", expected to start at {job.start}" if job.start not in ("", "N/A", "Unknown") else ""
+        return f"waiting in the queue ({job.reason}){start}"
+    return job.state.lower()
+
+
+def cancel(job: str) -> None:
+    """As `scancel` does."""
+    subprocess.run(["scancel", job], check=False, capture_output=True)
 
 
 def _squeue(ids: list[str]) -> dict[str, Job]:

@@ -4,9 +4,13 @@ The only file that knows submitit. `text` uses its renderer, which is private, s
 a machine without SLURM; a golden test watches it.
 """
 
+import os
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from configs.errors import UserError
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from slurm.entry import run_rank
+from slurm.shape import asked
 from slurm.site import Site
 
 
@@ -30,9 +35,9 @@ def text(run: RunDir, config: RunConfig, site: Site) -> str:
 def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
     """What submitit gets. Ranks are counted by srun's own options: a node range with sbatch's --ntasks-per-node was
     given fewer nodes than were free."""
-    cluster, ranks = config.cluster, config.cluster.gpus_per_node
-    limit = cluster.time or site.max_time
-    asked: dict[str, Any] = {
+    nodes, ranks = asked(config)
+    limit = config.cluster.time or site.max_time
+    wanted: dict[str, Any] = {
         "job_name": config.name,
         "time": -(-limit // 60) if limit else None,  # minutes
         "partition": site.partition,
@@ -45,31 +50,43 @@ def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "srun_args": _srun_arguments(site, ranks),
         "setup": _setup(run, site),
-        "teardown": [f"{_quoted(sys.executable)} -P -m slurm.batch end {_quoted(run.path)} $?", "exit $?"],
-        "additional_parameters": {"nodes": str(cluster.nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
+        "teardown": _teardown(run),
+        "additional_parameters": {"nodes": str(nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
     }
     if site.gpus == "gres":
-        asked["gres"] = f"gpu:{ranks}"
+        wanted["gres"] = f"gpu:{ranks}"
     elif site.gpus == "gpus-per-node":
-        asked["gpus_per_node"] = ranks
-    return asked
+        wanted["gpus_per_node"] = ranks
+    return wanted
+
+
+_NO_CLUSTER = "configuration source|[Uu]nable to contact slurm controller"
 
 
 def check(run: RunDir, config: RunConfig, site: Site) -> str:
-    """What SLURM says of the job without queueing it: `to start at …`. Raises UserError where it refuses."""
-    with clean_env():
-        asked = subprocess.run(
+    """What SLURM says of the job without queueing it: when it is to start. Raises UserError where it refuses."""
+    with _as_outside_jobs():
+        answer = subprocess.run(
             ["sbatch", "--test-only"], input=text(run, config, site), capture_output=True, text=True, check=False
         )
-    said = " ".join(line.removeprefix("sbatch: ") for line in asked.stderr.splitlines())
-    if asked.returncode:
-        raise UserError(f"SLURM refuses the job: {said.removeprefix('error: ')}")
-    return said
+    said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
+    if answer.returncode and re.search(_NO_CLUSTER, said):
+        raise UserError(
+            "no SLURM cluster answers on this machine: submit from a login node, or train here with --local"
+        )
+    if answer.returncode:
+        nodes, ranks = asked(config)
+        partition = f"partition {site.partition}" if site.partition else "the default partition"
+        where = f"{nodes} nodes × {ranks} ranks in {partition}"
+        cure = "correct cluster or the site profile; sinfo shows what there is"
+        raise UserError(f"cluster: SLURM refuses {where}: {said.removeprefix('error: ')}; {cure}")
+    start = re.search(r"to start at (\S+)", said)
+    return f"expected to start at {start[1].replace('T', ' ')}" if start else said
 
 
 def submit(run: RunDir, config: RunConfig, site: Site) -> str:
     """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
-    with clean_env():  # from inside another job its SLURM_* variables would be taken for options
+    with _as_outside_jobs():
         executor = SlurmExecutor(run.slurm, python=_python(site))
         executor.update_parameters(**parameters(run, config, site))
         try:
@@ -78,11 +95,28 @@ def submit(run: RunDir, config: RunConfig, site: Site) -> str:
             raise UserError(f"SLURM refuses the job: {error}") from None
 
 
+@contextmanager
+def _as_outside_jobs() -> Iterator[None]:
+    """Without the SLURM_* variables of a job we may be in, which sbatch takes for options; where SLURM is stays."""
+    where = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if where is not None:
+            os.environ["SLURM_CONF"] = where
+        yield
+
+
 def _setup(run: RunDir, site: Site) -> list[str]:
     """The batch shell's part before the ranks: the site's lines, then what `slurm.batch begin` decides."""
     begin = f"{_quoted(sys.executable)} -P -m slurm.batch begin {_quoted(run.path)}"
     site_lines = ["set -e", *site.setup, "set +e"] if site.setup else []
-    return ["export PYTHONSAFEPATH=1", *site_lines, f"attempt=$({begin}) || exit $?", 'eval "$attempt"']
+    begin_lines = ["trap '' TERM", f"attempt=$({begin}) || exit $?", "trap - TERM", 'eval "$attempt"']
+    return ["export PYTHONSAFEPATH=1", *site_lines, *begin_lines]
+
+
+def _teardown(run: RunDir) -> list[str]:
+    """The batch shell's part after the ranks. A requeue ends this very shell with SIGTERM, in the middle of it."""
+    end = f"{_quoted(sys.executable)} -P -m slurm.batch end {_quoted(run.path)} $code"
+    return ["code=$?", "trap '' TERM", end, "exit $?"]
 
 
 def _srun_arguments(site: Site, ranks: int) -> list[str]:

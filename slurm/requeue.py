@@ -9,7 +9,8 @@ from typing import Literal
 
 from slurm.history import Outcome
 
-TRIES = 3  # attempts in a row that may end without a new checkpoint before people are asked
+TRIES = 3  # attempts in a row that may fail without a new checkpoint before people are asked
+LOSSES = 10  # the same for attempts whose machine was taken away
 BAD_NODE = 2  # attempts that failed first on one node before it is left out
 
 
@@ -32,32 +33,34 @@ def decide(history: list[Outcome]) -> Decision:
         return Decision("done", f"stopped after step {last.end.step}: {last.end.notice}")
     if last.end is not None:
         return Decision("go on", f"stopped after step {last.end.step} on {last.end.notice}")
-    if last.mistake:
-        return Decision("hold", f"attempt {last.attempt}: {last.cause}")
-    cause = last.cause or (f"node {last.host} was lost" if last.host else "lost, cause unknown")
+    assert last.cause is not None
+    what = last.cause.sentence
+    if last.cause.mistake:
+        return Decision("hold", what)
     if last.progressed:
-        return Decision("go on", f"attempt {last.attempt} failed after a new checkpoint: {cause}")
-    fruitless = _fruitless(history)
-    if fruitless >= TRIES:
-        return Decision("hold", f"{fruitless} attempts in a row ended without a new checkpoint; the last: {cause}")
-    return Decision(
-        "go on", f"attempt {last.attempt} failed, try {fruitless} of {TRIES} without a new checkpoint: {cause}"
-    )
+        return Decision("go on", f"{what}; it had saved a new checkpoint")
+    row = _fruitless(history)
+    failed = [outcome for outcome in row if outcome.cause and not outcome.cause.taken]
+    if len(failed) >= TRIES or len(row) >= LOSSES:
+        return Decision("hold", f"{len(row)} attempts in a row ended without a new checkpoint; the last: {what}")
+    tries = "" if last.cause.taken else f"; try {len(failed)} of {TRIES} without a new checkpoint"
+    return Decision("go on", what + tries)
 
 
 def bad_nodes(history: list[Outcome]) -> dict[str, str]:
     """Nodes to leave out of the next attempt, and why."""
-    failed = Counter(outcome.host for outcome in history if outcome.end is None and outcome.host)
+    causes = [outcome.cause for outcome in history if outcome.cause and outcome.cause.blames_node]
+    failed = Counter(cause.host for cause in causes if cause.host)
     return {host: f"{count} attempts failed first on {host}" for host, count in failed.items() if count >= BAD_NODE}
 
 
-def _fruitless(history: list[Outcome]) -> int:
+def _fruitless(history: list[Outcome]) -> list[Outcome]:
     """Failures at the end of the history without a new checkpoint; a stop on notice neither counts nor ends the row."""
-    count = 0
+    row = []
     for outcome in reversed(history):
         if outcome.end is not None:
             continue
         if outcome.progressed:
             break
-        count += 1
-    return count
+        row.append(outcome)
+    return row

@@ -3,11 +3,16 @@
 import os
 import re
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from configs.errors import LockstepError
 
-PATIENCE = 60  # seconds for one answer; a controller that restarts is back by then
+PATIENCE = 1800  # seconds for a controller that is away: giving up would end the run
+_AWAY = re.compile(r"[Uu]nable to contact|timed out|Connection refused|[Cc]ommunication|No route|recv|Zero Bytes")
 
 
 def job_id() -> str:
@@ -19,49 +24,67 @@ def job_id() -> str:
 
 def hostnames(nodes: str) -> list[str]:
     """`node[1-3]` as single names."""
-    return _scontrol("show", "hostnames", nodes).split()
+    return _scontrol("show", "hostnames", nodes).split() if nodes else []
 
 
-def state(job: str) -> str:
-    """RUNNING, CANCELLED, …"""
-    found = re.search(r"JobState=(\w+)", _scontrol("show", "job", job))
-    return found[1] if found else "UNKNOWN"
+def fields(job: str) -> dict[str, str]:
+    """What SLURM knows of the job: JobState, ExcNodeList, StdOut, …"""
+    return dict(re.findall(r"(\w+)=(\S*)", _until_it_answers("show", "job", job)))
 
 
-def requeue(job: str) -> None:
-    _until_it_answers("requeue", job)
+def requeue(job: str, without: Iterable[str] = ()) -> None:
+    """Start it again when there is room, on nodes other than `without`. Ends this shell, now or soon."""
+    names = ",".join(sorted(without))
+    before = ",".join(sorted(hostnames(fields(job).get("ExcNodeList", "").replace("(null)", ""))))
+    if names == before:
+        _until_it_answers("requeue", job)
+        return
+    # only a job that does not run takes another list of nodes, and only a held one does not start at once
+    _until_it_answers("requeuehold", job)
+    _until_it_answers("update", f"JobId={job}", f"ExcNodeList={names}")
+    _until_it_answers("release", job)
 
 
 def hold(job: str, reason: str) -> None:
-    """Put the job back into the queue, where it waits for a person."""
+    """Put the job back into the queue, where it waits for a person. Ends this shell."""
     comment(job, reason)
     _until_it_answers("requeuehold", job)
 
 
 def comment(job: str, text: str) -> None:
-    _scontrol("update", f"JobId={job}", f"Comment={' '.join(text.split())[:250]}")
+    """Worth trying once: whoever has the run's folder finds the same there."""
+    with suppress(LockstepError):
+        _scontrol("update", f"JobId={job}", f"Comment={' '.join(text.split())[:250]}")
 
 
 def keep_nodes(job: str, nodes: list[str]) -> None:
     """Give the rest of the allocation back; a job shrinks while it runs and grows only at a requeue."""
-    _scontrol("update", f"JobId={job}", f"NodeList={','.join(nodes)}")
+    with suppress(LockstepError):
+        _scontrol("update", f"JobId={job}", f"NodeList={','.join(nodes)}")
 
 
-def _until_it_answers(*words: str) -> None:
+def could_run_without(script: Path, nodes: Iterable[str]) -> bool:
+    """Whether this cluster has enough other nodes for the job of `script`, free or not."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+    ours |= {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
+    command = ["sbatch", "--test-only", f"--exclude={','.join(nodes)}", str(script)]
+    return subprocess.run(command, capture_output=True, check=False, env=ours).returncode == 0
+
+
+def _until_it_answers(*words: str) -> str:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            _scontrol(*words)
-        except LockstepError:
-            if time.monotonic() > deadline:
+            return _scontrol(*words)
+        except LockstepError as error:
+            if not _AWAY.search(str(error)) or time.monotonic() > deadline:
                 raise
             time.sleep(1)
-        else:
-            return
 
 
 def _scontrol(*words: str) -> str:
-    done = subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:  # after a resize it leaves files where it stands
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise LockstepError(f"scontrol {' '.join(words)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout

@@ -5,6 +5,7 @@ A notice cannot interrupt a collective: where one rank hangs, the others wait fo
 life or whose progress is the oldest, name it, and leave before the machine is taken away.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from train.failure import report
 from train.notice import Notice
 
 PERIOD = 1.0  # seconds between two signs of life
+SUCCESSOR_BEATS = 5  # periods between two looks for a later attempt: a look lists a folder that all ranks share
 SILENT = 5.0  # seconds without one that tell a rank that is stopped or gone from one that waits
 OTHERS = "waiting for the other ranks"  # how what a rank does begins when it is not the one to blame
 HOST = socket.gethostname()
@@ -61,11 +63,15 @@ class Heartbeat:
 
     def _beat(self) -> None:
         alarmed = False
-        while not self.stopped.wait(PERIOD):
+        for beat in itertools.count():
+            if self.stopped.wait(PERIOD):
+                return
             try:
                 self._write()
                 if self.rank == 0:
                     self._hear()
+                if beat % SUCCESSOR_BEATS == 0:
+                    self._make_way()
             except OSError as error:  # a full disk must not end the watch
                 if not alarmed:
                     print(f"ALARM: no sign of life can be written: {error}", flush=True)
@@ -81,18 +87,19 @@ class Heartbeat:
         write_atomic(self.attempt.heartbeat(self.rank), json.dumps(beat | {"host": HOST, "pid": os.getpid()}))
 
     def _hear(self) -> None:
-        """Requests in the run's `control` folder. `stop` stays until the next submit, `save` goes once it is heard.
-
-        And whether this attempt still counts: one on a node that was cut off from the network may live on beside its
-        successor, and must not write into the curves that the two share.
-        """
-        if (newest := self.run.attempts()[-1].number) > self.attempt.number:  # cut off, and given up by the cluster
-            os._exit(report(self.attempt, self.rank, Superseded(f"attempt {newest} of this run has begun")))
+        """Requests in the run's `control` folder. `stop` stays until the next submit, `save` goes once it is heard."""
         if self.run.stop_request.is_file():
             self.notice.give(f"stop asked for by {self.run.stop_request.read_text().strip()}")
         if self.run.save_request.is_file():
             self.run.save_request.unlink()
             self.save_asked.set()
+
+    def _make_way(self) -> None:
+        """An attempt on a node that was cut off from the network may live on beside its successor; it must not write
+        into the curves that the two share."""
+        newest = max((attempt.number for attempt in self.run.attempts()), default=0)
+        if newest > self.attempt.number:
+            os._exit(report(self.attempt, self.rank, Superseded(f"attempt {newest} of this run has begun")))
 
     def _leave(self) -> None:
         stuck = Stuck(f"{self.notice.reason} came and was not answered in {self.patience:g} s: {self._culprit()}")

@@ -47,7 +47,7 @@ def down() -> None:
 def status() -> None:
     """What sinfo says, and the memory it takes; 0 if every node answers, else 1."""
     here = Lab()
-    click.echo(here.run(["sinfo", "-N", "-l"]).stdout)
+    click.echo(here.run(["sinfo", "-N", "-l", "-p", "main"]).stdout)
     click.echo(f"memory: {here.memory() / 2**20:.0f} MiB")
     sys.exit(0 if here.answers() else 1)
 

@@ -31,7 +31,7 @@ class Daemons:
     def start(self, name: str, command: Sequence[str], *, wait_for_line: bool = False, **environment: str) -> int:
         """Its pid. With `wait_for_line` it can be held back: it reads a line first, which `go` writes."""
         self._ended.pop(name, None)
-        with open(self.lab.log(name), "ab") as log:
+        with open(self.lab.output(name), "ab") as log:
             self._running[name] = subprocess.Popen(
                 command,
                 env=self.environment | environment,
@@ -64,7 +64,7 @@ class Daemons:
 
     def run_once(self, name: str, command: Sequence[str], standard_input: Path) -> None:
         """A daemon's program that does one thing and ends, before the daemon starts."""
-        with open(self.lab.log(name), "ab") as log, open(standard_input, "rb") as words:
+        with open(self.lab.output(name), "ab") as log, open(standard_input, "rb") as words:
             done = subprocess.run(command, env=self.environment, stdin=words, stdout=log, stderr=log, check=False)
         if done.returncode != 0:
             raise LockstepError(f"{name} failed with {done.returncode}; {self._last_words(name)}")
@@ -109,7 +109,7 @@ class Daemons:
                         del self._running[name]
 
     def _last_words(self, name: str) -> str:
-        log = self.lab.log(name)
+        log = self.lab.output(name)
         lines = log.read_text(errors="replace").splitlines()[-8:] if log.exists() else []
         return "\n".join([f"the end of {log}:", *lines])
 

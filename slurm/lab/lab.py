@@ -177,7 +177,7 @@ class Lab:
         read, write = os.pipe()
         unshare = () if plain else namespaces.UNSHARE
         words = [sys.executable, "-P", "-m", "slurm.lab.supervisor", str(self.dir.path), str(write)]
-        with open(self.dir.log("supervisor"), "wb") as log:
+        with open(self.dir.output("supervisor"), "wb") as log:
             subprocess.run(
                 ["setsid", "--fork", *unshare, *words],
                 env=os.environ | {"PATH": packages.search_path()},
@@ -195,21 +195,25 @@ class Lab:
             except BaseException:
                 self._end()
                 raise
+            if said != "up":
+                self._end()
+                report.read()  # nobody holds the other end: it has ended
         if said != "up":
-            self._end()
-            raise LockstepError(f"the lab did not come up: {said or self.dir.log('supervisor').read_text()[-2000:]}")
+            raise LockstepError(f"the lab did not come up: {said or self.dir.output('supervisor').read_text()[-2000:]}")
 
     def _end(self) -> bool:
         """End the supervisor; pid 1 of namespaces takes everything with it, a plain one kills it in turn."""
         supervisor = self._supervisor()
         if supervisor is not None:
+            if supervisor.pid == 1:
+                raise UserError("this is inside the lab, which can only be ended from outside")
             with contextlib.suppress(psutil.NoSuchProcess):
                 if self.settings.plain:
                     supervisor.terminate()
                 else:
                     supervisor.kill()
                 supervisor.wait(30)
-        left = self._left_behind()
+        left = self._left_behind() if self.dir.settings.exists() and self.settings.plain else []
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

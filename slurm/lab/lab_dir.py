@@ -21,8 +21,8 @@ class LabDir:
         too_long = len(os.fsencode(self.path)) + len(_LONGEST_SOCKET) - _SOCKET_LIMIT
         if too_long > 0:
             raise UserError(
-                f"{self.path}: {too_long} characters too long for the lab, because the unix sockets in it have a length "
-                "limit; name a shorter folder with LOCKSTEP_LAB"
+                f"{self.path}: {too_long} characters too long for the lab, because paths of unix sockets are limited; "
+                "name a shorter folder with LOCKSTEP_LAB"
             )
         if self.path.is_dir() and any(self.path.iterdir()) and not self.settings.exists():
             raise UserError(f"{self.path}: is not empty and no lab; name another folder with LOCKSTEP_LAB")
@@ -77,6 +77,10 @@ class LabDir:
 
     def log(self, daemon: str) -> Path:
         return self.path / "log" / f"{daemon}.log"
+
+    def output(self, daemon: str) -> Path:
+        """What it prints: of SLURM's daemons the same as their log, without times, and all before there is a log."""
+        return self.path / "log" / f"{daemon}.out"
 
     def made_anew(self) -> tuple[Path, ...]:
         return self.etc, self.run, self.database, self.state, self.spool, self.path / "log"

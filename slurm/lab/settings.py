@@ -84,7 +84,9 @@ SlurmctldPidFile={lab.run}/slurmctld.pid
 SlurmdPidFile={lab.run}/%n.pid
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
-LogTimeFormat=iso8601_ms,format_stderr
+SlurmctldLogFile={lab.log("slurmctld")}
+SlurmdLogFile={lab.log("%n")}
+LogTimeFormat=iso8601_ms
 MailProg=/bin/true
 MpiDefault=none
 
@@ -169,6 +171,7 @@ DbdPort={settings.database_port}
 SlurmUser={getpass.getuser()}
 PidFile={lab.run}/slurmdbd.pid
 DebugLevel=verbose
+LogFile={lab.log("slurmdbd")}
 StorageType=accounting_storage/mysql
 # localhost means the unix socket that MYSQL_UNIX_PORT names
 StorageHost=localhost

@@ -1,0 +1,83 @@
+"""`submit` on a cluster: everything is checked before anything is queued, and a run that lives is not queued twice."""
+
+import shlex
+import shutil
+import time
+
+from configs.end import FINISHED
+from configs.errors import UserError
+from configs.run_dir import RunDir, write_atomic
+from configs.scalars import format_time
+from configs.schema import RunConfig
+from launcher.holder import hold
+from launcher.submit import Ready, check, is_finished
+from slurm import queue, request
+from slurm.job import JobRecord, living
+from slurm.shape import frozen
+from slurm.site import Site, load_site
+
+_CANNOT_NAME = "%\\\n\r"  # sbatch reads them as patterns and line ends in the names of its output files
+
+
+def sbatch_text(config: RunConfig) -> str:
+    """What sbatch gets, byte for byte. Needs no cluster, no model and no images."""
+    site = load_site(config.cluster.site)
+    _check_limits(config, site)
+    return request.text(RunDir.of(config), config, site)
+
+
+def submit_cluster(config: RunConfig) -> int:
+    """Queue the one job that trains `config` to its end, unless it lives or is finished. Raises UserError before."""
+    site = load_site(config.cluster.site)
+    if shutil.which("sbatch") is None:
+        raise UserError("there is no sbatch on this machine: submit from a login node, or train here with --local")
+    _check_limits(config, site)
+    ready = check(frozen(config))
+    if is_finished(ready):
+        print(f"{config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
+        return FINISHED
+    job = living(ready.run)
+    if job is not None and not job.held:
+        print(f"{config.name} is job {job.id} already: {queue.in_words(job)}")
+    else:
+        start = request.check(ready.run, ready.config, site)
+        with hold(ready.run):
+            if job is not None:  # held after it failed too often; whoever submits it again has seen to that
+                queue.cancel(job.id)
+            record = _submit(ready, site)
+        print(f"{config.name} is job {record.id}; {start}")
+    run = shlex.quote(str(ready.run.path))
+    print(f"see it with: lockstep status {run}\nfollow it with: lockstep logs {run} -f")
+    return FINISHED
+
+
+def _submit(ready: Ready, site: Site) -> JobRecord:
+    """Write all that the job reads, then queue it; `job.json` says so before and after, should we be killed between."""
+    run, config = ready.run, ready.config
+    ready.write()
+    write_atomic(run.sbatch, request.text(run, config, site))
+    for asked in (run.stop_request, run.save_request):
+        asked.unlink(missing_ok=True)
+    newest = run.attempts()[-1].number if run.attempts() else 0
+    JobRecord(None, site, newest, time.time()).write(run)
+    record = JobRecord(request.submit(run, config, site), site, newest, time.time())
+    record.write(run)
+    return record
+
+
+def _check_limits(config: RunConfig, site: Site) -> None:
+    """What would only be found out in the queue, or never."""
+    limit, notice = config.cluster.time or site.max_time, config.checkpoint.notice_seconds
+    if config.cluster.time and site.max_time and config.cluster.time > site.max_time:
+        asked, most = format_time(config.cluster.time), format_time(site.max_time)
+        raise UserError(f"cluster.time: {asked} is more than the {most} that the site allows; write at most {most}")
+    if limit and limit < 2 * notice:
+        cure = f"write at least {format_time(round(2 * notice))}, or a shorter notice"
+        raise UserError(
+            f"cluster.time: {format_time(limit)} is less than twice checkpoint.notice_seconds ({notice:g}), so that "
+            f"attempts would stop almost as soon as they start; {cure}"
+        )
+    path = str(RunDir.of(config).path)
+    if found := sorted({character for character in path if character in _CANNOT_NAME}):
+        listed = " and ".join(map(repr, found))
+        raise UserError(f"runs: {path!r} holds {listed}, which sbatch cannot have in a path; name another folder")

@@ -1,0 +1,73 @@
+"""What people ask of a run through its folder, so that no right to its job is needed: save, stop, cancel."""
+
+import getpass
+import socket
+import time
+from collections.abc import Iterator
+
+from configs.errors import LockstepError, UserError
+from configs.load import load
+from configs.run_dir import Attempt, RunDir, write_atomic
+from slurm import queue
+from slurm.job import living
+
+FRESH = 30.0  # seconds for which a sign of life counts
+POLL = 0.2
+
+
+def training(run: RunDir) -> Attempt | None:
+    """The newest attempt, where its ranks give signs of life."""
+    newest = run.attempts()[-1:]
+    if not newest or newest[0].end.is_file():
+        return None
+    times = [beat["time"] for beat in newest[0].heartbeats().values()]
+    return newest[0] if times and time.time() - max(times) < FRESH else None
+
+
+def save(run: RunDir) -> str:
+    if training(run) is None:
+        raise UserError(f"{run.path}: is not training now; its checkpoints: lockstep checkpoints {run.path}")
+    write_atomic(run.save_request, _who())
+    return "asked for a checkpoint after the step under way"
+
+
+def stop(run: RunDir) -> str:
+    """The request stays until the next submit, so it also reaches a run that is still loading or in the queue."""
+    if training(run) is None and living(run) is None:
+        raise UserError(f"{run.path}: is neither training nor in the queue")
+    write_atomic(run.stop_request, _who())
+    return "asked to save after the step under way, and to end; lockstep submit goes on from there"
+
+
+def cancel(run: RunDir) -> Iterator[str]:
+    """Stop it with a checkpoint where that works in the time of a notice; then the job is cancelled."""
+    job = living(run)
+    if job is None:
+        if training(run) is None:
+            raise UserError(f"{run.path}: is neither training nor in the queue")
+        yield stop(run)
+        return
+    attempt = training(run)
+    if job.state == "RUNNING" and attempt is not None:
+        yield stop(run)
+        deadline = time.monotonic() + load(run.config).checkpoint.notice_seconds
+        while training(run) is not None and time.monotonic() < deadline:
+            time.sleep(POLL)
+    queue.cancel(job.id)
+    _wait_until_gone(job.id)
+    what = "saved" if attempt is not None and attempt.end.is_file() else "what it had saved stands"
+    yield f"job {job.id} is cancelled, {what}; lockstep submit goes on from there"
+
+
+def _wait_until_gone(job: str) -> None:
+    deadline = time.monotonic() + 120
+    while (now := queue.look([job]).get(job)) is not None and now.alive:
+        if time.monotonic() > deadline:
+            raise LockstepError(
+                f"job {job} is still {now.state.lower()} two minutes after scancel; see scontrol show job {job}"
+            )
+        time.sleep(1)
+
+
+def _who() -> str:
+    return f"{getpass.getuser()} on {socket.gethostname()}"

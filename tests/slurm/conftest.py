@@ -1,0 +1,23 @@
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.lab import Lab, namespaces
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Four nodes in namespaces, with accounting. Its folder is short, for the sake of its sockets."""
+    if not namespaces.possible():
+        pytest.skip("nodes of their own need namespaces, as root")
+    folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
+    lab = Lab(folder)
+    try:
+        lab.up()
+        yield lab
+    finally:
+        lab.down()
+        shutil.rmtree(folder)
