@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import load
+from configs.scalars import NodeRange
 from tests.shell import lockstep
 from tests.tiny import make_images, make_pipeline
 
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 CONFIG = next(text for kind, text in BLOCKS if kind == "yaml")
+CLUSTER = next(text for kind, text in BLOCKS if kind == "yaml" and text.startswith("cluster:"))
 COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
 OFFLINE = [command for command in COMMANDS if command.startswith(("lockstep plan", "lockstep schema"))]
 
@@ -63,6 +66,12 @@ def test_commands_that_train_do_what_they_say(folder):
     assert "verified" in lockstep("checkpoints", "runs/my", "--verify", cwd=folder).stdout
 
 
+def test_the_cluster_s_line_is_a_config_s(folder):
+    (folder / "cluster.yaml").write_text(CONFIG + CLUSTER)
+    asked = load(folder / "cluster.yaml").cluster
+    assert (asked.nodes, asked.gpus_per_node, asked.time) == (NodeRange(2, 8), 4, 12 * 3600)
+
+
 def test_every_other_command_is_a_target_or_tested_elsewhere():
     targets = {
         line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"[a-z-]+:", line)
@@ -74,7 +83,9 @@ def test_every_other_command_is_a_target_or_tested_elsewhere():
             assert words[1] in targets
             subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         else:
-            assert words[:2] in (["lockstep", "tensorboard"], ["lockstep", "export"])  # test_board.py, and above
+            tested = {"tensorboard", "export", "stop", "cancel"}  # in test_board.py, above, and in tests/slurm
+            assert (words[0], words[1] in tested) == ("lockstep", True), command
+            assert lockstep(words[1], "--help").returncode == 0
 
 
 def test_links_lead_somewhere():
