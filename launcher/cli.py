@@ -127,6 +127,43 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
 
 
 @cli.command()
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def status(runs: tuple[str, ...], as_json: bool) -> None:
+    """What runs do now: state, step, loss, time to the end and to the job's time limit, and who says so.
+
+    RUN is a run's folder, or a folder of runs; without any, ./runs.
+    """
+    from launcher import status_text
+    from launcher.status import rows
+    from launcher.status_read import runs_in
+
+    found = rows(runs_in(runs))
+    click.echo(status_text.as_json(found) if as_json else status_text.table(found))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, attempt after attempt, to the run's end.")
+@click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Whose log.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Of which attempt; the newest when left out.")
+def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
+    """What a rank of RUN has printed."""
+    from launcher import logs as of
+
+    (of.follow if follow else of.show)(RunDir.at(run), rank, attempt)
+
+
+@cli.command()
+@click.argument("run")
+def why(run: str) -> None:
+    """What RUN failed of: the first failure in time, where, in which step, and what follows of it."""
+    from launcher.why import why as answer
+
+    click.echo(answer(RunDir.at(run)))
+
+
+@cli.command()
 @click.argument("run")
 def save(run: str) -> None:
     """Ask RUN for a checkpoint now. Whoever may write into its folder can ask."""

@@ -36,7 +36,8 @@ class Job:
 
 
 def look(ids: list[str]) -> dict[str, Job]:
-    """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting.
+    """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting;
+    each is asked at most once, for all of them.
 
     Empty where there is no SLURM on this machine.
     """
@@ -45,10 +46,9 @@ def look(ids: list[str]) -> dict[str, Job]:
     found = _squeue(ids)
     if missing := [job for job in ids if job not in found]:
         found |= _sacct(missing)
-    for job in ids:
-        if job not in found:
-            found[job] = _scontrol(job)
-    return found
+    if missing := [job for job in ids if job not in found]:
+        found |= _scontrol(missing)
+    return {job: found.get(job, Job(job, "UNKNOWN")) for job in ids}
 
 
 def of_script_in(folder: Path) -> list[Job]:
@@ -78,8 +78,8 @@ def cancel(job: str) -> None:
 def _squeue(ids: list[str]) -> dict[str, Job]:
     """All jobs of the user that are in the queue; asking for ids would fail for those that have left it."""
     lines = _lines(["squeue", "--noheader", "--states=all", "--me", f"--format={_SQUEUE}"])
-    jobs = (_job(line.split("|"), "squeue") for line in lines)
-    return {job.id: job for job in jobs if job.id in set(ids)}
+    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines), set(ids)
+    return {job.id: job for job in jobs if job.id in wanted}
 
 
 def _sacct(ids: list[str]) -> dict[str, Job]:
@@ -87,11 +87,16 @@ def _sacct(ids: list[str]) -> dict[str, Job]:
     return {job.id: job for job in (_job(line.split("|"), "sacct") for line in _lines(command))}
 
 
-def _scontrol(job: str) -> Job:
-    words = dict(word.partition("=")[::2] for line in _lines(["scontrol", "show", "job", job]) for word in line.split())
-    if "JobState" not in words:
-        return Job(job, "UNKNOWN")
-    return _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
+def _scontrol(ids: list[str]) -> dict[str, Job]:
+    """One question, too: for all that the controller remembers, where more than one job is asked for."""
+    jobs = {}
+    for line in _lines(["scontrol", "--oneliner", "show", "job", *(ids if len(ids) == 1 else [])]):
+        words = dict(word.partition("=")[::2] for word in line.split())
+        if "JobState" in words:
+            array = words.get("ArrayJobId")
+            job = f"{array}_{words.get('ArrayTaskId')}" if array else words["JobId"]
+            jobs[job] = _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
+    return {job: jobs[job] for job in ids if job in jobs}
 
 
 def _job(fields: list[str], source: str) -> Job:

@@ -1,0 +1,145 @@
+"""What one run's folder says of it, read cheaply: its newest attempt only, and of long files only the end."""
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.attempt_plan import AttemptPlan
+from configs.end import End
+from configs.errors import UserError
+from configs.run_dir import Attempt, RunDir
+from slurm.job import JobRecord
+
+_TAIL = 4096  # bytes that hold the last line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Records:
+    """A run as its folder has it, before SLURM is asked."""
+
+    run: RunDir
+    newest: Attempt | None = None
+    end: End | None = None  # of the newest attempt
+    total_steps: int | None = None
+    ranks: int = 0
+    metrics: dict[str, Any] | None = None  # the last line
+    beat: dict[str, Any] | None = None  # rank 0's
+    job: JobRecord | None = None
+    on: dict[str, Any] | None = None  # the nodes.json of an attempt that SLURM started
+
+    @property
+    def waits_for_its_first(self) -> bool:
+        """Whether the newest job has begun no attempt yet."""
+        return self.job is not None and (self.newest is None or self.newest.number <= self.job.after_attempt)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the end record is the last word, so that nobody else need be asked."""
+        over = self.end is not None and (self.end.reason == "finished" or self.end.asked_by_people)
+        return over and not self.waits_for_its_first
+
+    @property
+    def local(self) -> bool:
+        """Whether the newest attempt was started without SLURM."""
+        return self.newest is not None and self.on is None
+
+    @property
+    def asks_for(self) -> str | None:
+        """The job that SLURM has to be asked about: none where the end record or this machine knows more."""
+        if self.job is None or self.settled or (self.local and not self.waits_for_its_first):
+            return None
+        return self.job.id
+
+    @property
+    def step(self) -> int | None:
+        """Steps that are done, as the newest witness has it."""
+        if self.end is not None:
+            return self.end.step
+        if self.beat is not None and self.beat["step"]:
+            return int(self.beat["step"])
+        return int(self.metrics["step"]) if self.metrics else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that training to the end still takes, at the speed of the last report."""
+        if self.metrics is None or self.total_steps is None:
+            return None
+        return max(0, self.total_steps - (self.step or 0)) * float(self.metrics["time/step_s"])
+
+
+def read(run: RunDir) -> Records:
+    """Raises OSError, ValueError, KeyError or TypeError where a file does not read."""
+    job = JobRecord.read(run) if run.job.is_file() else None
+    attempts = run.attempts()
+    if not attempts:
+        return Records(run, job=job)
+    newest, end = attempts[-1], End.read(attempts[-1])
+    plan, beat = AttemptPlan.read(newest), newest.heartbeat(0)
+    return Records(
+        run,
+        newest,
+        end,
+        plan.total_steps,
+        plan.batch_plan.shape.world_size,
+        last_line(run.metrics),
+        json.loads(beat.read_text()) if end is None and beat.is_file() else None,
+        job,
+        json.loads(newest.nodes.read_text()) if newest.nodes.is_file() else None,
+    )
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a file of JSON lines, without the rest of it; None where there is none."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for length in (_TAIL, 16 * _TAIL):
+            file.seek(max(0, size - length))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is half a line, or nothing
+            if len(lines) > 1 or (lines and length >= size):
+                found: dict[str, Any] = json.loads(lines[-1])
+                return found
+    return None
+
+
+def holder_lives(run: RunDir) -> bool | None:
+    """Whether someone has the run's lock; None where this machine cannot tell, for its holder was on another one.
+
+    A lock of the shared kind is taken for the instant, so that two who ask do not disturb each other.
+    """
+    try:
+        with open(run.lock, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            text = file.read()
+    except OSError:
+        return None
+    try:
+        return False if json.loads(text)["host"] == socket.gethostname() else None
+    except (ValueError, KeyError):
+        return None
+
+
+def runs_in(places: tuple[str, ...]) -> list[RunDir]:
+    """Every run that is named, and every run in a folder that is. Raises UserError for a place without any."""
+    found: dict[Path, RunDir] = {}
+    for place in places or ("runs",):
+        folder = Path(place).absolute()
+        if (folder / "run.yaml").is_file():
+            inside = [folder]
+        elif folder.is_dir():
+            inside = sorted(Path(entry.path) for entry in os.scandir(folder) if (folder / entry / "run.yaml").is_file())
+        else:
+            inside = []
+        if not inside:
+            cure = "" if places else "; name a run's folder, or a folder of runs"
+            raise UserError(f"{place}: is no run's folder, and no folder of runs{cure}")
+        found |= {path: RunDir(path) for path in inside}
+    return list(found.values())
