@@ -82,12 +82,14 @@ def end(run_dir: str, code: int) -> None:
     run, job = RunDir.at(run_dir), scontrol.job_id()
     history = outcomes(run, after=JobRecord.read(run).after_attempt)
     decision = decide(history)
-    attempt = run.attempts()[-1]
+    attempt = run.attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     _log(attempt, f"srun answered {code}; {decision.action}: {decision.reason}")
     ended = End.read(attempt)
     exit_code = ended.exit_code if ended else FAILED
     if scontrol.fields(job).get("JobState") != "RUNNING":
         sys.exit(exit_code)  # cancelled, or its time is over: a requeue would bring back what was to end
+    if run.attempts()[-1].number > attempt.number:  # this node was cut off, and the job is its successor's now
+        sys.exit(exit_code)
     scontrol.comment(job, decision.reason)
     if decision.action == "go on":
         scontrol.requeue(job, _bad_nodes(run, history))

@@ -52,6 +52,14 @@ def alive_with(folder: Path) -> list[str]:
     return found
 
 
+def lives(process: psutil.Process) -> bool:
+    """It may end between two looks at it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def machine() -> tuple[str, str, str]:
     """What a lab must not change: interfaces, mounts, host name."""
     links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
@@ -157,7 +165,7 @@ def test_two_labs_and_an_end_that_leaves_nothing(lab: Lab, folder: Path) -> None
     assert machine() == before
     assert cli(folder, "down").stdout == "down\n"
     assert machine() == before
-    assert not [p for p in theirs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in theirs if lives(p)]
     assert not alive_with(folder)
     assert cli(folder, "down").stdout == "was not up\n"
     refused = cli(folder, "run", "sinfo")
@@ -180,7 +188,7 @@ def test_plain_lab_is_killed_whole(folder: Path) -> None:
     theirs = plain.processes()
     theirs[0].kill()  # even so
     plain.down()
-    until(lambda: not [p for p in theirs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 5)
+    until(lambda: not [p for p in theirs if lives(p)], 5)
     assert not alive_with(folder)
 
 

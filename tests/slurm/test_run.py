@@ -1,0 +1,331 @@
+"""From `lockstep submit` to the exported pipeline on a real cluster, whatever happens to ranks, nodes and slurmctld."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from configs import checkpoints
+from configs.checkpoints import Resume
+from configs.end import End
+from slurm.lab import Lab
+from slurm.requeue import TRIES
+from tests.runs import values
+from tests.shell import lockstep
+from tests.slurm.runs import PROFILE, STEPS, Cluster, Run, lines
+
+ODD = "runs of $(touch pwned) '\"`id`; # ü"
+SAME = 1e-5  # relative, of losses on another world size
+
+
+pytestmark = pytest.mark.faults  # each run takes half a minute on a real cluster
+
+
+@pytest.fixture(scope="module", params=["accounting", pytest.param("no accounting", marks=pytest.mark.faults)])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Four free nodes; as a fault run once more without accounting."""
+    folder = Path(tempfile.mkdtemp(prefix="hw-", dir="/tmp"))
+    own = request.param == "no accounting"
+    if own:
+        lab = Lab(folder / "lab")
+        request.getfixturevalue("lab")  # skips where there can be none
+        lab.up(accounting=False)
+    else:
+        lab = request.getfixturevalue("lab")
+    try:
+        yield Cluster(lab, folder)
+    finally:
+        if own:
+            lab.down()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left(cluster: Cluster) -> Iterator[None]:
+    """Whatever failed, the next test has the whole cluster."""
+    yield
+    cluster.clear()
+
+
+@pytest.fixture(scope="module")
+def calm(cluster: Cluster) -> Run:
+    """The run that nobody disturbs."""
+    run = cluster.new_run("calm")
+    run.submit()
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == ["finished"]
+    return run
+
+
+def check_same_weights(run: Run, calm: Run) -> None:
+    ours, theirs = values(run.dir), values(calm.dir)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not np.array_equal(ours[key], theirs[key])] == []
+
+
+def check_same_losses(run: Run, calm: Run) -> None:
+    assert run.losses() == pytest.approx(calm.losses(), rel=SAME, abs=0)
+
+
+def nodes_of(run: Run, attempt: int) -> list[str]:
+    return json.loads(run.dir.attempt(attempt).nodes.read_text())["nodes"]
+
+
+def is_rank(process: psutil.Process, run: Run) -> bool:
+    """The old srun is not asked for: on a node that was cut off it stays for minutes."""
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        return "train" in words and str(run.dir.path) in words and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
+    """2 nodes × 2 ranks, in a folder whose name a shell would take apart."""
+    root = cluster.folder / ODD
+    run = cluster.new_run("whole", runs=root, batch=8, steps=6, cluster={"gpus_per_node": 2})
+    assert "whole is job" in run.submit()
+    queued = cluster.queue()
+    assert queued == [run.job]
+    assert f"whole is job {run.job} already" in run.submit()
+    assert cluster.queue() == queued
+
+    outside = lockstep("plan", run.file, "--sbatch", XDG_CONFIG_HOME=str(cluster.folder / "config"))
+    assert outside.returncode == 0, outside.stderr
+    sent = cluster.folder / "sent"
+    cluster.run("scontrol", "write", "batch_script", run.job, sent, check=True)
+    assert run.dir.sbatch.read_bytes() == outside.stdout.encode()
+    assert sent.read_bytes() == outside.stdout.encode()
+
+    assert run.finish() == "COMPLETED", run.story()
+    if cluster.lab.settings.accounting:
+        states = cluster.run("sacct", "-n", "-P", "-j", run.job, "-o", "state,exitcode").stdout.split()
+        assert set(states) == {"COMPLETED|0:0"}
+        assert len(states) >= 3, "the job, its script and its ranks"
+    beats = run.dir.attempt(1).heartbeats()
+    assert [beats[rank]["host"] for rank in range(4)] == ["node1", "node1", "node2", "node2"]
+    run.check_consumed_once(6)
+    assert StableDiffusionPipeline.from_pretrained(run.dir.pipeline, safety_checker=None).unet.num_parameters() > 0
+    assert not list(Path.cwd().glob("pwned")) + list(cluster.folder.rglob("pwned"))
+    assert "trained to its end" in run.submit()
+    assert cluster.queue() == []
+
+
+def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
+    run = cluster.new_run("low", cluster={"site": "low"})
+    run.submit()
+    run.trains()
+    cluster.run(*["sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"], "sleep 5", check=True)
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == ["notice", "finished"]
+    end, record = End.read(run.dir.attempt(1)), Resume.read(run.dir.attempt(2))
+    assert end is not None
+    assert record is not None
+    assert end.notice == "SIGTERM"
+    assert 0 < end.step < STEPS
+    assert (record.step, record.checkpoint) == (end.step, end.checkpoint), "a notice loses no step"
+    run.check_consumed_once()
+    check_same_weights(run, calm)
+
+
+def test_killed_rank(cluster: Cluster, calm: Run) -> None:
+    run = cluster.new_run("killed")
+    run.submit()
+    run.trains(steps=6)  # one checkpoint is committed
+    run.rank(1).kill()
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == [None, "finished"]
+    log = run.dir.attempt(1).launcher_log.read_text()
+    assert "rank 1 on node2 was killed from outside" in log, log
+    record = Resume.read(run.dir.attempt(2))
+    assert record is not None
+    assert record.step >= 5
+    run.check_consumed_once()
+    check_same_weights(run, calm)
+
+
+def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
+    broken = cluster.folder / "broken"
+    shutil.copytree(cluster.model, broken, dirs_exist_ok=True)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    run = cluster.new_run("crash", model=str(broken), cluster={"nodes": 1})
+    run.submit()
+    assert run.finish() == "HELD", run.story()
+    assert run.ends() == [None] * TRIES
+    assert f"{TRIES} attempts in a row ended without a new checkpoint" in run.comment
+    assert "OSError" in run.comment
+    assert lines(run.dir.metrics) == []
+
+
+def test_cancelled_runs_stay_away(cluster: Cluster) -> None:
+    run = cluster.new_run("unwanted", steps=5000, checkpoint={"every_steps": None, "notice_seconds": 20})
+    run.submit()
+    run.trains()
+    said = cluster.lockstep("cancel", run.dir.path)
+    assert said.returncode == 0, said.stderr
+    assert f"job {run.job} is cancelled, saved" in said.stdout
+    assert run.is_over() in ("CANCELLED", "COMPLETED", "FAILED")
+    assert cluster.queue() == []
+    first = End.read(run.dir.attempt(1))
+    assert first is not None
+    assert first.asked_by_people
+    assert [checkpoint.step for checkpoint in checkpoints.visible(run.dir)] == [first.step]
+    cancelled = run.job
+
+    run.submit()  # and a bare scancel
+    assert run.job != cancelled
+    run.trains(2)
+    record = Resume.read(run.dir.attempt(2))
+    assert record is not None
+    assert record.step == first.step
+    cluster.run("scancel", run.job, check=True)
+    assert run.finish() == "CANCELLED", run.story()
+    assert cluster.queue() == []
+    assert run.attempts() == [1, 2]
+    restarts = cluster.run("scontrol", "show", "job", run.job).stdout
+    assert "Restarts=0" in restarts
+
+
+@pytest.mark.parametrize(
+    ("wrong", "changes", "said"),
+    [
+        ({"site": "nopart"}, {}, "nope"),
+        ({"site": "typo"}, {}, "partion"),
+        ({"site": "nosuch"}, {}, "no site profile 'nosuch'"),
+        ({"nodes": 50}, {"batch": 50}, "50 nodes"),
+        ({"time": "09:00:00"}, {}, "more than the 01:00:00"),
+        ({"time": "00:00:30"}, {}, "notice_seconds"),
+        ({}, {"runs": Path("/proc/nope")}, "/proc/nope"),
+        ({}, {"runs": Path("/tmp/a%jb")}, "'%'"),
+    ],
+    ids=lambda value: str(value).replace("/", "|") if isinstance(value, str) else "",
+)
+def test_bad_input_is_refused_before_anything(
+    cluster: Cluster, wrong: dict[str, object], changes: dict[str, object], said: str
+) -> None:
+    cluster.site("nopart", PROFILE.format("nope"))
+    cluster.site("typo", "partion: main\n")
+    before = sorted(cluster.folder.rglob("*"))
+    run = cluster.new_run("refused", cluster=wrong, **changes)  # type: ignore[arg-type]
+    done = cluster.lockstep("submit", run.file)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert cluster.queue() == []
+    assert not run.dir.path.exists()
+    run.file.unlink()
+    assert sorted(cluster.folder.rglob("*")) == before
+
+
+@pytest.mark.faults
+def test_time_limit_twice(cluster: Cluster, calm: Run) -> None:
+    run = cluster.new_run("limit")
+    run.submit()
+    for attempt in (1, 2):
+        run.trains(attempt)
+        # the notice comes notice_seconds before the end: slurmctld looks once a minute at most, so well within it
+        cluster.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+21", check=True)
+        run.until(run.dir.attempt(attempt).end.exists, 60)
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == ["notice", "notice", "finished"]
+    run.check_consumed_once()
+    check_same_weights(run, calm)
+
+
+@pytest.mark.faults
+def test_node_without_power(cluster: Cluster, calm: Run) -> None:
+    run = cluster.new_run("power", cluster={"nodes": "1-3"})
+    run.submit()
+    run.trains(steps=6)
+    assert nodes_of(run, 1) == ["node1", "node2", "node3"]
+    with cluster.occupied("node4"):  # two are left, another world size
+        cluster.lab.kill_node(2)
+        try:
+            assert run.finish() == "COMPLETED", run.story()
+        finally:
+            cluster.lab.start_node(2)
+    assert run.ends() == [None, "finished"]
+    assert nodes_of(run, 2) == ["node1", "node3"]
+    assert "node2" in json.loads(run.dir.attempt(2).nodes.read_text())["because"]
+    run.check_consumed_once()
+    check_same_losses(run, calm)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("cut", [2, 1])
+def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
+    """What is on the node goes on beside its successor (on node 1 that is rank 0 and the batch shell), and meets it
+    when the cable is back: what it writes counts nowhere."""
+    run = cluster.new_run(f"cut{cut}", cluster={"nodes": "1-3"})
+    run.submit()
+    run.trains(steps=6)
+    with cluster.occupied("node4"):
+        cluster.lab.cut(cut)
+        try:
+            run.trains(2)
+        finally:
+            cluster.lab.join(cut)
+        assert run.finish() == "COMPLETED", run.story()
+    run.until(lambda: not [p for p in cluster.lab.processes(cut) if is_rank(p, run)], 60)
+    assert run.state == "COMPLETED"
+    ends = run.ends()
+    assert (ends[0], ends[-1]) == (None, "finished")
+    # the old srun, back with its batch shell, may end the step of the same number once: that saves and goes on
+    assert set(ends[1:-1]) <= ({"notice"} if cut == 1 else set())
+    others = sorted({"node1", "node2", "node3"} - {f"node{cut}"})
+    assert nodes_of(run, 2) == others
+    newer = run.dir.attempt(2)
+    assert [newer.heartbeats()[rank]["host"] for rank in range(2)] == others
+    assert len(newer.heartbeats()) == 2
+    assert newer.failures() == []
+    assert "attempt 1:" not in newer.launcher_log.read_text()
+    record = Resume.read(newer)
+    assert record is not None
+    assert all(c.attempt >= 2 for c in checkpoints.visible(run.dir) if c.step > record.step)
+    run.check_consumed_once()
+    check_same_losses(run, calm)
+
+
+@pytest.mark.faults
+def test_slurmctld_restarted(cluster: Cluster, calm: Run) -> None:
+    """It is away while the ranks train on, and while one of them is killed: the batch shell waits for it."""
+    run = cluster.new_run("restart")
+    run.submit()
+    attempt = run.trains()
+    cluster.lab.stop_controller()
+    try:
+        made = len(lines(attempt.metrics))
+        run.until(lambda: len(lines(attempt.metrics)) >= made + 5)
+        run.rank(1).kill()
+        run.until(lambda: "srun answered" in attempt.launcher_log.read_text(), 60)
+    finally:
+        cluster.lab.start_controller()
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == [None, "finished"]
+    run.check_consumed_once()
+    check_same_weights(run, calm)
+
+
+@pytest.mark.faults
+def test_largest_count_that_keeps_the_batch(cluster: Cluster) -> None:
+    """Batch 8 on three free nodes is cut for two; at the requeue, with four free, for four."""
+    run = cluster.new_run("grows", batch=8, cluster={"nodes": "1-4"})
+    with cluster.occupied("node4"):
+        run.submit()
+        run.trains(steps=6)
+        assert len(nodes_of(run, 1)) == 2
+        run.until(lambda: run.shown("%D") == "2", 15)  # the third was given back
+    run.rank(1).kill()
+    assert run.finish() == "COMPLETED", run.story()
+    assert len(nodes_of(run, 2)) == 4
+    assert len(run.losses()) == STEPS
+    run.check_consumed_once()
