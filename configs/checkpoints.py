@@ -9,12 +9,15 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.attempt_plan import AttemptPlan
 from configs.errors import UserError
 from configs.manifest import NAME, FileEntry, Manifest, layout_of, sha256_of
-from configs.payload import Reader
 from configs.run_dir import Attempt, RunDir, sync_directory, write_json
+
+if TYPE_CHECKING:
+    from configs.payload import Reader
 
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
 _QUARANTINE = "quarantined-"
@@ -40,8 +43,10 @@ class Checkpoint:
             raise ValueError(f"{path}: belongs to step {manifest.identity.step} of attempt {manifest.identity.attempt}")
         return manifest
 
-    def reader(self) -> Reader:
+    def reader(self) -> "Reader":
         """Its values. Verifies nothing: see `problems`."""
+        from configs.payload import Reader  # brings numpy: `plan` and `status` only look at names
+
         return Reader([self.path / file.name for file in self.manifest().files])
 
     def problem(self, file: FileEntry) -> str | None:

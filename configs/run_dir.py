@@ -7,10 +7,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
-from configs.schema import RunConfig
+
+if TYPE_CHECKING:  # brings pydantic: most commands only look into a folder
+    from configs.schema import RunConfig
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -123,7 +125,7 @@ class RunDir:
         return run
 
     @classmethod
-    def of(cls, config: RunConfig) -> "RunDir":
+    def of(cls, config: "RunConfig") -> "RunDir":
         """Where the run of `config` lies, or will."""
         return cls(Path(config.runs, config.name))
 
