@@ -66,7 +66,7 @@ class Bench:
 
     def open_attempt(self) -> Attempt:
         if self.world.leads:
-            self.run.open_attempt()
+            self.plan.write(self.run.open_attempt())
         self.world.barrier()
         return self.run.attempts()[-1]
 
@@ -241,8 +241,8 @@ def other(bench: Bench) -> dict[str, float]:
 def main(options: str) -> None:
     asked = SimpleNamespace(**json.loads(options))
     world = distributed.join(asked.world_size)
-    images = Path(asked.folder, f"images-{asked.mode}")
-    if world.leads:
+    images = Path(asked.folder, "images")
+    if world.leads and not images.exists():
         make_images(images, 16, 10 * asked.side)
     world.barrier()
     stage = make_stage(asked, world, make_model(asked, world.device), images)
