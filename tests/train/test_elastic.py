@@ -21,25 +21,27 @@ def name(shape: Shape) -> str:
     return f"{precision}-zero{zero}-ranks{ranks}"
 
 
-def load_all(root: Path, pipeline: Path, images: Path, sources: list[Shape], targets: list[Shape], more: int) -> None:
-    """Make every source, then start each target once and load every source of its precision on it.
+def make_all(root: Path, pipeline: Path, images: Path, sources: list[Shape], more: int) -> None:
+    """A run of every source that saved and went on for `more` steps.
 
     ZeRO 3 comes last in a process: DeepSpeed then replaces torch's linear for all that follows, which rounds otherwise.
     """
     for ranks in sorted({ranks for ranks, _, _ in sources}):
         cases = [[zero, precision] for n, zero, precision in sorted(sources, key=lambda s: s[1]) if n == ranks]
         run_ranks(ranks, PROGRAM, "make", root, pipeline, images, json.dumps(cases), MORE=more)
-    for ranks in sorted({ranks for ranks, _, _ in targets}):
-        cases = [
-            [zero, precision, [name(source) for source in sources if source[2] == precision]]
-            for n, zero, precision in sorted(targets, key=lambda target: target[1])
-            if n == ranks
-        ]
-        run_ranks(ranks, PROGRAM, "load", root, pipeline, images, json.dumps(cases), MORE=more)
-    for source in sources:
-        for target in targets:
-            if source[2] == target[2]:
-                check(root, source, target)
+
+
+def load_all(
+    root: Path, pipeline: Path, images: Path, sources: list[Shape], targets: list[Shape], ranks: int, more: int
+) -> None:
+    """Start each target of `ranks` ranks once and load every source of its precision on it."""
+    mine = sorted((target for target in targets if target[0] == ranks), key=lambda target: target[1])
+    pairs = {target: [source for source in sources if source[2] == target[2]] for target in mine}
+    cases = [[zero, precision, list(map(name, found))] for (_, zero, precision), found in pairs.items()]
+    run_ranks(ranks, PROGRAM, "load", root, pipeline, images, json.dumps(cases), MORE=more)
+    for target, found in pairs.items():
+        for source in found:
+            check(root, source, target)
 
 
 def check(root: Path, source: Shape, target: Shape) -> None:
@@ -56,9 +58,20 @@ def check(root: Path, source: Shape, target: Shape) -> None:
 
 
 def test_some_shapes_to_some_others(tmp_path, pipeline_folder, image_folder):
-    load_all(tmp_path, pipeline_folder, image_folder, FEW_SOURCES, FEW_TARGETS + FEW_SOURCES[1:], more=4)
+    folders = (tmp_path, pipeline_folder, image_folder)
+    make_all(*folders, FEW_SOURCES, more=4)
+    for ranks in (1, 2, 3):
+        load_all(*folders, FEW_SOURCES, FEW_TARGETS + FEW_SOURCES[1:], ranks, more=4)
+
+
+@pytest.fixture(scope="module")
+def every_source(tmp_path_factory, pipeline_folder, image_folder) -> tuple[Path, Path, Path]:
+    folders = (tmp_path_factory.mktemp("elastic"), pipeline_folder, image_folder)
+    make_all(*folders, ALL, more=10)
+    return folders
 
 
 @pytest.mark.faults
-def test_every_shape_to_every_other(tmp_path, pipeline_folder, image_folder):
-    load_all(tmp_path, pipeline_folder, image_folder, ALL, ALL, more=10)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_shape_to_every_other(every_source, ranks):
+    load_all(*every_source, ALL, ALL, ranks, more=10)
