@@ -1,7 +1,8 @@
 """`lockstep`: the commands. Each is one function here, and imports what it needs when it runs, so that `--help` and
 `plan` answer at once and nothing here needs torch.
 
-To add a command, write its function below its siblings; `--help` lists them in this order.
+To add a command, write its function below its siblings: in cli_run.py where it is about a run that exists, else here.
+`--help` lists them in this order.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 import click
 
 from configs.errors import LockstepError, UserError
-from configs.run_dir import RunDir
+from launcher import cli_run
 
 
 class _InOrder(click.Group):
@@ -126,117 +127,8 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
     sys.exit(submit_cluster(loaded))
 
 
-@cli.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def status(runs: tuple[str, ...], as_json: bool) -> None:
-    """What runs do now: state, step, loss, time to the end and to the job's time limit, and who says so.
-
-    RUN is a run's folder, or a folder of runs; without any, ./runs.
-    """
-    from launcher import status_text
-    from launcher.status import rows
-    from launcher.status_read import runs_in
-
-    found = rows(runs_in(runs))
-    click.echo(status_text.as_json(found) if as_json else status_text.table(found))
-
-
-@cli.command()
-@click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, attempt after attempt, to the run's end.")
-@click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Whose log.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Of which attempt; the newest when left out.")
-def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
-    """What a rank of RUN has printed."""
-    from launcher import logs as of
-
-    (of.follow if follow else of.show)(RunDir.at(run), rank, attempt)
-
-
-@cli.command()
-@click.argument("run")
-def why(run: str) -> None:
-    """What RUN failed of: the first failure in time, where, in which step, and what follows of it."""
-    from launcher.why import why as answer
-
-    click.echo(answer(RunDir.at(run)))
-
-
-@cli.command()
-@click.argument("run")
-def save(run: str) -> None:
-    """Ask RUN for a checkpoint now. Whoever may write into its folder can ask."""
-    from launcher import control
-
-    click.echo(control.save(RunDir.at(run)))
-
-
-@cli.command()
-@click.argument("run")
-def stop(run: str) -> None:
-    """Ask RUN to save after the step it is in, and to end. Whoever may write into its folder can ask."""
-    from launcher import control
-
-    click.echo(control.stop(RunDir.at(run)))
-
-
-@cli.command()
-@click.argument("run")
-def cancel(run: str) -> None:
-    """End RUN's job: saved first where it is training, out of the queue where it waits."""
-    from launcher import control
-
-    for line in control.cancel(RunDir.at(run)):
-        click.echo(line)
-
-
-@cli.command()
-@click.argument("run")
-@click.argument("action", default="list", type=click.Choice(["list", "prune", "diff"]))
-@click.argument("steps", nargs=-1, type=int)
-@click.option("--verify", is_flag=True, help="Read every file and compare its digest.")
-@click.option("--keep", type=click.IntRange(min=1), help="With prune: how many, instead of the config's.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def checkpoints(run: str, action: str, steps: tuple[int, ...], verify: bool, keep: int | None, as_json: bool) -> None:
-    """What RUN has saved; `prune` removes what is not kept, `diff STEP STEP` shows which tensors changed."""
-    from launcher import checkpoints_text
-
-    opened = RunDir.at(run)
-    if action == "diff":
-        if len(steps) != 2:
-            raise UserError("diff compares two steps, such as: lockstep checkpoints RUN diff 100 200")
-        click.echo(checkpoints_text.difference(opened, *steps, as_json=as_json))
-    elif action == "prune":
-        click.echo(checkpoints_text.pruned(opened, keep, as_json=as_json))
-    else:
-        text, whole = checkpoints_text.listing(opened, verify=verify, as_json=as_json)
-        click.echo(text)
-        sys.exit(0 if whole else 1)
-
-
-@cli.command()
-@click.argument("run")
-@click.option("--step", type=int, help="Of which checkpoint; the newest when left out.")
-@click.option(
-    "--weights", type=click.Choice(["ema", "raw"]), help="The average or the weights; else as the config says."
-)
-@click.option("--out", required=True, help="The pipeline folder to write.")
-def export(run: str, step: int | None, weights: str | None, out: str) -> None:
-    """Turn a checkpoint of RUN into a diffusers pipeline folder, on a CPU."""
-    from launcher.export import run_export
-
-    sys.exit(run_export(RunDir.at(run), step, weights, out))
-
-
-@cli.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False))
-@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-def tensorboard(run: str, port: int) -> None:
-    """Serve the curves and pictures of RUN, a run's folder, or of all runs in a folder."""
-    from launcher.board import serve
-
-    serve(run, port)
+for _command in cli_run.COMMANDS:
+    cli.add_command(_command)
 
 
 @cli.command()
