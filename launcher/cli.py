@@ -152,6 +152,28 @@ def lab(words: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("folder", default=".", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--site", default="site", show_default=True, help="The site profile to try, or to write if there is none."
+)
+@click.option("--wait", default=10, show_default=True, type=click.IntRange(min=1), help="Minutes the job may queue.")
+def doctor(folder: str, site: str, wait: int) -> None:
+    """Try this cluster: a job of two minutes in FOLDER, on the shared file system, is stopped, requeued and taken away.
+
+    Writes the site profile where there is none yet. Ends with 0 if everything is well, else 1.
+    """
+    from pathlib import Path
+
+    from launcher.doctor import examine
+
+    well = True
+    for finding in examine(Path(folder).absolute(), site, 60.0 * wait):
+        well = well and finding.good is not False
+        click.echo(finding)
+    sys.exit(0 if well else 1)
+
+
+@cli.command()
 def schema() -> None:
     """Print the config's JSON Schema, the manual of every key."""
     from configs.json_schema import schema_text

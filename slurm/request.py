@@ -22,6 +22,7 @@ from configs.errors import UserError
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from slurm.entry import run_rank
+from slurm.rehearsal import LEAD, MINUTES, SIGNAL
 from slurm.shape import asked
 from slurm.site import Site
 
@@ -37,21 +38,45 @@ def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
     given fewer nodes than were free."""
     nodes, ranks = asked(config)
     limit = config.cluster.time or site.max_time
-    wanted: dict[str, Any] = {
+    return {
+        **of_site(site, ranks),
         "job_name": config.name,
         "time": -(-limit // 60) if limit else None,  # minutes
+        "signal_delay_s": round(config.checkpoint.notice_seconds),
+        "setup": _setup(run, site),
+        "teardown": _teardown(run),
+        "additional_parameters": {"nodes": str(nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
+    }
+
+
+def rehearsal(folder: Path, site: Site) -> str:
+    """The script of `lockstep doctor`'s job (see slurm/rehearsal.py), with the words that a run's job has."""
+    command = f"{shlex.quote(sys.executable)} -P -m slurm.rehearsal {_quoted(folder)}"
+    once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
+    return _make_sbatch_string(
+        command=command,
+        folder=folder,
+        job_name="lockstep-doctor",
+        time=MINUTES,
+        signal_delay_s=LEAD,
+        setup=["export PYTHONSAFEPATH=1"],
+        teardown=[f"{once} || scontrol requeue $SLURM_JOB_ID"],
+        additional_parameters={"nodes": "1", "mincpus": site.cpus_per_rank, "requeue": True},
+        **of_site(site, 1),
+    )
+
+
+def of_site(site: Site, ranks: int) -> dict[str, Any]:
+    """What the site wants of every job, with `ranks` ranks on a node."""
+    wanted: dict[str, Any] = {
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
         "constraint": site.constraint,
         "mem": site.memory_per_node,
         "wckey": None,
-        "signal_delay_s": round(config.checkpoint.notice_seconds),
         "stderr_to_stdout": True,
         "srun_args": _srun_arguments(site, ranks),
-        "setup": _setup(run, site),
-        "teardown": _teardown(run),
-        "additional_parameters": {"nodes": str(nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
     }
     if site.gpus == "gres":
         wanted["gres"] = f"gpu:{ranks}"
@@ -65,10 +90,7 @@ _NO_CLUSTER = "configuration source|[Uu]nable to contact slurm controller"
 
 def check(run: RunDir, config: RunConfig, site: Site) -> str:
     """What SLURM says of the job without queueing it: when it is to start. Raises UserError where it refuses."""
-    with _as_outside_jobs():
-        answer = subprocess.run(
-            ["sbatch", "--test-only"], input=text(run, config, site), capture_output=True, text=True, check=False
-        )
+    answer = _sbatch("--test-only", text(run, config, site))
     said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
     if answer.returncode and re.search(_NO_CLUSTER, said):
         raise UserError(
@@ -93,6 +115,19 @@ def submit(run: RunDir, config: RunConfig, site: Site) -> str:
             return str(executor.submit(run_rank, str(run.path)).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"SLURM refuses the job: {error}") from None
+
+
+def rehearse(folder: Path, site: Site) -> str:
+    """Queue doctor's job and answer its id. Raises UserError where SLURM refuses it."""
+    answer = _sbatch("--parsable", rehearsal(folder, site))
+    if answer.returncode:
+        raise UserError(f"SLURM refuses a job of this site: {answer.stderr.strip()}; correct the site profile")
+    return answer.stdout.strip().partition(";")[0]
+
+
+def _sbatch(option: str, script: str) -> subprocess.CompletedProcess[str]:
+    with _as_outside_jobs():
+        return subprocess.run(["sbatch", option], input=script, capture_output=True, text=True, check=False)
 
 
 @contextmanager

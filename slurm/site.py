@@ -64,11 +64,15 @@ def load_site(name: str | None) -> Site:
     Raises ConfigError for what is wrong in it, UserError where there is none of that name.
     """
     if name is None:
-        own = user_folder() / "site.yaml"
-        return load_section(own, Site) if own.is_file() else Site()
-    for folder in (user_folder(), SHIPPED):
-        if (path := folder / f"{name}.yaml").is_file():
-            return load_section(path, Site)
+        return load_section(own, Site) if (own := find_site("site")) else Site()
+    if (path := find_site(name)) is not None:
+        return load_section(path, Site)
     known = sorted({path.stem for folder in (user_folder(), SHIPPED) for path in folder.glob("*.yaml")})
     cure = f"; known are {', '.join(known)}" if known else f"; write {user_folder() / f'{name}.yaml'}"
     raise UserError(f"cluster.site: there is no site profile '{name}'{cure}")
+
+
+def find_site(name: str) -> Path | None:
+    """The file of the profile `name`, if there is one: the user's own goes before the shipped one."""
+    paths = (folder / f"{name}.yaml" for folder in (user_folder(), SHIPPED))
+    return next((path for path in paths if path.is_file()), None)

@@ -1,0 +1,110 @@
+"""`lockstep doctor` on the real cluster: it finds out by doing, writes the profile, and leaves nothing behind."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slurm.lab import Lab
+from slurm.rehearsal import LEAD, start_file
+from tests.shell import ENVIRONMENT, LOCKSTEP
+
+Words = tuple[object, ...]
+
+
+class Desk:
+    """A login node with a user's own configuration and a folder for runs."""
+
+    def __init__(self, lab: Lab, folder: Path):
+        self.lab, self.runs, self.config = lab, folder / "runs", folder / "config"
+        self.runs.mkdir()
+        self.environment = ENVIRONMENT | {"XDG_CONFIG_HOME": str(self.config)}
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        command = self.lab.command([str(word) for word in (LOCKSTEP, "doctor", self.runs, *words)])
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, text=True, env=self.environment, **pipes)
+
+    def profile(self, name: str, text: str) -> Path:
+        path = self.config / "lockstep" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def queue(self) -> str:
+        return self.lab.run(["squeue", "-h", "-o", "%i"]).stdout
+
+
+@pytest.fixture
+def desk(lab: Lab, tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(lab, tmp_path)
+    yield desk
+    assert desk.queue() == ""
+    assert list(desk.runs.iterdir()) == [], "the job's folder is taken away"
+
+
+def shorten(desk: Desk, doctor: subprocess.Popen[str]) -> None:
+    """Let the notice of the job's time limit come as soon as the job has started."""
+    deadline = time.monotonic() + 60
+    while not (started := list(desk.runs.glob(f"doctor-*/{start_file(0)}"))):
+        assert doctor.poll() is None, doctor.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert json.loads(started[0].read_text())["host"].startswith("node")
+    job = desk.queue().strip()
+    desk.lab.run(["scontrol", "update", f"JobId={job}", f"EndTime=now+{LEAD + 2}"], check=True)
+
+
+def test_a_sound_cluster_gets_its_profile(desk: Desk) -> None:
+    doctor = desk.start()
+    shorten(desk, doctor)
+    said, wrong = doctor.communicate(timeout=120)
+    assert doctor.returncode == 0, said + wrong
+    lines = [line.split(maxsplit=1) for line in said.splitlines()]
+    assert {word for word, _ in lines} == {"ok", "note"}
+    for told in (
+        "answers",
+        "the file system is shared",
+        "of 2 asked for",
+        "SIGUSR2 came",
+        "requeued, and back on node",
+    ):
+        assert [text for word, text in lines if word == "ok" and told in text], (told, said)
+    written = yaml.safe_load((desk.config / "lockstep" / "site.yaml").read_text())
+    assert written == {"gpus": "gpus-per-node", "cpus_per_rank": 2}  # 4 GPUs and 8 CPUs per node
+
+
+def test_a_profile_that_stands_is_tried_and_kept(desk: Desk) -> None:
+    text = "partition: main\ngpus: gres\ncpus_per_rank: 3\n"
+    path = desk.profile("mine", text)
+    doctor = desk.start("--site", "mine")
+    shorten(desk, doctor)
+    said, wrong = doctor.communicate(timeout=120)
+    assert doctor.returncode == 1, said + wrong
+    assert "FAIL cpus_per_rank 3 × 4 GPUs > 8 CPUs; 2 fit" in said
+    assert ", of 3 asked for" in said
+    assert f"the profile {path} stands as it is" in said
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("partition: nope\n", "there is no 'nope'"), ("constraint: gold\n", "SLURM refuses"), ("partion: main\n", "partion")],
+)
+def test_a_wrong_profile_is_told(desk: Desk, text: str, said: str) -> None:
+    desk.profile("wrong", text)
+    doctor = desk.start("--site", "wrong")
+    _, wrong = doctor.communicate(timeout=60)
+    assert doctor.returncode == 2, wrong
+    assert said in wrong
+    assert "Traceback" not in wrong
+
+
+def test_without_a_cluster_it_says_so(tmp_path: Path) -> None:
+    done = subprocess.run([LOCKSTEP, "doctor", tmp_path], text=True, capture_output=True, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == 2
+    assert "no SLURM cluster answers" in done.stderr
