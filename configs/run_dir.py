@@ -63,6 +63,11 @@ class Attempt:
         return self.path / "environment.json"
 
     @property
+    def code_diff(self) -> Path:
+        """What was changed in Lockstep's own code since its commit."""
+        return self.path / "code.diff"
+
+    @property
     def resume(self) -> Path:
         return self.path / "resume.json"
 

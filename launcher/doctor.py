@@ -93,28 +93,37 @@ def _of_job(folder: Path, site: Site, patience: float) -> Iterator[Finding]:
     shared = folder / f"doctor-{secrets.token_hex(4)}"
     word = secrets.token_hex(8)
     write_atomic(shared / WORD, word)
-    job = request.rehearse(shared, site)
     try:
-        yield Finding(None, f"job {job} of {MINUTES} minutes is queued: it waits for its notice, then for its requeue")
-        first = _awaited(shared / start_file(0), job, patience)
-        if first is None:
-            yield Finding(False, f"job {job} did not start in {patience:.0f} s: {queue.in_words(_now(job))}")
-            return
-        yield from _of_start(first, site, word)
-        notice = _awaited(shared / SIGNAL, job, 60 * MINUTES + 90)
-        if notice is None:
-            yield Finding(False, "no signal came before the time limit: runs would lose what is not saved")
-            return
-        left = 60 * MINUTES - (notice["time"] - first["time"])
-        yield Finding(True, f"{notice['signal']} came {left:.0f} s before the time limit ({LEAD} s asked)")
-        again = _awaited(shared / start_file(1), job, patience)
-        if again is None:
-            yield Finding(False, f"the job did not come back in {patience:.0f} s: {queue.in_words(_now(job))}")
-            return
-        yield Finding(True, f"requeued, and back on {again['host']} after {again['time'] - notice['time']:.0f} s")
+        job = request.rehearse(shared, site)
+        try:
+            yield Finding(
+                None, f"job {job} of {MINUTES} minutes is queued: it waits for its notice, then for its requeue"
+            )
+            yield from _through(job, shared, site, word, patience)
+        finally:
+            queue.cancel(job)
     finally:
-        queue.cancel(job)
         shutil.rmtree(shared, ignore_errors=True)
+
+
+def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> Iterator[Finding]:
+    """Start, notice, requeue: up to the first that does not come."""
+    first = _awaited(shared / start_file(0), job, patience)
+    if first is None:
+        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {queue.in_words(_now(job))}")
+        return
+    yield from _of_start(first, site, word)
+    notice = _awaited(shared / SIGNAL, job, 60 * MINUTES + 90)
+    if notice is None:
+        yield Finding(False, "no signal came before the time limit: runs would lose what is not saved")
+        return
+    left = 60 * MINUTES - (notice["time"] - first["time"])
+    yield Finding(True, f"{notice['signal']} came {left:.0f} s before the time limit ({LEAD} s asked)")
+    again = _awaited(shared / start_file(1), job, patience)
+    if again is None:
+        yield Finding(False, f"the job did not come back in {patience:.0f} s: {queue.in_words(_now(job))}")
+        return
+    yield Finding(True, f"requeued, and back on {again['host']} after {again['time'] - notice['time']:.0f} s")
 
 
 def _of_start(first: dict[str, Any], site: Site, word: str) -> Iterator[Finding]:

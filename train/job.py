@@ -2,8 +2,6 @@
 
 import json
 import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,9 +14,9 @@ from configs.end import End
 from configs.errors import LockstepError
 from configs.length import Length
 from configs.load import load
-from configs.run_dir import Attempt, RunDir, write_json
+from configs.run_dir import Attempt, RunDir
 from configs.schema import RunConfig
-from train import distributed, loop, model
+from train import distributed, environment, loop, model
 from train.checkpoint import Saver
 from train.ema import Ema
 from train.engine import Engine
@@ -39,7 +37,7 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
     _prepare_torch(config, world)
     length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
     if world.leads:
-        write_json(attempt.environment, _environment(world))
+        environment.record(attempt, world)
     progress = Progress()
     heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
 
@@ -80,17 +78,3 @@ def _prepare_torch(config: RunConfig, world: distributed.World) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-
-
-def _environment(world: distributed.World) -> dict[str, object]:
-    """What this attempt ran with, for whoever wants to repeat it. No environment variables: they may hold secrets."""
-    packages = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")
-    cuda = world.device.type == "cuda"
-    return {
-        "packages": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or platform.machine(),
-        "world_size": world.size,
-        "threads_per_rank": torch.get_num_threads(),
-    }

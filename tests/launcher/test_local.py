@@ -10,6 +10,7 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from configs.code_version import code_version
 from configs.load import load
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of
 from tests.shell import lockstep, processes_of
@@ -107,6 +108,12 @@ def test_the_run_folder_says_what_was_run(trained: Trained) -> None:
     assert trained.run.dataset.read_text().count("\n") == plan["dataset_size"] == 18
     environment = json.loads(trained.attempt.environment.read_text())
     assert (environment["packages"]["torch"], environment["world_size"]) == (torch.__version__, 2)
+    code = code_version()
+    assert environment["code"]["digest"] == code.digest
+    assert environment["code"]["commit"] == code.commit
+    assert trained.attempt.code_diff.exists() == bool(code.diff)
+    assert environment["variables"]["WORLD_SIZE"] == "2"
+    assert environment["variables"]["HOME"] is None
 
 
 def test_the_exported_pipeline_loads_and_draws(trained: Trained) -> None:

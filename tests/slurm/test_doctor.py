@@ -93,7 +93,11 @@ def test_a_profile_that_stands_is_tried_and_kept(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("partition: nope\n", "there is no 'nope'"), ("constraint: gold\n", "SLURM refuses"), ("partion: main\n", "partion")],
+    [
+        ("partition: nope\n", "there is no 'nope'"),
+        ("constraint: gold\n", "SLURM refuses"),
+        ("partion: main\n", "partion"),
+    ],
 )
 def test_a_wrong_profile_is_told(desk: Desk, text: str, said: str) -> None:
     desk.profile("wrong", text)

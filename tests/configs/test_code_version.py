@@ -1,0 +1,47 @@
+"""The code's digest and commit, in a clone and out of one."""
+
+import subprocess
+
+import pytest
+
+from configs.code_version import code_version
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with one source file, where the packages are looked for; nothing is committed yet."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "loop.py").write_text("steps = 1\n")
+    monkeypatch.setattr("configs.code_version.ROOT", tmp_path)
+    return tmp_path
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    done = subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_out_of_a_clone_the_digest_tells(clone):
+    before = code_version()
+    assert (before.commit, before.diff) == (None, "")
+    (clone / "train" / "loop.py").write_text("steps = 2\n")
+    assert code_version().digest != before.digest
+
+
+def test_in_a_clone_the_commit_and_what_was_changed(clone):
+    git(clone, "init", "-q")
+    git(clone, "add", ".")
+    git(clone, "commit", "-qm", "first")
+    before = code_version()
+    assert (before.commit, before.diff) == (git(clone, "rev-parse", "HEAD"), "")
+    (clone / "train" / "loop.py").write_text("steps = 2\n")
+    assert "+steps = 2" in code_version().diff
+
+
+def test_inside_somebody_elses_clone_there_is_no_commit(clone, monkeypatch):
+    git(clone, "init", "-q")
+    git(clone, "add", ".")
+    git(clone, "commit", "-qm", "theirs")
+    monkeypatch.setattr("configs.code_version.ROOT", clone / "train")
+    assert code_version().commit is None
