@@ -8,7 +8,7 @@ from torch.optim import AdamW
 
 from configs.manifest import layout_of
 from configs.schema import RunConfig
-from train import fragments
+from train import fragments, zero3_linear
 
 
 class Engine:
@@ -26,6 +26,8 @@ class Engine:
             weight_decay=config.optimizer.weight_decay,
             fused=device.type == "cuda" and not config.offload,
         )
+        if config.zero == 3:
+            zero3_linear.round_as_torch()
         self.deepspeed, *_ = deepspeed.initialize(
             model=unet, optimizer=optimizer, config=rendered, dist_init_required=False
         )

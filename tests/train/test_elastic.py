@@ -12,7 +12,7 @@ Shape = tuple[int, int, str]  # ranks, ZeRO stage, precision
 ALL: list[Shape] = [(n, z, "fp32") for n in (1, 2, 3, 4) for z in (0, 1, 2, 3)]
 ALL += [(n, z, "bf16") for n in (1, 2, 3, 4) for z in (1, 2, 3)]
 FEW_SOURCES: list[Shape] = [(1, 0, "fp32"), (2, 2, "fp32"), (2, 3, "bf16")]
-FEW_TARGETS: list[Shape] = [(2, 3, "fp32"), (3, 1, "fp32"), (3, 2, "bf16"), (1, 2, "fp32")]
+FEW_TARGETS: list[Shape] = [(2, 3, "fp32"), (3, 1, "fp32"), (3, 2, "bf16"), (2, 1, "bf16"), (1, 2, "fp32")]
 TOLERANCE = {"fp32": 5e-6, "bf16": 1e-2}
 
 
