@@ -3,15 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-faults check format bench
+.PHONY: demo cluster test test-faults check format bench
 
 demo: $(READY)  ## make images and a small Stable Diffusion, fine-tune it here, show before and after
 	$(BIN)/lockstep demo demo
 
-test: $(READY)  ## all tests that need neither GPU nor SLURM
+cluster: $(READY)  ## a real SLURM cluster of four nodes on this machine, to try things on
+	$(BIN)/lockstep lab up
+
+test: $(READY)  ## all tests but the long ones; those of SLURM bring up a cluster of their own, as root
 	$(BIN)/python -m pytest
 
-test-faults: $(READY)  ## the long fault runs: kills everywhere, every shape to every shape
+test-faults: $(READY)  ## the long fault runs: kills everywhere, every shape to every shape, nodes that die
 	$(BIN)/python -m pytest -m faults
 
 check: $(READY)  ## format, lint, types

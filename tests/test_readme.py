@@ -83,15 +83,8 @@ def test_every_other_command_is_a_target_or_tested_elsewhere():
             assert words[1] in targets
             subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         else:
-            tested = {
-                "tensorboard",
-                "export",
-                "status",
-                "logs",
-                "why",
-                "stop",
-                "cancel",
-            }  # in tests/launcher and tests/slurm
+            # in tests/launcher and tests/slurm
+            tested = {"tensorboard", "export", "doctor", "status", "logs", "why", "stop", "cancel"}
             assert (words[0], words[1] in tested) == ("lockstep", True), command
             assert lockstep(words[1], "--help").returncode == 0
 

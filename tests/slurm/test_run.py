@@ -25,14 +25,11 @@ ODD = "runs of $(touch pwned) '\"`id`; # ü"
 SAME = 1e-5  # relative, of losses on another world size
 
 
-pytestmark = pytest.mark.faults  # each run takes half a minute on a real cluster
-
-
-@pytest.fixture(scope="module", params=["accounting", pytest.param("no accounting", marks=pytest.mark.faults)])
+@pytest.fixture(scope="module", params=["accounting", pytest.param("unaccounted", marks=pytest.mark.faults)])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Four free nodes; as a fault run once more without accounting."""
     folder = Path(tempfile.mkdtemp(prefix="hw-", dir="/tmp"))
-    own = request.param == "no accounting"
+    own = request.param == "unaccounted"
     if own:
         lab = Lab(folder / "lab")
         request.getfixturevalue("lab")  # skips where there can be none
@@ -244,15 +241,15 @@ def test_time_limit_twice(cluster: Cluster, calm: Run) -> None:
 @pytest.mark.faults
 def test_node_without_power(cluster: Cluster, calm: Run) -> None:
     run = cluster.new_run("power", cluster={"nodes": "1-3"})
-    run.submit()
-    run.trains(steps=6)
-    assert nodes_of(run, 1) == ["node1", "node2", "node3"]
     with cluster.occupied("node4"):  # two are left, another world size
+        run.submit()
+        run.trains(steps=6)
         cluster.lab.kill_node(2)
         try:
             assert run.finish() == "COMPLETED", run.story()
         finally:
             cluster.lab.start_node(2)
+    assert nodes_of(run, 1) == ["node1", "node2", "node3"]
     assert run.ends() == [None, "finished"]
     assert nodes_of(run, 2) == ["node1", "node3"]
     assert "node2" in json.loads(run.dir.attempt(2).nodes.read_text())["because"]
@@ -266,9 +263,9 @@ def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
     """What is on the node goes on beside its successor (on node 1 that is rank 0 and the batch shell), and meets it
     when the cable is back: what it writes counts nowhere."""
     run = cluster.new_run(f"cut{cut}", cluster={"nodes": "1-3"})
-    run.submit()
-    run.trains(steps=6)
     with cluster.occupied("node4"):
+        run.submit()
+        run.trains(steps=6)
         cluster.lab.cut(cut)
         try:
             run.trains(2)
