@@ -19,6 +19,7 @@ class Submission:
     model_folder: str  # the pipeline folder; a hub id's snapshot, whose name is the commit
     dataset_size: int
     dataset_digest: str
+    content: str  # digest of all that decides what comes of the run: config, code, samples, model
 
     def write(self, run: RunDir) -> None:
         write_json(run.submission, asdict(self))
@@ -36,7 +37,9 @@ class Submission:
             gradient_accumulation_steps=cut.accumulation,
             total_steps=length_of(config, cut.batch, self.dataset_size).steps,
             nonce=secrets.token_hex(8),
-            **asdict(self),
+            model_folder=self.model_folder,
+            dataset_size=self.dataset_size,
+            dataset_digest=self.dataset_digest,
         )
 
 

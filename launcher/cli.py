@@ -127,6 +127,20 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
     sys.exit(submit_cluster(loaded))
 
 
+@cli.command()
+@click.argument("config")
+@click.argument("words", metavar="KEY=VALUE,VALUE...", nargs=-1, required=True)
+def sweep(config: str, words: tuple[str, ...]) -> None:
+    """Train CONFIG once per combination of values, as a job array: lr=1e-5,2e-5 seed=0,1 are four runs.
+
+    Each is a run of its own, named after its values. What is finished or in the queue already is not queued again.
+    """
+    from launcher.sweep import sweep as queue_all
+
+    for line in queue_all(config, words):
+        click.echo(line)
+
+
 for _command in cli_run.COMMANDS:
     cli.add_command(_command)
 

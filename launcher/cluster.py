@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import time
+from dataclasses import replace
 
 from configs.end import FINISHED
 from configs.errors import UserError
@@ -22,16 +23,15 @@ _CANNOT_NAME = "%\\\n\r"  # sbatch reads them as patterns and line ends in the n
 def sbatch_text(config: RunConfig) -> str:
     """What sbatch gets, byte for byte. Needs no cluster, no model and no images."""
     site = load_site(config.cluster.site)
-    _check_limits(config, site)
+    check_limits(config, site)
     return request.text(RunDir.of(config), config, site)
 
 
 def submit_cluster(config: RunConfig) -> int:
     """Queue the one job that trains `config` to its end, unless it lives or is finished. Raises UserError before."""
     site = load_site(config.cluster.site)
-    if shutil.which("sbatch") is None:
-        raise UserError("there is no sbatch on this machine: submit from a login node, or train here with --local")
-    _check_limits(config, site)
+    need_sbatch()
+    check_limits(config, site)
     ready = check(frozen(config))
     if is_finished(ready):
         print(f"{config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
@@ -52,20 +52,31 @@ def submit_cluster(config: RunConfig) -> int:
 
 
 def _submit(ready: Ready, site: Site) -> JobRecord:
-    """Write all that the job reads, then queue it; `job.json` says so before and after, should we be killed between."""
-    run, config = ready.run, ready.config
+    before = prepare(ready, site)
+    write_atomic(ready.run.sbatch, request.text(ready.run, ready.config, site))
+    record = replace(before, id=request.submit(ready.run, ready.config, site))
+    record.write(ready.run)
+    return record
+
+
+def prepare(ready: Ready, site: Site) -> JobRecord:
+    """Write all that a job reads. `job.json` says that one is being submitted, should we be killed before it is."""
+    run = ready.run
     ready.write()
-    write_atomic(run.sbatch, request.text(run, config, site))
     for asked in (run.stop_request, run.save_request):
         asked.unlink(missing_ok=True)
     newest = run.attempts()[-1].number if run.attempts() else 0
-    JobRecord(None, site, newest, time.time()).write(run)
-    record = JobRecord(request.submit(run, config, site), site, newest, time.time())
+    record = JobRecord(None, site, newest, time.time())
     record.write(run)
     return record
 
 
-def _check_limits(config: RunConfig, site: Site) -> None:
+def need_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError("there is no sbatch on this machine: submit from a login node, or train here with --local")
+
+
+def check_limits(config: RunConfig, site: Site) -> None:
     """What would only be found out in the queue, or never."""
     limit, notice = config.cluster.time or site.max_time, config.checkpoint.notice_seconds
     if config.cluster.time and site.max_time and config.cluster.time > site.max_time:

@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
 from configs.batch import BatchPlan, Shape
+from configs.code_version import code_version
 from configs.dataset import check_images, digest, list_samples, settle, to_lines
 from configs.end import End
 from configs.errors import UserError
@@ -53,10 +55,17 @@ def check(config: RunConfig, shape: Shape | None = None) -> Ready:
     listing = check_images(folder, list_samples(folder))
     samples = settle(config.data, listing)
     lines = to_lines(samples)
-    submission = Submission(str(resolve(config.model)), len(samples), digest(lines))
+    model = str(resolve(config.model))
+    submission = Submission(model, len(samples), digest(lines), _content(config, model, digest(lines)))
     ready = Ready(run, config, split, submission, lines, listing.problems)
     check_same_run(ready)
     return ready
+
+
+def _content(config: RunConfig, model: str, dataset_digest: str) -> str:
+    """A digest of all that decides what comes of a run. Its name, its place and its shape do not."""
+    decides = config.model_copy(update={"name": "", "runs": "", "model": model, "cluster": type(config.cluster)()})
+    return sha256("\0".join([dump(decides), code_version().digest, dataset_digest]).encode()).hexdigest()
 
 
 def is_finished(ready: Ready) -> bool:

@@ -23,6 +23,7 @@ from configs.submission import open_attempt
 from slurm import scontrol
 from slurm.history import Outcome, outcomes
 from slurm.job import JobRecord
+from slurm.request import ARRAY
 from slurm.requeue import bad_nodes, decide
 from slurm.shape import largest_cut
 from slurm.site import Site
@@ -34,6 +35,14 @@ BLOCKED = ("env", "--block-signal=USR2", "--block-signal=TERM")  # before a rank
 @click.group()
 def batch() -> None:
     """For the job's own script."""
+
+
+@batch.command()
+@click.argument("folder")
+def which(folder: str) -> None:
+    """The run of this task of a job array, whose runs are listed in FOLDER."""
+    runs = json.loads(Path(folder, ARRAY).read_text())
+    print(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))])
 
 
 @batch.command()

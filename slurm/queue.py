@@ -53,7 +53,9 @@ def look(ids: list[str]) -> dict[str, Job]:
 
 def of_script_in(folder: Path) -> list[Job]:
     """The living jobs whose script lies in `folder`, oldest first: for when nobody has noted down an id."""
-    lines = [line.split("|", 1) for line in _lines(["squeue", "--noheader", "--me", "--sort=i", "--format=%i|%o"])]
+    lines = [
+        line.split("|", 1) for line in _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", "--format=%i|%o"])
+    ]
     jobs = look([job for job, script in lines if Path(script).parent == folder])
     return [job for job in jobs.values() if job.alive]
 
@@ -77,7 +79,7 @@ def cancel(job: str) -> None:
 
 def _squeue(ids: list[str]) -> dict[str, Job]:
     """All jobs of the user that are in the queue; asking for ids would fail for those that have left it."""
-    lines = _lines(["squeue", "--noheader", "--states=all", "--me", f"--format={_SQUEUE}"])
+    lines = _lines(["squeue", "--noheader", "--array", "--states=all", "--me", f"--format={_SQUEUE}"])
     jobs, wanted = (_job(line.split("|"), "squeue") for line in lines), set(ids)
     return {job.id: job for job in jobs if job.id in wanted}
 

@@ -19,7 +19,7 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from configs.errors import UserError
-from configs.run_dir import RunDir
+from configs.run_dir import RunDir, write_atomic, write_json
 from configs.schema import RunConfig
 from slurm.entry import run_rank
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL
@@ -29,8 +29,7 @@ from slurm.site import Site
 
 def text(run: RunDir, config: RunConfig, site: Site) -> str:
     """The batch script, byte for byte as `submit` sends it."""
-    command = f"{_python(site)} -u -m submitit.core._submit {shlex.quote(str(run.slurm))}"
-    return _make_sbatch_string(command=command, folder=run.slurm, **parameters(run, config, site))
+    return _make_sbatch_string(command=_command(run.slurm, site), folder=run.slurm, **parameters(run, config, site))
 
 
 def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
@@ -43,8 +42,8 @@ def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
         "job_name": config.name,
         "time": -(-limit // 60) if limit else None,  # minutes
         "signal_delay_s": round(config.checkpoint.notice_seconds),
-        "setup": _setup(run, site),
-        "teardown": _teardown(run),
+        "setup": _setup(_quoted(run.path), site),
+        "teardown": _teardown(),
         "additional_parameters": {"nodes": str(nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
     }
 
@@ -85,6 +84,7 @@ def of_site(site: Site, ranks: int) -> dict[str, Any]:
     return wanted
 
 
+ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
 _NO_CLUSTER = "configuration source|[Uu]nable to contact slurm controller"
 
 
@@ -130,6 +130,28 @@ def _sbatch(option: str, script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["sbatch", option], input=script, capture_output=True, text=True, check=False)
 
 
+def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site) -> list[str]:
+    """Queue one job array with a task per run, all of the shape that `config` has, and answer their ids, in order.
+
+    A task finds its run in `folder`. Raises UserError where SLURM refuses it.
+    """
+    write_json(folder / ARRAY, [str(run.path) for run in runs])
+    which = f"$({_quoted(sys.executable)} -P -m slurm.batch which {_quoted(folder)})"
+    wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
+    count = len(runs) if len(runs) > 1 else None  # of one, submitit makes a job like any other
+    script = _make_sbatch_string(command=_command(folder, site), folder=folder, map_count=count, **wanted)
+    for run in runs:
+        write_atomic(run.sbatch, script)
+    with _as_outside_jobs():
+        executor = SlurmExecutor(folder, python=_python(site))
+        executor.update_parameters(**wanted)
+        try:
+            jobs = executor.map_array(run_rank, [str(run.path) for run in runs])
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError(f"SLURM refuses the job array: {error}") from None
+    return [str(job.job_id) for job in jobs]
+
+
 @contextmanager
 def _as_outside_jobs() -> Iterator[None]:
     """Without the SLURM_* variables of a job we may be in, which sbatch takes for options; where SLURM is stays."""
@@ -140,18 +162,18 @@ def _as_outside_jobs() -> Iterator[None]:
         yield
 
 
-def _setup(run: RunDir, site: Site) -> list[str]:
-    """The batch shell's part before the ranks: the site's lines, then what `slurm.batch begin` decides."""
-    begin = f"{_quoted(sys.executable)} -P -m slurm.batch begin {_quoted(run.path)}"
+def _setup(run: str, site: Site) -> list[str]:
+    """The batch shell's part before the ranks: the site's lines, then what `slurm.batch begin` decides. `run` is the
+    shell's word for the run's folder."""
+    begin = f'{_quoted(sys.executable)} -P -m slurm.batch begin "$run"'
     site_lines = ["set -e", *site.setup, "set +e"] if site.setup else []
-    begin_lines = ["trap '' TERM", f"attempt=$({begin}) || exit $?", "trap - TERM", 'eval "$attempt"']
+    begin_lines = ["trap '' TERM", f"run={run}", f"attempt=$({begin}) || exit $?", "trap - TERM", 'eval "$attempt"']
     return ["export PYTHONSAFEPATH=1", *site_lines, *begin_lines]
 
 
-def _teardown(run: RunDir) -> list[str]:
+def _teardown() -> list[str]:
     """The batch shell's part after the ranks. A requeue ends this very shell with SIGTERM, in the middle of it."""
-    end = f"{_quoted(sys.executable)} -P -m slurm.batch end {_quoted(run.path)} $code"
-    return ["code=$?", "trap '' TERM", end, "exit $?"]
+    return ["code=$?", "trap '' TERM", f'{_quoted(sys.executable)} -P -m slurm.batch end "$run" $code', "exit $?"]
 
 
 def _srun_arguments(site: Site, ranks: int) -> list[str]:
@@ -163,6 +185,11 @@ def _srun_arguments(site: Site, ranks: int) -> list[str]:
             [f"--container-mounts={mounts}"] if mounts else []
         )
     return arguments
+
+
+def _command(folder: Path, site: Site) -> str:
+    """The ranks' command, as submitit's executor of `folder` writes it."""
+    return f"{_python(site)} -u -m submitit.core._submit {_quoted(folder)}"
 
 
 def _python(site: Site) -> str:

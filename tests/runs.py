@@ -37,7 +37,7 @@ def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     config = load(run.config).model_copy(update=changes)
     write_atomic(run.config, dump(config))
     lines = run.dataset.read_text()
-    Submission(config.model, lines.count("\n"), digest(lines)).write(run)
+    Submission(config.model, lines.count("\n"), digest(lines), content="").write(run)
     return open_attempt(run, config, solve(config, Shape(1, ranks)))
 
 
