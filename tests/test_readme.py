@@ -84,7 +84,7 @@ def test_every_other_command_is_a_target_or_tested_elsewhere():
             subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         else:
             # in tests/launcher and tests/slurm
-            tested = {"tensorboard", "export", "doctor", "status", "logs", "why", "stop", "cancel"}
+            tested = {"tensorboard", "export", "doctor", "status", "logs", "why", "stop", "cancel", "sweep"}
             assert (words[0], words[1] in tested) == ("lockstep", True), command
             assert lockstep(words[1], "--help").returncode == 0
 
