@@ -65,6 +65,8 @@ def _choices(word: str) -> list[str]:
 def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     """Queue every point that is neither finished nor alive; a line about each. Raises UserError before anything is."""
     made = points(file, words)
+    if len({(point.config.cluster.site, point.config.runs) for point in made}) > 1:
+        raise UserError("sweep: cluster.site and runs are one for all; sweep each of them by itself")
     site = load_site(made[0].config.cluster.site)
     need_sbatch()
     for point in made:
