@@ -224,18 +224,21 @@ def test_bad_input_is_refused_before_anything(
 
 
 @pytest.mark.faults
-def test_time_limit_twice(cluster: Cluster, calm: Run) -> None:
-    run = cluster.new_run("limit")
+def test_time_limit_twice(cluster: Cluster) -> None:
+    """Beside an undisturbed run of the same length: slurmctld looks at limits once in a minute or half of one."""
+    long = {"steps": 1000, "checkpoint": {"every_steps": 300, "notice_seconds": 20}}
+    run, undisturbed = (cluster.new_run(name, **long) for name in ("limit", "nolimit"))
+    undisturbed.submit()
     run.submit()
     for attempt in (1, 2):
         run.trains(attempt)
-        # the notice comes notice_seconds before the end: slurmctld looks once a minute at most, so well within it
         cluster.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+21", check=True)
-        run.until(run.dir.attempt(attempt).end.exists, 60)
+        run.until(run.dir.attempt(attempt).end.exists)
     assert run.finish() == "COMPLETED", run.story()
     assert run.ends() == ["notice", "notice", "finished"]
-    run.check_consumed_once()
-    check_same_weights(run, calm)
+    run.check_consumed_once(1000)
+    assert undisturbed.finish() == "COMPLETED", undisturbed.story()
+    check_same_weights(run, undisturbed)
 
 
 @pytest.mark.faults
