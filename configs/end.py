@@ -6,6 +6,7 @@ from typing import Literal
 
 from configs.run_dir import Attempt, write_json
 
+TIME_LIMIT = "the time limit"  # how a notice begins that the ranks give themselves
 FINISHED, ON_NOTICE, WRONG, FAILED = 0, 75, 2, 1
 
 
@@ -20,8 +21,8 @@ class End:
 
     @property
     def asked_by_people(self) -> bool:
-        """Somebody wants the run to stand still; a signal only says that the machine is needed or its time is up."""
-        return self.notice is not None and not self.notice.startswith("SIG")
+        """Somebody wants the run to stand still; the others only say that the machine is needed or its time is up."""
+        return self.notice is not None and not self.notice.startswith(("SIG", TIME_LIMIT))
 
     @property
     def exit_code(self) -> int:

@@ -92,6 +92,11 @@ class Attempt:
         return self.path / "nodes.json"
 
     @property
+    def time_is_over(self) -> float | None:
+        """When SLURM ends it at the latest, in seconds since the epoch; None where nothing does."""
+        return json.loads(self.nodes.read_text()).get("time_is_over") if self.nodes.is_file() else None
+
+    @property
     def launcher_log(self) -> Path:
         return self.path / "logs" / "launcher.log"
 

@@ -76,7 +76,10 @@ class Checkpoint(Section):
     )
     mode: Literal["async", "sync"] = Field("async", description="write while training goes on, or stand still for it")
     notice_seconds: float = Field(
-        300, gt=0, description="seconds between a notice and the machine's end: a rank that hangs is named before"
+        300,
+        gt=0,
+        description="seconds that SLURM's notice comes before the machine's end: a rank that hangs is named before; "
+        "a run whose steps and saves take longer stops by itself in time",
     )
 
 

@@ -2,9 +2,7 @@
 tell. Every row says which source answered."""
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from configs.run_dir import RunDir
 from launcher.control import FRESH
@@ -127,7 +125,7 @@ def _begun_in(records: Records, job: Job) -> bool:
     """Whether the newest attempt belongs to this start of the job: a requeue keeps the job's number."""
     if records.waits_for_its_first or records.end is not None or records.on is None:
         return False
-    started = _moment(job.start)
+    started = queue.moment(job.start)
     return started is None or float(records.on["time"]) > started - _SKEW
 
 
@@ -169,14 +167,8 @@ def _age(records: Records) -> float | None:
 
 def _until(moment: str) -> float | None:
     """Seconds to a time of SLURM's; None where it has none, or it is past."""
-    then = _moment(moment)
+    then = queue.moment(moment)
     return then - time.time() if then is not None and then > time.time() else None
-
-
-def _moment(text: str) -> float | None:
-    with suppress(ValueError):  # '', N/A, Unknown
-        return datetime.fromisoformat(text).timestamp()
-    return None
 
 
 def _say(records: Records, state: str, detail: str, source: str, *, training: bool = False) -> Row:

@@ -20,7 +20,7 @@ from configs.errors import LockstepError
 from configs.load import load
 from configs.run_dir import Attempt, RunDir, write_json
 from configs.submission import open_attempt
-from slurm import scontrol
+from slurm import queue, scontrol
 from slurm.history import Outcome, outcomes
 from slurm.job import JobRecord
 from slurm.request import ARRAY
@@ -74,7 +74,8 @@ def begin(run_dir: str) -> None:
         scontrol.keep_nodes(job, nodes)
     attempt = open_attempt(run, config, cut)
     where = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
-    write_json(attempt.nodes, where | {"batch_host": given[0], "output": _output()})
+    over = queue.moment(scontrol.fields(job).get("EndTime", ""))
+    write_json(attempt.nodes, where | {"batch_host": given[0], "output": _output(), "time_is_over": over})
     shutil.copy(run.sbatch, attempt.sbatch)
     scontrol.comment(job, f"attempt {attempt.number}: {decision.reason}")
     _log(attempt, f"on {', '.join(nodes)}: {decision.reason}")

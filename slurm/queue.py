@@ -2,7 +2,9 @@
 
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 ALIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SUSPENDED", "CONFIGURING"}
@@ -49,6 +51,13 @@ def look(ids: list[str]) -> dict[str, Job]:
     if missing := [job for job in ids if job not in found]:
         found |= _scontrol(missing)
     return {job: found.get(job, Job(job, "UNKNOWN")) for job in ids}
+
+
+def moment(text: str) -> float | None:
+    """A time as SLURM writes it, in seconds since the epoch; None for its '', N/A and Unknown."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).timestamp()
+    return None
 
 
 def of_script_in(folder: Path) -> list[Job]:

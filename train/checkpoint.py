@@ -140,6 +140,7 @@ class Saver:
         assert snapshot is not None
         self.progress.now("writing its part of the checkpoint")
         snapshot.thread.join()
+        self.progress.longest_save = max(self.progress.longest_save, snapshot.seconds)
         self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
         outcomes = self.world.gather(snapshot.outcome)
         problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.leads else None)

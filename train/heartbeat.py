@@ -7,11 +7,13 @@ life or whose progress is the oldest, name it, and leave before the machine is t
 
 import itertools
 import json
+import math
 import os
 import socket
 import threading
 import time
 
+from configs.end import TIME_LIMIT
 from configs.errors import LockstepError
 from configs.run_dir import Attempt, RunDir, write_atomic
 from train.failure import report
@@ -20,6 +22,7 @@ from train.notice import Notice
 PERIOD = 1.0  # seconds between two signs of life
 SUCCESSOR_BEATS = 5  # periods between two looks for a later attempt: a look lists a folder that all ranks share
 SILENT = 5.0  # seconds without one that tell a rank that is stopped or gone from one that waits
+MARGIN = 10.0  # seconds before the time limit for all that is neither a step nor a save
 OTHERS = "waiting for the other ranks"  # how what a rank does begins when it is not the one to blame
 HOST = socket.gethostname()
 
@@ -37,7 +40,13 @@ class Progress:
 
     def __init__(self) -> None:
         self.step = 0  # steps that are done
+        self.longest_step = self.longest_save = 0.0  # seconds
         self.now("loading")
+
+    @property
+    def work_left(self) -> float:
+        """Seconds that an answer to a notice may take: a step may just have begun, and a save be in flight."""
+        return 2 * (self.longest_step + self.longest_save)
 
     def now(self, doing: str) -> None:
         self.doing, self.since = doing, time.time()
@@ -51,11 +60,16 @@ class Heartbeat:
     ):
         self.run, self.attempt, self.rank, self.size = run, attempt, rank, size
         self.notice, self.progress = notice, progress
-        self.patience = seconds / 2  # of the time between a notice and the machine's end
+        self.time_is_over = attempt.time_is_over
+        self.seconds = seconds  # between a notice and the machine's end
         self.save_asked = threading.Event()  # rank 0's: a person wants a checkpoint now
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.thread.start()
+
+    def patience(self) -> float:
+        """Seconds without progress after a notice; what has taken longer before may do so again."""
+        return max(self.seconds / 2, self.progress.work_left)
 
     def stop(self) -> None:
         self.stopped.set()
@@ -78,7 +92,7 @@ class Heartbeat:
                 alarmed = True
             if self.notice.since is not None:
                 asked = time.time() - (time.monotonic() - self.notice.since)
-                if time.time() - max(asked, self.progress.since) > self.patience:
+                if time.time() - max(asked, self.progress.since) > self.patience():
                     self._leave()
 
     def _write(self) -> None:
@@ -87,12 +101,20 @@ class Heartbeat:
         write_atomic(self.attempt.heartbeat(self.rank), json.dumps(beat | {"host": HOST, "pid": os.getpid()}))
 
     def _hear(self) -> None:
-        """Requests in the run's `control` folder. `stop` stays until the next submit, `save` goes once it is heard."""
+        """Requests in the run's `control` folder. `stop` stays until the next submit, `save` goes once it is heard.
+
+        And the clock: SLURM's own notice comes at a time that was settled before a step or a save was ever measured.
+        """
         if self.run.stop_request.is_file():
             self.notice.give(f"stop asked for by {self.run.stop_request.read_text().strip()}")
         if self.run.save_request.is_file():
             self.run.save_request.unlink()
             self.save_asked.set()
+        if self._time_left() < MARGIN + self.progress.work_left:
+            self.notice.give(f"{TIME_LIMIT} in {self._time_left():.0f} s")
+
+    def _time_left(self) -> float:
+        return math.inf if self.time_is_over is None else self.time_is_over - time.time()
 
     def _make_way(self) -> None:
         """An attempt on a node that was cut off from the network may live on beside its successor; it must not write
@@ -102,7 +124,7 @@ class Heartbeat:
             os._exit(report(self.attempt, self.rank, Superseded(f"attempt {newest} of this run has begun")))
 
     def _leave(self) -> None:
-        stuck = Stuck(f"{self.notice.reason} came and was not answered in {self.patience:g} s: {self._culprit()}")
+        stuck = Stuck(f"{self.notice.reason} came and was not answered in {self.patience():.0f} s: {self._culprit()}")
         os._exit(report(self.attempt, self.rank, stuck))
 
     def _culprit(self) -> str:

@@ -1,5 +1,6 @@
 """The loop: for each step: micro-batches → clip → update → EMA → report → pictures → maybe checkpoint → maybe stop."""
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -42,12 +43,14 @@ def train(
     batches = _watched(micro_batches, progress)
     for step in steps:
         rate = learning_rate(config, step, length.steps)
+        began = time.monotonic()
         try:
             window.add(trainer.step(step, rate, batches, saver.wait_for_copy))
         except Exception as error:
             error.add_note(f"in step {step}")
             raise
         progress.step = step
+        progress.longest_step = max(progress.longest_step, time.monotonic() - began)
         progress.now("reporting")
 
         if step % config.report_every_steps == 0 or step == length.steps:

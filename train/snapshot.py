@@ -1,6 +1,7 @@
 """One save on one rank, in the background: a consistent copy first, then the file."""
 
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ class Snapshot:
         self.pieces, self.sources, self.buffers = pieces, sources, buffers
         self.copied, self.done = threading.Event(), threading.Event()
         self.outcome: FileEntry | str = "was not written"  # the file, or what went wrong
+        self.seconds = 0.0  # that the copy and the file took
         self.ready = torch.cuda.Event() if sources and sources[0].is_cuda else None
         if self.ready is not None:
             self.ready.record()  # what is queued on the device so far belongs to this step
@@ -26,6 +28,7 @@ class Snapshot:
         self.thread.start()
 
     def _run(self) -> None:
+        began = time.monotonic()
         try:
             self._copy()
             self.copied.set()
@@ -33,6 +36,7 @@ class Snapshot:
         except OSError as error:
             self.outcome = f"{self.path}: {error.strerror}"
         finally:
+            self.seconds = time.monotonic() - began
             self.copied.set()
             self.done.set()
 

@@ -21,7 +21,7 @@ from tests.tiny import make_images, make_pipeline
 STEPS, BATCH = 40, 6
 POLL = 0.2  # seconds between two looks, which may be questions to slurmctld
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
-PROFILE = "partition: {}\ngpus: none\ncpus_per_rank: 1\nmax_time: 01:00:00\n"
+PROFILE = "partition: {}\ngpus: {}\ncpus_per_rank: 1\nmax_time: 01:00:00\n"
 T = TypeVar("T")
 
 
@@ -32,7 +32,8 @@ class Cluster:
         self.lab, self.folder = lab, folder
         self.model = make_pipeline(folder / "model")
         self.images = make_images(folder / "images")
-        self.site("low", PROFILE.format("low"))
+        self.site("low", PROFILE.format("low", "gres"))
+        self.site("gpus", PROFILE.format("main", "gpus-per-node"))
 
     def site(self, name: str, text: str) -> None:
         path = self.folder / "config" / "lockstep" / f"{name}.yaml"

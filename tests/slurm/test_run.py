@@ -11,14 +11,16 @@ import numpy as np
 import psutil
 import pytest
 from diffusers import StableDiffusionPipeline
+from safetensors.numpy import load_file
 
 from configs import checkpoints
+from configs.attempt_plan import AttemptPlan
 from configs.checkpoints import Resume
 from configs.end import End
 from slurm.lab import Lab
 from slurm.requeue import TRIES
 from tests.runs import values
-from tests.shell import lockstep
+from tests.shell import LOCKSTEP, lockstep
 from tests.slurm.runs import PROFILE, STEPS, Cluster, Run, lines
 
 ODD = "runs of $(touch pwned) '\"`id`; # ü"
@@ -117,6 +119,7 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
 def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
     run = cluster.new_run("low", cluster={"site": "low"})
     run.submit()
+    assert run.shown("%b") == "gres:gpu:1"
     run.trains()
     cluster.run(*["sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"], "sleep 5", check=True)
     assert run.finish() == "COMPLETED", run.story()
@@ -132,8 +135,9 @@ def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
 
 
 def test_killed_rank(cluster: Cluster, calm: Run) -> None:
-    run = cluster.new_run("killed")
+    run = cluster.new_run("killed", cluster={"site": "gpus"})
     run.submit()
+    assert run.shown("%b") == "gres:gpu:1", "it gets a GPU on each node, and cannot use what the lab makes up"
     run.trains(steps=6)  # one checkpoint is committed
     run.rank(1).kill()
     assert run.finish() == "COMPLETED", run.story()
@@ -145,6 +149,23 @@ def test_killed_rank(cluster: Cluster, calm: Run) -> None:
     assert record.step >= 5
     run.check_consumed_once()
     check_same_weights(run, calm)
+
+
+def test_a_fork_from_inside_a_job(cluster: Cluster, calm: Run) -> None:
+    """Whose variables sbatch would take for options of the new job."""
+    run = cluster.new_run("fork", lr=2e-4, steps=4, cluster={"nodes": "1-2"})
+    inside = cluster.run(
+        *["srun", "-N1", "--job-name=editor", "--mem=100", LOCKSTEP, "submit", run.file, "--fork", calm.dir.path]
+    )
+    assert inside.returncode == 0, inside.stderr
+    assert "fork is job" in inside.stdout
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.shown("%j %D") == "fork 2"
+    assert run.ends() == ["finished"]
+    base, parents = load_file(run.dir.base / "unet" / "diffusion_pytorch_model.safetensors"), values(calm.dir)
+    assert all(np.array_equal(value.flatten(), parents["weights", name]) for name, value in base.items())
+    assert AttemptPlan.read(run.dir.attempt(1)).model_folder == str(run.dir.base)
+    run.check_consumed_once(4)
 
 
 def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
@@ -207,7 +228,7 @@ def test_cancelled_runs_stay_away(cluster: Cluster) -> None:
 def test_bad_input_is_refused_before_anything(
     cluster: Cluster, wrong: dict[str, object], changes: dict[str, object], said: str
 ) -> None:
-    cluster.site("nopart", PROFILE.format("nope"))
+    cluster.site("nopart", PROFILE.format("nope", "none"))
     cluster.site("typo", "partion: main\n")
     before = sorted(cluster.folder.rglob("*"))
     run = cluster.new_run("refused", cluster=wrong, **changes)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from configs import checkpoints
 from configs.end import End
-from configs.run_dir import RunDir
+from configs.run_dir import RunDir, write_json
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt
 
@@ -121,6 +122,20 @@ def test_a_notice_to_one_rank_stops_all_at_one_saved_step(tmp_path, pipeline_fol
     assert check_all_verify(run) == [end.step], "not a step is lost"
     positions = [len((run.path / f"positions-1-{rank}").read_text().splitlines()) for rank in range(2)]
     assert positions[0] == positions[1] == 6 * end.step
+
+
+def test_a_time_limit_is_seen_before_slurm_tells(tmp_path, pipeline_folder, image_folder):
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=100_000, **SETTINGS)
+    attempt = next_attempt(run, 2)
+    write_json(attempt.nodes, {"time_is_over": time.time() + 30})
+    ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
+    assert ranks.wait() == [75, 75], ranks.said()[-3000:]
+    end = End.read(run.attempt(1))
+    assert end is not None
+    assert (end.reason, end.step) == ("notice", steps_of(run)[-1])
+    assert re.fullmatch(r"the time limit in \d+ s", str(end.notice))
+    assert not end.asked_by_people, "so that it goes on by itself"
+    assert check_all_verify(run)[-1] == end.step
 
 
 def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder):
