@@ -31,13 +31,13 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=unet, optimizer=optimizer, config=rendered, dist_init_required=False
         )
+        fragments.self_test(self.deepspeed)
         self.stage, self.grad_clip = config.zero, config.grad_clip
         if self.stage == 0:  # DeepSpeed would clip without keeping the norm; a second one takes 3 % of a CPU's step
-            self.deepspeed.clip_fp32_gradients = self._clip
+            fragments.clip_with(self.deepspeed, self._clip)
         self.accumulation = int(rendered["gradient_accumulation_steps"])
         self.owned = fragments.owned_fragments(self.deepspeed)
         self.held = fragments.held_fragments(self.deepspeed)
-        fragments.self_test(self.deepspeed, self.owned)
         fragments.set_masters(self.held, base)
         self.layout = layout_of(self.sizes)
 

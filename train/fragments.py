@@ -1,12 +1,14 @@
-"""Which pieces of the training state this rank owns. The only module that touches DeepSpeed's private attributes.
+"""Which pieces of the training state this rank owns. The only module that touches DeepSpeed's private attributes
+(zero3_linear replaces one of its functions).
 
 Every ZeRO stage comes down to named 1-D pieces [offset, offset + length) of flattened parameters, so whatever is built
 on fragments (EMA, checkpoints, export) knows no stage and no world size. Known good: DeepSpeed 0.19.8 (`self_test` runs
 at every start and says so where another version keeps its state elsewhere).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import deepspeed
@@ -115,18 +117,65 @@ def masters_to_parameters(engine: DeepSpeedEngine) -> None:
         optimizer.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
 
 
-def self_test(engine: DeepSpeedEngine, fragments: list[Fragment]) -> None:
-    """Refuse a DeepSpeed that keeps its state elsewhere, before a step is made. Raises LockstepError."""
-    held = sum(fragment.length for fragment in fragments)
-    total = torch.tensor([held], dtype=torch.int64, device=engine.device)
-    deepspeed.comm.all_reduce(total)
-    wanted = sum(_size(p) for _, p in _trained(engine))
-    dtypes = {fragment.master.dtype for fragment in fragments}
-    if total.item() != wanted or not dtypes <= {torch.float32}:
-        raise LockstepError(
-            f"DeepSpeed {deepspeed.__version__} does not keep its fp32 weights where this version looks for them "
-            f"({total.item()} of {wanted} elements found, {dtypes}); known good: {', '.join(KNOWN_GOOD)}"
+def clip_with(engine: DeepSpeedEngine, clip: Callable[[], None]) -> None:
+    """ZeRO 0: let `clip` take the place of DeepSpeed's own clipping."""
+    engine.clip_fp32_gradients = clip
+
+
+_COUNTERS = ("basic_optimizer.state", "global_steps", "global_samples", "skipped_steps", "micro_steps")
+_TOUCHED = {  # by stage: all that this module will ever read, set or call
+    0: ("clip_fp32_gradients",),
+    1: ("optimizer.update_lp_params",),
+    2: ("optimizer.update_lp_params",),
+    3: tuple(
+        f"optimizer.{name}"
+        for name in (
+            "grad_position",
+            "get_param_id",
+            "fp32_partitioned_groups_flat",
+            "fp16_partitioned_groups_flat",
+            "checkpoint_event_prologue",
+            "checkpoint_event_epilogue",
+            "_reassign_or_swap_out_partitioned_parameters",
         )
+    ),
+}
+
+
+def self_test(engine: DeepSpeedEngine) -> None:
+    """Refuse a DeepSpeed that keeps its state elsewhere, before a step is made. Raises LockstepError."""
+    stage = engine.zero_optimization_stage()
+    names = [*_COUNTERS, *_TOUCHED[stage]]
+    if getattr(getattr(engine.optimizer, "loss_scaler", None), "dynamic", False):
+        names += [f"optimizer.loss_scaler.{key}" for key in _SCALER]
+    problems = [f"engine.{name} is missing" for name in names if not _has(engine, name)]
+    if stage in (1, 2):
+        problems += [f"{n} has no _hp_mapping" for n, p in _trained(engine) if not hasattr(p, "_hp_mapping")][:1]
+    problems = problems or _misplaced(engine)
+    if problems:
+        raise LockstepError(
+            f"DeepSpeed {deepspeed.__version__} does not keep its state where this version of Lockstep looks for it "
+            f"({'; '.join(problems)}); known good: {', '.join(KNOWN_GOOD)}"
+        )
+
+
+def _has(engine: DeepSpeedEngine, name: str) -> bool:
+    try:
+        attrgetter(name)(engine)
+    except AttributeError:
+        return False
+    return True
+
+
+def _misplaced(engine: DeepSpeedEngine) -> list[str]:
+    """What is wrong with the masters that were found. A collective."""
+    fragments = owned_fragments(engine)
+    found = torch.tensor([sum(f.length for f in fragments)], dtype=torch.int64, device=engine.device)
+    deepspeed.comm.all_reduce(found)
+    wanted = sum(_size(p) for _, p in _trained(engine))
+    problems = [] if found.item() == wanted else [f"{found.item()} of {wanted} fp32 weights found"]
+    other = {str(f.master.dtype) for f in fragments} - {"torch.float32"}
+    return problems + [f"masters are {dtype}" for dtype in sorted(other)]
 
 
 def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, torch.nn.Parameter]]:
