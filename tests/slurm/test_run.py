@@ -246,18 +246,19 @@ def test_bad_input_is_refused_before_anything(
 
 @pytest.mark.faults
 def test_time_limit_twice(cluster: Cluster) -> None:
-    """Beside an undisturbed run of the same length: slurmctld looks at limits once in a minute or half of one."""
-    long = {"steps": 1000, "checkpoint": {"every_steps": 300, "notice_seconds": 20}}
+    """Beside an undisturbed run of the same length. slurmctld looks at limits every 30 s, and gives notice where it
+    would be too late the next time."""
+    long = {"steps": 800, "checkpoint": {"every_steps": 300, "notice_seconds": 20}}
     run, undisturbed = (cluster.new_run(name, **long) for name in ("limit", "nolimit"))
     undisturbed.submit()
     run.submit()
     for attempt in (1, 2):
         run.trains(attempt)
-        cluster.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+21", check=True)
+        cluster.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+45", check=True)
         run.until(run.dir.attempt(attempt).end.exists)
     assert run.finish() == "COMPLETED", run.story()
     assert run.ends() == ["notice", "notice", "finished"]
-    run.check_consumed_once(1000)
+    run.check_consumed_once(800)
     assert undisturbed.finish() == "COMPLETED", undisturbed.story()
     check_same_weights(run, undisturbed)
 
