@@ -179,7 +179,46 @@ def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
     assert run.ends() == [None] * TRIES
     assert f"{TRIES} attempts in a row ended without a new checkpoint" in run.comment
     assert "OSError" in run.comment
+    why = cluster.lockstep("why", run.dir.path).stdout
+    assert "OSError" in why
+    assert "it is held for you" in why
     assert lines(run.dir.metrics) == []
+
+
+def test_what_people_see_and_ask_while_it_runs(cluster: Cluster) -> None:
+    run = cluster.new_run("watched", steps=5000, checkpoint={"every_steps": None, "notice_seconds": 20})
+    run.submit()
+    followed = cluster.folder / "followed"
+    with (
+        open(followed, "w") as out,
+        cluster.lab.popen([LOCKSTEP, "logs", run.dir.path, "-f"], stdout=out, stderr=out) as follower,
+    ):
+        run.trains()
+        row = json.loads(cluster.lockstep("status", run.dir.path, "--json").stdout)[0]
+        assert (row["state"], row["source"], row["job"], row["attempt"]) == ("running", "squeue", run.job, 1)
+        assert row["detail"] == "on node[1-2]"
+        assert 0 < row["step"] < row["steps"] == 5000
+        assert row["loss"] in run.losses()
+        assert 0 < row["seconds_to_wall"] < 300
+        assert "running, attempt 1" in cluster.lockstep("why", run.dir.path).stdout
+        cluster.lockstep("save", run.dir.path).check_returncode()
+        saved = run.until(lambda: checkpoints.visible(run.dir))
+        stop = cluster.lockstep("stop", run.dir.path)
+        assert stop.returncode == 0, stop.stderr
+        assert run.finish() in ("COMPLETED", "FAILED"), run.story()
+        assert follower.wait(60) == 0, followed.read_text()
+    end = End.read(run.dir.attempt(1))
+    assert end is not None
+    assert end.asked_by_people
+    assert saved[-1].step < end.step == checkpoints.visible(run.dir)[-1].step
+    text = followed.read_text()
+    assert (
+        text.index("=== attempt 1 on node1, node2") < text.index("step 1/5000") < text.index(f"saved step {end.step}")
+    )
+    assert "=== watched is stopped" in text.splitlines()[-1]
+    row = json.loads(cluster.lockstep("status", run.dir.path, "--json").stdout)[0]
+    assert (row["state"], row["source"], row["step"]) == ("stopped", "records", end.step)
+    assert cluster.queue() == []
 
 
 def test_cancelled_runs_stay_away(cluster: Cluster) -> None:
@@ -248,7 +287,7 @@ def test_bad_input_is_refused_before_anything(
 def test_time_limit_twice(cluster: Cluster) -> None:
     """Beside an undisturbed run of the same length. slurmctld looks at limits every 30 s, and gives notice where it
     would be too late the next time."""
-    long = {"steps": 800, "checkpoint": {"every_steps": 300, "notice_seconds": 20}}
+    long = {"steps": 600, "checkpoint": {"every_steps": 300, "notice_seconds": 20}, "cluster": {"time": "00:30:00"}}
     run, undisturbed = (cluster.new_run(name, **long) for name in ("limit", "nolimit"))
     undisturbed.submit()
     run.submit()
@@ -256,10 +295,12 @@ def test_time_limit_twice(cluster: Cluster) -> None:
         run.trains(attempt)
         cluster.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+45", check=True)
         run.until(run.dir.attempt(attempt).end.exists)
-    assert run.finish() == "COMPLETED", run.story()
+    run.trains(3)  # with a limit as short as the last one's rest
+    cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=30", check=True)
+    assert run.finish(600) == "COMPLETED", run.story()
     assert run.ends() == ["notice", "notice", "finished"]
-    run.check_consumed_once(800)
-    assert undisturbed.finish() == "COMPLETED", undisturbed.story()
+    run.check_consumed_once(600)
+    assert undisturbed.finish(600) == "COMPLETED", undisturbed.story()
     check_same_weights(run, undisturbed)
 
 
