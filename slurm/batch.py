@@ -77,8 +77,9 @@ def begin(run_dir: str) -> None:
     over = queue.moment(scontrol.fields(job).get("EndTime", ""))
     write_json(attempt.nodes, where | {"batch_host": given[0], "output": _output(), "time_is_over": over})
     shutil.copy(run.sbatch, attempt.sbatch)
-    scontrol.comment(job, f"attempt {attempt.number}: {decision.reason}")
-    _log(attempt, f"on {', '.join(nodes)}: {decision.reason}")
+    said = "; ".join([decision.reason, *(f"without {node}, for a day: {why}" for node, why in left_out.items())])
+    scontrol.comment(job, f"attempt {attempt.number}: {said}")
+    _log(attempt, f"on {', '.join(nodes)}: {said}")
     for name, value in _variables(attempt, cut, nodes, record.site).items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt

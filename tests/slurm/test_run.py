@@ -379,6 +379,24 @@ def test_slurmctld_restarted(cluster: Cluster, calm: Run) -> None:
 
 
 @pytest.mark.faults
+def test_a_node_that_fails_twice_is_left_out(cluster: Cluster, calm: Run) -> None:
+    run = cluster.new_run("badnode", checkpoint={"every_steps": None, "notice_seconds": 20})
+    run.submit()
+    for attempt in (1, 2):
+        run.trains(attempt)
+        assert nodes_of(run, attempt) == ["node1", "node2"]
+        run.rank(1).kill()
+        run.until(lambda number=attempt: "srun answered" in run.dir.attempt(number).launcher_log.read_text())
+    assert run.finish() == "COMPLETED", run.story()
+    third = json.loads(run.dir.attempt(3).nodes.read_text())
+    assert third["nodes"] == ["node1", "node3"]
+    assert "ExcNodeList=node2" in cluster.run("scontrol", "show", "job", run.job).stdout
+    said = run.dir.attempt(3).launcher_log.read_text()
+    assert "without node2, for a day: 2 attempts failed first on node2" in said
+    check_same_weights(run, calm)
+
+
+@pytest.mark.faults
 def test_largest_count_that_keeps_the_batch(cluster: Cluster) -> None:
     """Batch 8 on three free nodes is cut for two; at the requeue, with four free, for four."""
     run = cluster.new_run("grows", batch=8, cluster={"nodes": "1-4"})
