@@ -250,7 +250,7 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
 def parts_alone(stage: Stage, racer: Racer, length: Length, saver: Saver, sinks: Sinks | None) -> dict[str, float]:
     """Seconds of each thing our step does and the bare one does not."""
     world, config, engine, last = stage.world, stage.config, racer.engine, stage.config.steps
-    window, result = Window(world.device), StepResult(torch.zeros((), device=world.device), 0.0)
+    window, result = Window(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
 
     def report() -> None:
         window.add(result)

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from configs.attempt_plan import AttemptPlan
 from configs.run_dir import Attempt
@@ -62,9 +62,10 @@ class _Bar:
         self.task = self.progress.add_task("training", total=steps, loss="starting")
         self.progress.start()
 
-    def update(self, scalars: dict[str, float]) -> None:
+    def update(self, scalars: dict[str, Any]) -> None:
         loss, speed = scalars["loss/train"], scalars["throughput/samples_per_sec"]
-        self.progress.update(self.task, completed=scalars["step"], loss=f"loss {loss:.4f}  {speed:.1f} samples/s")
+        shown = "not finite" if loss is None else f"{loss:.4f}"
+        self.progress.update(self.task, completed=scalars["step"], loss=f"loss {shown}  {speed:.1f} samples/s")
 
     def print(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from train.distributed import World
 from train.ema import Ema
 from train.engine import Engine
 from train.heartbeat import OTHERS, Progress
+from train.skipped import NonFinite
 from train.snapshot import Snapshot
 
 ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds
@@ -58,9 +59,13 @@ class Saver:
         if self.in_flight is not None:
             self.in_flight.copied.wait()
 
-    def boundary(self, step: int, *, notice: bool, asked: bool, last: bool) -> bool:
+    def boundary(self, step: int, *, notice: bool, asked: bool, last: bool, skipped: bool) -> bool:
         """After `step`: commit what is written, begin what is due, or asked for on rank 0. True where all ranks are to
-        stop here."""
+        stop here.
+
+        A step that was skipped is no reason to save: the save waits for one that was not, so that a run that only
+        skips is seen not to get further.
+        """
         due = self.world.leads and (asked or self.owed or is_due(self.policy, step, time.monotonic() - self.last_save))
         busy = self.in_flight is not None and not self.in_flight.done.is_set()
         notice, due, busy = self.world.agree([notice, due, busy])
@@ -69,6 +74,8 @@ class Saver:
         owed, self.owed = self.owed, False
         if notice or last:
             self._save_now(step)
+        elif due and skipped:
+            self.owed = True
         elif due and self.in_flight is not None:
             if self.world.leads and not owed:
                 print(
@@ -88,8 +95,10 @@ class Saver:
         if self.in_flight is not None:
             self._commit()
         if self.newest != step and not (self._begin(step) and self._commit()):
-            kept = "none is committed" if self.newest is None else f"the newest is step {self.newest}"
-            raise LockstepError(f"the checkpoint of step {step} could not be saved; {kept}")
+            raise LockstepError(f"the checkpoint of step {step} could not be saved; {self._newest()}")
+
+    def _newest(self) -> str:
+        return "none is committed" if self.newest is None else f"the newest is step {self.newest}"
 
     def _begin(self, step: int) -> bool:
         """Start the copy and the write of C(step), where there is room for it."""
@@ -142,6 +151,8 @@ class Saver:
         snapshot.thread.join()
         self.progress.longest_save = max(self.progress.longest_save, snapshot.seconds)
         self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
+        if spoiled := [found for found in self.world.gather(snapshot.spoiled) if found]:
+            raise NonFinite(f"{spoiled[0]}, so no checkpoint of it is kept; {self._newest()}")
         outcomes = self.world.gather(snapshot.outcome)
         problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.leads else None)
         if problem is not None:

@@ -104,6 +104,12 @@ def set_loss_scaler(engine: DeepSpeedEngine, state: dict[str, float] | None) -> 
         setattr(engine.optimizer.loss_scaler, key, value)
 
 
+def keep_smallest_loss_scale(engine: DeepSpeedEngine) -> None:
+    """fp16: an overflow at the smallest loss scale is a skipped step like any other; DeepSpeed would raise."""
+    if loss_scaler(engine) is not None:
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+
+
 @torch.no_grad()
 def masters_to_parameters(engine: DeepSpeedEngine) -> None:
     """Make the weights that forward passes see again from the masters, on every rank. A collective."""
@@ -120,6 +126,15 @@ def masters_to_parameters(engine: DeepSpeedEngine) -> None:
 def clip_with(engine: DeepSpeedEngine, clip: Callable[[], None]) -> None:
     """ZeRO 0: let `clip` take the place of DeepSpeed's own clipping."""
     engine.clip_fp32_gradients = clip
+
+
+def drop_gradients(engine: DeepSpeedEngine) -> None:
+    """ZeRO 1 and 2 with offload: forget the gradient of a step that was skipped.
+
+    DeepSpeed 0.19.8 clears it only without offload (stage_1_and_2.py, step), and would add every later one to it.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer.averaged_gradients.clear()
 
 
 _COUNTERS = ("basic_optimizer.state", "global_steps", "global_samples", "skipped_steps", "micro_steps")
@@ -147,7 +162,9 @@ def self_test(engine: DeepSpeedEngine) -> None:
     stage = engine.zero_optimization_stage()
     names = [*_COUNTERS, *_TOUCHED[stage]]
     if getattr(getattr(engine.optimizer, "loss_scaler", None), "dynamic", False):
-        names += [f"optimizer.loss_scaler.{key}" for key in _SCALER]
+        names += [f"optimizer.loss_scaler.{key}" for key in (*_SCALER, "raise_error_at_min_scale")]
+    if getattr(engine.optimizer, "cpu_offload", False):
+        names += ["optimizer.averaged_gradients"]
     problems = [f"engine.{name} is missing" for name in names if not _has(engine, name)]
     if stage in (1, 2):
         problems += [f"{n} has no _hp_mapping" for n, p in _trained(engine) if not hasattr(p, "_hp_mapping")][:1]

@@ -26,6 +26,7 @@ from train.metrics import Sinks
 from train.notice import Notice
 from train.pictures import Painter
 from train.restore import resume
+from train.skipped import SkippedSteps
 from train.step import Trainer
 from train.stream import Stream, micro_batches
 
@@ -52,12 +53,15 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
     start = resume(run, attempt, plan, world, engine, ema)
     progress.step = start
     saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start, progress)
+    skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
     painter = Painter(config, parts, engine, world) if config.pictures else None
 
     steps = range(start + 1, length.steps + 1)
     sinks = Sinks(run, attempt, steps.start, length) if world.leads else None
     batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
-    end = loop.train(config, run, length, steps, world, trainer, batches, saver, painter, sinks, notice, heartbeat)
+    end = loop.train(
+        config, run, length, steps, world, trainer, skipped, batches, saver, painter, sinks, notice, heartbeat
+    )
     progress.now("exporting")
     heartbeat.stop()
     if end.reason == "finished" and world.leads:

@@ -17,6 +17,7 @@ from train.heartbeat import Heartbeat, Progress
 from train.metrics import Sinks, Window
 from train.notice import Notice
 from train.pictures import Painter
+from train.skipped import SkippedSteps
 from train.step import Trainer
 
 
@@ -27,6 +28,7 @@ def train(
     steps: range,
     world: World,
     trainer: Trainer,
+    skipped: SkippedSteps,
     micro_batches: Iterator[dict[str, torch.Tensor]],
     saver: Saver,
     painter: Painter | None,
@@ -45,16 +47,19 @@ def train(
         rate = learning_rate(config, step, length.steps)
         began = time.monotonic()
         try:
-            window.add(trainer.step(step, rate, batches, saver.wait_for_copy))
+            result = trainer.step(step, rate, batches, saver.wait_for_copy)
+            skipped.note(step, result)
         except Exception as error:
             error.add_note(f"in step {step}")
             raise
+        window.add(result)
         progress.step = step
         progress.longest_step = max(progress.longest_step, time.monotonic() - began)
         progress.now("reporting")
 
         if step % config.report_every_steps == 0 or step == length.steps:
             scalars = window.close(world, trainer.engine, length, step, rate) | saver.scalars()
+            scalars["optimizer/skipped"] = float(skipped.total)
             if sinks is not None:
                 sinks.scalars(step, scalars)
 
@@ -64,7 +69,10 @@ def train(
 
         if asked := heartbeat.save_asked.is_set():
             heartbeat.save_asked.clear()
-        if saver.boundary(step, notice=notice.given, asked=asked, last=step == length.steps) and step < length.steps:
+        stop = saver.boundary(
+            step, notice=notice.given, asked=asked, last=step == length.steps, skipped=skipped.in_a_row > 0
+        )
+        if stop and step < length.steps:
             return _stopped(run, step, world, notice)
     return End("finished", length.steps, _newest(run, world))
 

@@ -1,6 +1,7 @@
 """What a run reports: one line of metrics.jsonl, the same scalars in TensorBoard, one line of text. Watches only."""
 
 import json
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ class Sinks:
         self.board = SummaryWriter(str(run.tensorboard), purge_step=purge_step, flush_secs=10)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        line = json.dumps({"step": step, "time": time.time(), **values})
+        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # JSON has no NaN
+        line = json.dumps({"step": step, "time": time.time(), **finite}, allow_nan=False)
         for file in self.files:
             with self.unharmed():
                 file.write(line + "\n")

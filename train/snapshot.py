@@ -20,6 +20,7 @@ class Snapshot:
         self.pieces, self.sources, self.buffers = pieces, sources, buffers
         self.copied, self.done = threading.Event(), threading.Event()
         self.outcome: FileEntry | str = "was not written"  # the file, or what went wrong
+        self.spoiled: str | None = None  # the first value that is not finite
         self.seconds = 0.0  # that the copy and the file took
         self.ready = torch.cuda.Event() if sources and sources[0].is_cuda else None
         if self.ready is not None:
@@ -32,6 +33,7 @@ class Snapshot:
         try:
             self._copy()
             self.copied.set()
+            self.spoiled = self._find_spoiled()
             self.outcome = write(self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity)
         except OSError as error:
             self.outcome = f"{self.path}: {error.strerror}"
@@ -39,6 +41,12 @@ class Snapshot:
             self.seconds = time.monotonic() - began
             self.copied.set()
             self.done.set()
+
+    def _find_spoiled(self) -> str | None:
+        for piece, buffer in zip(self.pieces, self.buffers, strict=True):
+            if not torch.isfinite(buffer).all():
+                return f"{piece.kind} of {piece.name} is not finite after step {self.draft.identity.step}"
+        return None
 
     def _copy(self) -> None:
         if self.ready is None:

@@ -16,8 +16,14 @@ from train.objective import loss
 class StepResult:
     """What a step leaves to report; tensors stay on the device until somebody asks."""
 
-    loss: torch.Tensor  # mean over this rank's micro-batches, fp32, a scalar
+    micro_losses: torch.Tensor  # of this rank's micro-batches, fp32, (accumulation,)
+    positions: list[list[int]]  # that they hold
     data_wait: float  # seconds this rank waited for samples
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Mean over this rank's micro-batches, a scalar."""
+        return self.micro_losses.mean()
 
 
 class Trainer:
@@ -35,8 +41,7 @@ class Trainer:
     ) -> StepResult:
         """Make step `number` with learning rate `rate`; `before_update` returns when the weights may change."""
         self.engine.set_learning_rate(rate)
-        total = torch.zeros((), device=self.device)
-        data_wait = 0.0
+        micro_losses, positions, data_wait = [], [], 0.0
         for left in reversed(range(self.engine.accumulation)):
             began = time.perf_counter()
             micro_batch = next(micro_batches)
@@ -46,10 +51,11 @@ class Trainer:
             if not left:
                 before_update()
             self.engine.step()
-            total += micro_loss.detach()
+            micro_losses.append(micro_loss.detach())
+            positions.append(micro_batch["position"].tolist())
         if self.ema is not None:
             self.ema.update(number)
-        return StepResult(total / self.engine.accumulation, data_wait)
+        return StepResult(torch.stack(micro_losses), positions, data_wait)
 
     def micro_loss(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The objective of one micro-batch."""

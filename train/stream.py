@@ -79,6 +79,10 @@ class Stream(Dataset):
             "position": torch.tensor(position),
         }
 
+    def image_at(self, position: int) -> str:
+        """The image that stands at `position`, relative to the dataset's folder."""
+        return self.samples[sample_at(position, len(self.samples), self.seed)].image
+
     def _image_and_caption(self, position: int) -> tuple[np.ndarray, str]:
         crop_at, flip = self._augmentation(position)
         wanted = sample_at(position, len(self.samples), self.seed)

@@ -32,7 +32,7 @@ def test_the_batch_fields_are_numbers_and_agree(shape: Shape, zero: int, precisi
 def test_gradients_are_summed_in_fp32_whatever_the_precision() -> None:
     assert rendered(precision="bf16")["data_types"] == {"grad_accum_dtype": "fp32"}
     assert rendered(precision="bf16")["communication_data_type"] == "fp32"
-    assert rendered(precision="bf16")["bf16"] == {"enabled": True}
+    assert rendered(precision="bf16")["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert "bf16" not in rendered(precision="fp32")
     assert rendered(precision="fp16")["fp16"]["loss_scale"] == 0  # dynamic
 
@@ -41,3 +41,15 @@ def test_offload_and_clipping_follow_the_config() -> None:
     assert rendered(offload=True)["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert "offload_optimizer" not in rendered()["zero_optimization"]
     assert rendered(grad_clip=0.5)["gradient_clipping"] == 0.5
+
+
+def test_deepspeed_clips_the_sum_of_all_micro_batches_at_as_many_times_the_norm() -> None:
+    shared = {"batch": 48, "micro_batch": 4, "grad_clip": 0.5}
+    assert rendered(Shape(1, 3), zero=2, **shared)["gradient_allreduce_op"] == "sum"
+    assert rendered(Shape(1, 3), zero=2, **shared)["gradient_clipping"] == 0.5 * 12
+    assert rendered(Shape(1, 3), zero=3, **shared)["gradient_allreduce_op"] == "mean"  # it has no sum
+    assert rendered(Shape(1, 3), zero=3, **shared)["gradient_clipping"] == 0.5 * 4
+
+
+def test_no_timer_waits_for_the_device() -> None:
+    assert rendered()["timers"] == {"throughput": {"enabled": False}}

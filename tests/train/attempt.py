@@ -4,6 +4,9 @@ Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}:
 rank, call (open, write, fsync, replace, rename, remove), on (a regular expression for the path), count (which call of
 them), when (before, after), and do (kill, slow, hang, full). A file `fired` in the attempt's folder says that it did.
 
+A fault {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on whichever rank;
+{"spoil": "ema", "after": step, "rank": rank} writes a NaN into that rank's average after the step.
+
 Every rank also writes down the positions it consumes, step by step.
 """
 
@@ -18,8 +21,11 @@ import sys
 import time
 from pathlib import Path
 
+from deepspeed.accelerator import get_accelerator
+
 from configs import checkpoints, payload
 from configs.run_dir import Attempt, RunDir
+from train.ema import Ema
 from train.job import run_attempt
 from train.notice import Notice
 from train.step import Trainer
@@ -29,6 +35,12 @@ SLOW = 0.3  # seconds that a slow rank takes longer for each write
 
 def install(fault: dict, attempt: Attempt) -> None:
     """Make the file operations of this rank fail where the fault says."""
+    if "nan_at" in fault:
+        poison(set(fault["nan_at"]))
+        return
+    if "spoil" in fault:
+        spoil_average(fault["rank"], fault["after"])
+        return
     if not fault or fault["rank"] != int(os.environ["RANK"]):
         return
     seen = 0
@@ -71,6 +83,28 @@ def install(fault: dict, attempt: Attempt) -> None:
     setattr(module, name, struck(getattr(module, name)))
 
 
+def poison(positions: set[int]) -> None:
+    """As a broken sample or a broken GPU does: the gradients of these micro-batches are NaN."""
+    original = Trainer.micro_loss
+
+    def micro_loss(self, micro_batch):
+        loss = original(self, micro_batch)
+        return loss * float("nan") if positions & set(micro_batch["position"].tolist()) else loss
+
+    Trainer.micro_loss = micro_loss
+
+
+def spoil_average(rank: int, after: int) -> None:
+    original = Ema.update
+
+    def update(self, step):
+        original(self, step)
+        if step == after and rank == int(os.environ["RANK"]):
+            self.averages[0][0] = float("nan")
+
+    Ema.update = update
+
+
 def path_of(target: object) -> str:
     """The path behind a path, an open file, a descriptor or a checkpoint."""
     if isinstance(target, checkpoints.Checkpoint):
@@ -103,6 +137,7 @@ def main(run_dir: str, number: str, fault: str) -> None:
     notice = Notice()
     write_positions(run, number)
     attempt = run.attempt(int(number))
+    get_accelerator().is_fp16_supported = lambda: True  # torch computes fp16 on a CPU, if slowly
     install(json.loads(fault), attempt)
     end = run_attempt(run, attempt, notice)
     sys.stdout.flush()

@@ -1,0 +1,126 @@
+"""A loss or a gradient that is not finite: skipped by all ranks, counted, told, and never committed."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import checkpoints
+from configs.run_dir import RunDir
+from tests.ranks import start_ranks
+from tests.runs import new_run, next_attempt, values
+
+PROGRAM = Path(__file__).with_name("attempt.py")
+BATCH = 12
+STEP_3 = 2 * BATCH  # its first position
+CASES = [
+    (0, "fp32", False),
+    (1, "fp32", False),
+    (2, "fp32", True),
+    (3, "fp32", False),
+    (1, "bf16", False),
+    (2, "bf16", False),
+    (3, "bf16", False),
+    (1, "bf16", True),
+    (2, "bf16", True),
+    (2, "fp16", True),
+    (3, "fp16", True),
+]
+
+
+def train(run: RunDir, fault: dict, **changes) -> tuple[list[int], str]:
+    attempt = next_attempt(run, 2, **changes)
+    ranks = start_ranks(2, PROGRAM, run.path, attempt.number, json.dumps(fault))
+    return ranks.wait(), ranks.said()
+
+
+def metrics_of(run: RunDir) -> list[dict]:
+    """Read as any other program reads JSON, which knows no NaN."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in run.metrics.read_text().splitlines()]
+
+
+def is_finite(checkpoint: checkpoints.Checkpoint) -> bool:
+    reader = checkpoint.reader()
+    sizes = {(kind, name): size for kind in reader.kinds() for name, size in reader.sizes(kind).items()}
+    return all(np.isfinite(reader.read(kind, name, 0, size)).all() for (kind, name), size in sizes.items())
+
+
+@pytest.mark.parametrize(("zero", "precision", "offload"), CASES)
+def test_one_bad_micro_batch_costs_its_step_and_no_more(
+    tmp_path, pipeline_folder, image_folder, zero, precision, offload
+):
+    settings = {"zero": zero, "precision": precision, "offload": offload, "micro_batch": 3}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, checkpoint={"every_steps": 1, "keep": 2}, **settings)
+    codes, said = train(run, {"nan_at": [STEP_3 + 4]}, steps=7)
+    assert codes == [0, 0], said[-3000:]
+    assert "ALARM: step 3 is skipped" in said
+    assert "the loss is not finite at positions 27-29" in said, "the micro-batch of three that holds position 28"
+
+    left = checkpoints.visible(run)
+    assert [checkpoint.step for checkpoint in left] == [6, 7]
+    assert all(is_finite(checkpoint) for checkpoint in left)
+    manifest = left[-1].manifest()
+    assert (manifest.optimizer_step, manifest.skipped_steps) == (6, 1)
+    rows = metrics_of(run)
+    assert [row["optimizer/skipped"] for row in rows] == [0, 0, 1, 1, 1, 1, 1]
+    assert rows[2]["loss/train"] is None
+    assert rows[2]["grad_norm"] is None
+    assert all(row["loss/train"] > 0 and row["grad_norm"] > 0 for row in rows[:2] + rows[3:])
+
+
+def test_a_skipped_step_is_as_if_its_gradient_had_never_been(tmp_path, pipeline_folder, image_folder):
+    """Offload must not remember it: the same weights come of it as without offload."""
+    found = {}
+    for offload in (False, True):
+        folder = tmp_path / str(offload) / "run"
+        run = new_run(folder, pipeline_folder, image_folder, zero=2, precision="bf16", micro_batch=3, offload=offload)
+        codes, said = train(run, {"nan_at": [STEP_3]}, steps=6)
+        assert codes == [0, 0], said[-3000:]
+        found[offload] = values(run)
+    assert [key for key in found[False] if not np.array_equal(found[False][key], found[True][key])] == []
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (2, "bf16"), (2, "fp16")])
+def test_twenty_skipped_steps_in_a_row_end_the_run_and_leave_what_was_good(
+    tmp_path, pipeline_folder, image_folder, zero, precision
+):
+    run = new_run(
+        tmp_path / "run",
+        pipeline_folder,
+        image_folder,
+        zero=zero,
+        precision=precision,
+        checkpoint={"every_steps": 2, "keep": 2},
+        steps=40,
+    )
+    codes, said = train(run, {"nan_at": list(range(5 * BATCH, 40 * BATCH))})
+    assert codes == [1, 1]
+    assert "steps 6 to 25 were skipped, 20 in a row" in said
+    left = checkpoints.visible(run)
+    assert [checkpoint.step for checkpoint in left] == [2, 4], "no save while steps are skipped: nothing was gained"
+    assert all(is_finite(checkpoint) for checkpoint in left)
+
+    codes, said = train(run, {}, steps=8)
+    assert codes == [0, 0], said[-3000:]
+    assert "resumed after step 4" in said
+    assert checkpoints.visible(run)[-1].manifest().skipped_steps == 0
+
+
+def test_what_is_not_finite_is_never_committed(tmp_path, pipeline_folder, image_folder):
+    """However it came about: here the average of one rank is made NaN after step 3."""
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, checkpoint={"every_steps": 1, "keep": 1})
+    codes, said = train(run, {"spoil": "ema", "after": 3, "rank": 1}, steps=6)
+    assert codes == [1, 1]
+    assert re.search(
+        r"ema of \S+ is not finite after step 3, so no checkpoint of it is kept; the newest is step 2", said
+    )
+    assert "step 6/6" not in said, "it ends there: nothing that comes later could be saved either"
+    left = checkpoints.visible(run)
+    assert [checkpoint.step for checkpoint in left] == [2]
+    assert is_finite(left[0])
