@@ -32,7 +32,12 @@ def started(output: Path, *words: object) -> Iterator[subprocess.Popen[bytes]]:
     """A command that runs while in here; what it prints goes to the file `output`."""
     with open(output, "wb") as file:
         process = subprocess.Popen(
-            [LOCKSTEP, *map(str, words)], stdout=file, stderr=file, env=ENVIRONMENT, start_new_session=True
+            # a shell's background job ignores SIGINT, and so would its children
+            ["env", "--default-signal=INT", LOCKSTEP, *map(str, words)],
+            stdout=file,
+            stderr=file,
+            env=ENVIRONMENT,
+            start_new_session=True,
         )
     with ended(process):
         yield process
