@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from configs import checkpoints
+from configs import checkpoints, gpus
 from configs.attempt_plan import AttemptPlan
 from configs.batch import Shape, solve
 from configs.end import FINISHED, End
@@ -106,6 +106,7 @@ class LocalJob:
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
             "OMP_NUM_THREADS": str(threads_per_rank(ranks)),
+            gpus.VARIABLE: "1" if gpus.must_find_gpu(os.environ) else "0",
         }
         with open(attempt.launcher_log, "ab") as log, _blocked(signal.SIGUSR2):
             self.torchrun = subprocess.Popen(

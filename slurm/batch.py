@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from configs import gpus
 from configs.batch import BatchPlan
 from configs.end import FAILED, End
 from configs.errors import LockstepError
@@ -135,6 +136,8 @@ def _variables(attempt: Attempt, cut: BatchPlan, nodes: list[str], site: Site) -
         srun += BLOCKED
     variables = {"LOCKSTEP_ATTEMPT": str(attempt.number), "LOCKSTEP_SRUN": " ".join(srun)}
     variables["OMP_NUM_THREADS"] = str(site.cpus_per_rank)
+    if gpus.VARIABLE not in os.environ:  # a test cluster's site, whose GPUs are made up, sets it before
+        variables[gpus.VARIABLE] = "0" if site.gpus == "none" else "1"
     return variables | ({"LOCKSTEP_INTERFACE": site.interface} if site.interface else {})
 
 

@@ -34,7 +34,7 @@ _ERRORS: list[tuple[Kind, str]] = [
     ("disk", r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error"),
     ("out of memory", r"[Oo]ut of memory|^MemoryError|[Cc]an't allocate memory|Cannot allocate memory"),
 ]
-_DEVICE = re.compile(r"CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid")
+_DEVICE = re.compile(r"NoDevice|CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid")
 _TAKEN: list[tuple[Kind, str, str]] = [  # SLURM's own words, in the job's or srun's output
     ("node lost", r"Node failure on (\S+)", "node {} was lost"),
     ("preempted", r"CANCELLED AT \S+ DUE TO PREEMPTION", "SLURM gave its nodes to another job before it could save"),

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from configs.gpus import count_gpus
 from configs.run_dir import write_json
 
 MINUTES, LEAD = 2, 60  # the job's time limit, and seconds before it at which the notice is asked for
@@ -33,13 +34,12 @@ def main(folder: Path) -> None:
 
 def _seen(folder: Path) -> dict[str, object]:
     """What this rank was given, and what it reads of a file that the login node wrote."""
-    driver = Path("/proc/driver/nvidia/gpus")
     return {
         "time": time.time(),
         "host": socket.gethostname(),
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu],
-        "driver": len(list(driver.iterdir())) if driver.is_dir() else 0,
+        "driver": count_gpus(),
         "word": (folder / WORD).read_text() if (folder / WORD).is_file() else None,
     }
 

@@ -179,6 +179,8 @@ def _teardown() -> list[str]:
 def _srun_arguments(site: Site, ranks: int) -> list[str]:
     arguments = ["--kill-on-bad-exit=1", "--wait=60", f"--ntasks-per-node={ranks}"]
     arguments += [f"--cpus-per-task={site.cpus_per_rank}"]  # since 22.05 srun does not take it from sbatch
+    if site.gpus != "none":  # NCCL wants every GPU of the node in sight of every rank
+        arguments += ["--gpu-bind=none"]
     if site.container and site.container.kind == "pyxis":
         mounts = ",".join(f"{folder}:{folder}" for folder in site.container.mounts)
         arguments += [f"--container-image={site.container.image}"] + (

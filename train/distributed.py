@@ -1,6 +1,7 @@
 """The process group: the only file that names torch.distributed."""
 
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -8,8 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from configs.errors import LockstepError
+from configs.errors import LockstepError, UserError
+from configs.gpus import gpu_is_promised
 from train import extension
+
+
+class NoDevice(LockstepError):
+    """This node has no GPU that works, though GPUs were asked for."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,11 @@ def join(expected_size: int) -> World:
     rank, local_rank, size = (int(os.environ.setdefault(name, alone)) for name, alone in _ALONE)
     if size != expected_size:
         raise LockstepError(f"this attempt was planned for {expected_size} ranks, but WORLD_SIZE is {size}")
-    cuda = torch.cuda.is_available()
+    device = _choose_device(local_rank)
+    cuda = device.type == "cuda"
     if cuda:
-        # a site may show each rank only its own GPU
-        device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
         extension.build()
     address = "env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:0"
     dist.init_process_group(
@@ -86,6 +90,34 @@ def join(expected_size: int) -> World:
     )
     cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     return World(rank, local_rank, size, device, cpu_group)
+
+
+def _choose_device(local_rank: int) -> torch.device:
+    """The GPU of this rank, or the CPU where no GPU was promised.
+
+    Raises NoDevice where CUDA does not work on this node, UserError where more ranks than GPUs were started on it: two
+    ranks on one GPU, or ranks that each see only their own one, which DeepSpeed and NCCL do not stand.
+    """
+    if not torch.cuda.is_available():
+        if not gpu_is_promised():
+            return torch.device("cpu")
+        if torch.version.cuda is None and torch.version.hip is None:
+            raise UserError(
+                f"torch {torch.__version__} is built without CUDA, and this run is to train on GPUs: install a build "
+                "for your driver, or write gpus: none in the site profile to train on CPUs"
+            )
+        raise NoDevice(
+            f"no CUDA device works on {socket.gethostname()} (torch {torch.__version__}, CUDA {torch.version.cuda}), "
+            "and this run is to train on GPUs; see what nvidia-smi says there"
+        )
+    visible = torch.cuda.device_count()
+    if local_rank >= visible:
+        raise UserError(
+            f"rank {local_rank} of those on {socket.gethostname()} finds {visible} GPU{'s' * (visible > 1)}: start no "
+            "more ranks than GPUs, and let each rank see all GPUs of its node (srun --gpu-bind=none, as Lockstep asks "
+            f"for; CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+        )
+    return torch.device("cuda", local_rank)
 
 
 _ALONE = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # DeepSpeed looks for them too

@@ -22,6 +22,7 @@ STEPS, BATCH = 40, 6
 POLL = 0.2  # seconds between two looks, which may be questions to slurmctld
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 PROFILE = "partition: {}\ngpus: {}\ncpus_per_rank: 1\nmax_time: 01:00:00\n"
+MADE_UP = "setup: [export LOCKSTEP_GPUS=0]\n"  # the lab's GPUs are, so that ranks run on CPUs
 T = TypeVar("T")
 
 
@@ -32,8 +33,9 @@ class Cluster:
         self.lab, self.folder = lab, folder
         self.model = make_pipeline(folder / "model")
         self.images = make_images(folder / "images")
-        self.site("low", PROFILE.format("low", "gres"))
-        self.site("gpus", PROFILE.format("main", "gpus-per-node"))
+        self.site("low", PROFILE.format("low", "gres") + MADE_UP)
+        self.site("gpus", PROFILE.format("main", "gpus-per-node") + MADE_UP)
+        self.site("real-gpus", PROFILE.format("main", "gpus-per-node"))
 
     def site(self, name: str, text: str) -> None:
         path = self.folder / "config" / "lockstep" / f"{name}.yaml"

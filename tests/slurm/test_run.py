@@ -185,6 +185,18 @@ def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
     assert lines(run.dir.metrics) == []
 
 
+def test_a_rank_that_finds_no_gpu_stops_instead_of_training_on_the_cpu(cluster: Cluster) -> None:
+    """The lab's GPUs are made up, and torch here knows no CUDA."""
+    run = cluster.new_run("no-cuda", cluster={"site": "real-gpus"})
+    run.submit()
+    assert run.finish() == "HELD", run.story()
+    assert run.ends() == [None], "no repetition cures it"
+    assert "is built without CUDA" in run.comment
+    why = cluster.lockstep("why", run.dir.path).stdout
+    assert "is built without CUDA, and this run is to train on GPUs" in why
+    assert "write gpus: none in the site profile to train on CPUs" in why
+
+
 def test_what_people_see_and_ask_while_it_runs(cluster: Cluster) -> None:
     run = cluster.new_run("watched", steps=5000, checkpoint={"every_steps": None, "notice_seconds": 20})
     run.submit()

@@ -1,0 +1,23 @@
+"""Whether ranks must find a GPU: whoever starts them says so, for a rank that finds none cannot tell why."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+VARIABLE = "LOCKSTEP_GPUS"  # of a rank: 1 where it must find a GPU, 0 where it is to use the CPU
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def count_gpus() -> int:
+    """GPUs of this machine as NVIDIA's driver lists them, whether CUDA works on them or not."""
+    return len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
+
+
+def must_find_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether a process with `environment` that starts on this machine has GPUs that it was not told to leave alone."""
+    return count_gpus() > 0 and environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+
+
+def gpu_is_promised() -> bool:
+    """Whether this rank was started to train on a GPU."""
+    return os.environ.get(VARIABLE) == "1"
