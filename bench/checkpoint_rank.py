@@ -99,14 +99,14 @@ def ours(bench: Bench, saver: Saver, policy: Policy) -> dict[str, float]:
     """From the boundary that begins the save to the one that commits it, through the loop's own calls."""
     watch, began, beside = Watch(), time.perf_counter(), []
     saver.policy = policy
-    watch.over(lambda: saver.boundary(bench.step_number, notice=False, asked=False, last=False))
+    watch.over(lambda: saver.boundary(bench.step_number, notice=False, asked=False, last=False, skipped=False))
     saver.policy = NEVER
     while saver.in_flight is not None or len(beside) < AFTER:
         waited = watch.seconds
         seconds = bench.step(lambda: watch.over(saver.wait_for_copy))
         beside.append(seconds - (watch.seconds - waited))
         committing = saver.in_flight is not None
-        watch.over(lambda: saver.boundary(bench.step_number, notice=False, asked=False, last=False))
+        watch.over(lambda: saver.boundary(bench.step_number, notice=False, asked=False, last=False, skipped=False))
         if committing and saver.in_flight is None:
             committed = time.perf_counter()
     committed = began + watch.seconds if policy is SYNC else committed

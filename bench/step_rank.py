@@ -260,7 +260,7 @@ def parts_alone(stage: Stage, racer: Racer, length: Length, saver: Saver, sinks:
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "boundary": lambda: saver.boundary(last, notice=False, asked=False, last=False),
+        "boundary": lambda: saver.boundary(last, notice=False, asked=False, last=False, skipped=False),
         "report": report,
         "lr": lambda: engine.set_learning_rate(learning_rate(config, last, last)),
     }

@@ -13,6 +13,11 @@ PARTS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+WEIGHTS = {  # of these parts; or the same name with `.index.json` behind it, where they are sharded
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
 
 
 def check_model_folder(folder: Path) -> None:
@@ -31,3 +36,15 @@ def check_model_folder(folder: Path) -> None:
     missing = [f"{part}/{name}" for part, name in PARTS.items() if not (folder / part / name).is_file()]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; fetch the model again")
+    for part, name in WEIGHTS.items():
+        if not (folder / part / name).is_file() and not (folder / part / f"{name}.index.json").is_file():
+            raise UserError(f"{folder / part}: lacks {name}; {_other_weights(folder / part)}")
+
+
+def _other_weights(part: Path) -> str:
+    """What lies there instead, and the cure."""
+    found = sorted(path.name for path in part.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt", ".msgpack"))
+    if not found:
+        return "it holds no weights; fetch the model again"
+    pickled = "" if any(name.endswith(".safetensors") for name in found) else ", and pickled files are never loaded"
+    return f"it holds {', '.join(found)}{pickled}; save it with save_pretrained(…, safe_serialization=True)"

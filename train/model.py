@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from configs.errors import UserError
@@ -71,11 +72,11 @@ def load(config: RunConfig, folder: Path, device: torch.device) -> Model:
         raise UserError(
             f"{folder}: predicts {schedule.config.prediction_type}; write prediction: epsilon or v_prediction"
         )
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    vae = _load_part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
     if config.precision == "bf16" or (config.precision == "fp16" and not vae.config.force_upcast):
         vae.to(dtype)
-    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    text_encoder = _load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
+    unet = _load_part(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return Model(
@@ -87,6 +88,36 @@ def load(config: RunConfig, folder: Path, device: torch.device) -> Model:
         schedule=schedule,
         dtype=dtype,
     )
+
+
+def _load_part(kind: Any, path: Path, **options: Any) -> Any:
+    """The model in `path`, whole and finite, from safetensors only.
+
+    Raises UserError for every tensor that is missing, has another shape than its config says, or is not finite: the
+    libraries put random numbers in the place of the first two.
+    """
+    cure = "fetch the model again"
+    try:
+        part, found = kind.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the machine's trouble, not the file's
+        raise UserError(f"{path}: does not load ({str(error).partition('. ')[0].strip()}); {cure}") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{path}: its weights lack {_listed(missing)}; {cure}")
+    other_shapes = sorted(f"{name} ({tuple(has)}, not {tuple(wants)})" for name, has, wants in found["mismatched_keys"])
+    if other_shapes:
+        raise UserError(f"{path}: has tensors of another shape than its config says: {_listed(other_shapes)}; {cure}")
+    spoiled = [name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()]
+    if spoiled:
+        raise UserError(f"{path}: not finite are {_listed(spoiled)}; {cure}")
+    return part
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _frozen(module: Any, device: torch.device) -> Any:

@@ -105,7 +105,7 @@ class Case:
             self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0, Progress()
         )
         self.train(range(1, SAVED + 1))
-        saver.boundary(SAVED, notice=False, asked=False, last=True)
+        saver.boundary(SAVED, notice=False, asked=False, last=True, skipped=False)
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.leads:
             (self.run.path / "after.json").write_text(json.dumps(after))
