@@ -124,6 +124,21 @@ def visible(run: RunDir) -> list[Checkpoint]:
     )
 
 
+def record_saved(attempt: Attempt, checkpoint: Path) -> None:
+    """Note down what `attempt` has just committed, outside the folder that holds it."""
+    write_json(attempt.saved, {"checkpoint": checkpoint.name})
+
+
+def recorded(run: RunDir) -> str | None:
+    """A checkpoint that the records of `run` speak of, whether or not it is there; the newest attempt's first."""
+    for attempt in reversed(run.attempts()):
+        for path in (attempt.saved, attempt.end, attempt.resume):
+            name = json.loads(path.read_text())["checkpoint"] if path.is_file() else None
+            if name is not None:
+                return str(name)
+    return None
+
+
 def find(run: RunDir, step: int | None) -> Checkpoint:
     """The checkpoint of `step`, or the newest. Raises UserError where there is none."""
     there = {checkpoint.step: checkpoint for checkpoint in visible(run)}

@@ -72,6 +72,11 @@ class Attempt:
         return self.path / "resume.json"
 
     @property
+    def saved(self) -> Path:
+        """The newest checkpoint that it committed, for the day on which the checkpoints' folder is away."""
+        return self.path / "saved.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -174,8 +174,10 @@ class Saver:
         folder = checkpoints.temporary_path(self.run, identity.step, identity.attempt)
         try:
             write_atomic(folder / NAME, replace(draft, files=tuple(outcomes)).to_text())
-            os.rename(folder, checkpoints.final_path(self.run, identity.step, identity.attempt))
+            final = checkpoints.final_path(self.run, identity.step, identity.attempt)
+            os.rename(folder, final)
             sync_directory(self.run.checkpoints)
+            checkpoints.record_saved(self.attempt, final)
         except OSError as error:
             return f"{folder}: {error.strerror}"
         return None

@@ -5,7 +5,7 @@ import torch
 from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
 from configs.checkpoints import Checkpoint, Resume
-from configs.errors import LockstepError
+from configs.errors import LockstepError, UserError
 from configs.run_dir import Attempt, RunDir
 from train import fragments as state
 from train.distributed import World
@@ -17,7 +17,8 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
     """Load the newest checkpoint that verifies and answer its step; 0 where the run has none yet.
 
     What does not verify is put in quarantine, and the one before it is tried. Raises LockstepError where there are
-    checkpoints and none of them is good: a run never starts again in silence.
+    checkpoints and none of them is good, UserError where there were some and they are away: a run never starts again
+    in silence.
     """
     while True:
         candidates = world.broadcast(checkpoints.visible(run) if world.leads else None)
@@ -31,12 +32,8 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
             print(f"{problems[0]}\nstep {candidates[-1].step} is not used, and kept as {kept}", flush=True)
         world.barrier()
     chosen = candidates[-1] if candidates else None
-    bad = world.broadcast(checkpoints.quarantined(run) if world.leads else None)
-    if chosen is None and bad:  # before this attempt records its start, which would hide what is mended later
-        raise LockstepError(
-            f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; "
-            "mend one and take `quarantined-` off its name, or remove them to start from the base model"
-        )
+    if chosen is None:  # before this attempt records its start, which would hide what is mended or comes back later
+        _check_nothing_is_lost(run, world)
     if world.leads:
         checkpoints.sweep(run)
         Resume(chosen.step if chosen else 0, chosen.path.name if chosen else None, plan.nonce).write(attempt)
@@ -46,6 +43,22 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
     if world.leads:
         print(f"resumed after step {chosen.step} from {chosen.path.name}", flush=True)
     return chosen.step
+
+
+def _check_nothing_is_lost(run: RunDir, world: World) -> None:
+    """A run without a checkpoint may start from the base model only if it never had one."""
+    bad = world.broadcast(checkpoints.quarantined(run) if world.leads else None)
+    if bad:
+        raise LockstepError(
+            f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; mend one and take "
+            f"`quarantined-` off its name, or give the run another name to start from the base model"
+        )
+    name = world.broadcast(checkpoints.recorded(run) if world.leads else None)
+    if name is not None:
+        raise UserError(
+            f"{run.checkpoints}: holds no checkpoint, and {name} was saved there, so no step is taken; bring the "
+            "folder back (is its file system mounted here?), or give the run another name to start from the base model"
+        )
 
 
 def _verify(checkpoint: Checkpoint, world: World, engine: Engine) -> list[str]:

@@ -136,6 +136,38 @@ def test_all_bad_is_an_error_and_no_step_is_taken(saved, tmp_path):
     assert record.step == 4, "the cure that was printed works"
 
 
+@pytest.mark.parametrize("away", ["removed", "dangling link", "file"])
+@pytest.mark.parametrize("record", ["saved", "end", "resume"])
+def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, away, record):
+    """Its folder was a link to a file system that is not mounted, say. Any record that there was one is enough."""
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    first = run.attempt(1)
+    if record == "resume":
+        Resume(4, "step-00000004-a0001", "x").write(first)
+    for path in {first.saved, first.end, first.resume} - {getattr(first, record)}:
+        path.unlink(missing_ok=True)
+    elsewhere = run.checkpoints.rename(tmp_path / "elsewhere")
+    if away == "dangling link":
+        run.checkpoints.symlink_to(tmp_path / "not mounted")
+    elif away == "file":
+        run.checkpoints.write_text("")
+    for _ in range(2):
+        codes, said, begun = resumed(run)
+        assert codes == [1, 1]
+        assert re.search(
+            r"UserError: .*holds no checkpoint, and step-\d+-a0001 was saved there, so no step is taken", said
+        )
+        assert begun is None
+        assert "step 1/" not in said
+
+    run.checkpoints.unlink(missing_ok=True)
+    run.checkpoints.symlink_to(elsewhere)
+    codes, said, begun = resumed(run)
+    assert codes == [0, 0], said[-3000:]
+    assert begun is not None
+    assert begun.step == 6, "nothing that came back is hidden"
+
+
 def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):
     """A cut-off node may commit after the next attempt began; readers ignore it."""
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
