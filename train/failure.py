@@ -9,8 +9,18 @@ import traceback
 from configs.errors import LockstepError, UserError
 from configs.run_dir import Attempt, write_json
 
-# What torch says on a rank whose neighbour died. Such a rank is a victim, not the cause.
-_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Socket")
+# What torch says on a rank whose neighbour died or hangs. Such a rank is a victim, not the cause.
+_PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "SocketImpl",
+    "Socket Timeout",
+    "Timed out waiting",  # gloo's own time-out
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
 
 
 def report(attempt: Attempt, rank: int, error: BaseException) -> int:

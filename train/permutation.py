@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 
 from train.randomness import Purpose, generator
 
-_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MASK = 2**64 - 1
+_FEW = 32  # below so many positions NumPy's calls cost more than Python's arithmetic
 
 
 def permute(index: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
     """The samples at places `index` (each < n) of epoch `epoch`, in the same shape."""
     keys = _round_keys(n, seed, epoch)
+    if index.size < _FEW:
+        pairs = keys.tolist()
+        moved = [_permute_one(place, n, pairs) for place in index.ravel().tolist()]
+        return np.array(moved, np.uint64).reshape(index.shape)
     x = index.astype(np.uint64)
     for shift, bits in keys:
         partner = np.where(x <= shift, shift - x, shift + np.uint64(n) - x)
@@ -33,6 +39,18 @@ def _round_keys(n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
 
 def _bit(x: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """The top bit of SplitMix64's finalizer (Steele, Lea, Flood, OOPSLA 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * _MULTIPLIERS[0]
-    x = (x ^ (x >> np.uint64(27))) * _MULTIPLIERS[1]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
     return (x >> np.uint64(63)).astype(bool)
+
+
+def _permute_one(x: int, n: int, keys: list[list[int]]) -> int:
+    """`permute` of one place, in plain integers."""
+    for shift, bits in keys:
+        partner = shift - x if x <= shift else shift + n - x
+        mixed = max(x, partner) ^ bits
+        mixed = ((mixed ^ (mixed >> 30)) * _MULTIPLIERS[0]) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * _MULTIPLIERS[1]) & _MASK
+        if mixed >> 63:
+            x = partner
+    return x

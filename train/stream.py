@@ -5,8 +5,9 @@ consecutive positions that are dealt to the ranks in turn: the same cut gives th
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from train.permutation import permute
 from train.randomness import Purpose, generator, normal, uniform
 
 
-def sample_at(position: int, size: int, seed: int) -> int:
-    """Which of `size` samples stands at `position`."""
-    epoch, place = divmod(position, size)
-    return int(permute(np.array([place], np.uint64), size, seed, epoch)[0])
+def samples_at(positions: Iterable[int], size: int, seed: int) -> list[int]:
+    """Which of `size` samples stands at each of `positions`; those of one epoch are looked up at once."""
+    found: list[int] = []
+    for epoch, group in groupby(positions, key=lambda position: position // size):
+        places = np.array([position % size for position in group], np.uint64)
+        found += permute(places, size, seed, epoch).tolist()
+    return found
 
 
 def positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
@@ -61,12 +65,24 @@ class Stream(Dataset):
 
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | UserError:
         try:
-            return default_collate([self.sample(position) for position in micro_batch])
+            indices = samples_at(micro_batch, len(self.samples), self.seed)
+            return default_collate([self._draw(*pair) for pair in zip(micro_batch, indices, strict=True)])
         except UserError as error:
             return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
-        pixels, caption = self._image_and_caption(position)
+        """The sample at `position`, as `__getitem__` has it in a micro-batch."""
+        return self._draw(position, self._index_at(position))
+
+    def image_at(self, position: int) -> str:
+        """The image that stands at `position`, relative to the dataset's folder."""
+        return self.samples[self._index_at(position)].image
+
+    def _index_at(self, position: int) -> int:
+        return samples_at([position], len(self.samples), self.seed)[0]
+
+    def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
+        pixels, caption = self._image_and_caption(position, index)
         if uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
             caption = ""
         shape = (self.latents.channels, self.latents.side, self.latents.side)
@@ -79,15 +95,10 @@ class Stream(Dataset):
             "position": torch.tensor(position),
         }
 
-    def image_at(self, position: int) -> str:
-        """The image that stands at `position`, relative to the dataset's folder."""
-        return self.samples[sample_at(position, len(self.samples), self.seed)].image
-
-    def _image_and_caption(self, position: int) -> tuple[np.ndarray, str]:
+    def _image_and_caption(self, position: int, index: int) -> tuple[np.ndarray, str]:
         crop_at, flip = self._augmentation(position)
-        wanted = sample_at(position, len(self.samples), self.seed)
         for offset in range(len(self.samples)):
-            sample = self.samples[(wanted + offset) % len(self.samples)]
+            sample = self.samples[(index + offset) % len(self.samples)]
             path = Path(self.data.images, sample.image)
             try:
                 return load_square(path, self.data, crop_at, flip), sample.caption

@@ -19,6 +19,15 @@ def test_golden_orders():
     assert order(1000, seed=2**63, epoch=7)[:8] == [814, 737, 609, 544, 323, 857, 431, 251]
 
 
+@pytest.mark.parametrize("n", [1, 2, 33, 1000, 10**6, 6 * 10**9, 2**63])
+def test_few_positions_and_many_are_permuted_alike(n):
+    """Few go through plain integers, many through NumPy."""
+    places = np.unique(np.linspace(0, n - 1, 200).astype(np.uint64).clip(0, n - 1))
+    together = permute(np.resize(places, max(len(places), 64)), n, 3, 1)[: len(places)]
+    alone = [int(permute(np.array([place]), n, 3, 1)[0]) for place in places]
+    assert together.tolist() == alone
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = {tuple(order(50, seed, epoch)) for seed in (0, 1, 2**32, 2**63) for epoch in range(20)}
     assert len(orders) == 80

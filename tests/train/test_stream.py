@@ -10,7 +10,7 @@ from configs.dataset import Sample, list_samples
 from configs.errors import UserError
 from configs.schema import Data, RunConfig
 from train.images import load_square
-from train.stream import LatentShape, Stream, micro_batches, positions, sample_at
+from train.stream import LatentShape, Stream, micro_batches, positions, samples_at
 
 
 class Tokenizer:
@@ -42,8 +42,13 @@ def test_each_step_deals_its_batch_out_exactly_once(nodes, micro, accumulation):
 
 
 def test_an_epoch_of_the_stream_is_the_dataset(image_folder):
-    assert sorted(sample_at(p, 20, 0) for p in range(20, 40)) == list(range(20))
-    assert [sample_at(p, 20, 0) for p in range(20)] != [sample_at(p, 20, 0) for p in range(20, 40)]
+    assert sorted(samples_at(range(20, 40), 20, 0)) == list(range(20))
+    assert samples_at(range(20), 20, 0) != samples_at(range(20, 40), 20, 0)
+
+
+def test_a_range_over_several_epochs_is_what_its_positions_are_alone():
+    alone = [index for position in range(15, 130) for index in samples_at([position], 20, 7)]
+    assert samples_at(range(15, 130), 20, 7) == alone
 
 
 def test_a_sample_is_the_same_however_it_is_reached(image_folder):

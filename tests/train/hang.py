@@ -1,0 +1,33 @@
+"""The program of test_failure: rank 1 comes late to a collective, and rank 0 reports what torch says of it.
+
+Arguments: the attempt's folder.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from configs.run_dir import Attempt
+from train.failure import report
+
+
+def main(folder: str) -> None:
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", timeout=timedelta(seconds=2))
+    late = dist.distributed_c10d._get_default_store()
+    if rank == 1:
+        late.wait(["reported"], timedelta(minutes=1))
+        return
+    try:
+        dist.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        report(Attempt(Path(folder)), rank, error)
+    late.set("reported", "")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,33 @@
+"""A rank whose peer died or hangs says that it is a victim; any other rank says what it failed of."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.run_dir import Attempt
+from tests.ranks import run_ranks
+from train.failure import report
+
+VICTIMS = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:31337",
+    "NCCL communicator was aborted on rank 3.",
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=ALLREDUCE) ran for 600001 "
+    "milliseconds before timing out.",
+    "recvValue failed on SocketImpl(fd=69, addr=[node1]:46434, remote=[node0]:15001): Connection reset by peer",
+]
+CAUSES = ["CUDA error: uncorrectable ECC error encountered", "[Errno 88] Socket operation on non-socket"]
+
+
+@pytest.mark.parametrize("message", [*VICTIMS, *CAUSES])
+def test_a_rank_knows_a_victims_words(tmp_path, message):
+    report(Attempt(tmp_path / "0001"), 0, RuntimeError(message))
+    [found] = Attempt(tmp_path / "0001").failures()
+    assert found["peer_lost"] == (message in VICTIMS)
+
+
+def test_a_collective_that_timed_out_is_somebody_elses_fault(tmp_path):
+    """In torch's own words of today: gloo waits two seconds for a rank that does not come."""
+    run_ranks(2, Path(__file__).with_name("hang.py"), tmp_path / "0001")
+    [found] = Attempt(tmp_path / "0001").failures()
+    assert found["rank"] == 0
+    assert found["peer_lost"], found["message"]
