@@ -1,4 +1,4 @@
-"""The same run on 1, 2 and 4 ranks and every ZeRO stage: the same samples, the same randomness, the same losses."""
+"""The same run on 1, 2, 3, 4 and 6 ranks and every ZeRO stage: the same samples, the same randomness, the same losses."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,9 @@ CASES = {
         (1, "bf16", 6, 1),
         (3, "bf16", 3, 2),
     ],
+    3: [(1, "fp32", 4, 1), (3, "fp32", 2, 2), (1, "bf16", 2, 2), (2, "bf16", 4, 1)],
     4: [(0, "fp32", 3, 1), (1, "fp32", 3, 1), (2, "fp32", 1, 3), (3, "fp32", 3, 1), (2, "bf16", 3, 1)],
+    6: [(0, "fp32", 2, 1), (2, "bf16", 1, 2)],
 }
 RUNS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
 
