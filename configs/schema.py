@@ -32,7 +32,7 @@ class Data(Section):
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
-        "relative to the config file",
+        "relative to the config file; linked folders are followed, transparent parts shown on white",
     )
     resolution: int = Field(512, ge=8, multiple_of=8, description="side of the square training image, in pixels")
     crop: Literal["center", "random"] = Field(
