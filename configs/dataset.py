@@ -7,7 +7,8 @@ Two layouts, told apart by what lies in the folder: `metadata.jsonl` (one JSON o
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,11 +37,14 @@ class Listing:
 
 
 def list_samples(folder: Path) -> Listing:
-    """The samples of `folder` in their fixed order: the file's order, or sorted by path. Opens no image."""
-    if not folder.is_dir():
+    """The samples of `folder` in their fixed order: the file's order, or sorted by path. Opens no image.
+
+    Raises UserError where a folder cannot be listed, bad samples skipped or not: nobody knows what would be lost.
+    """
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; data.images names the folder of images")
     metadata = folder / "metadata.jsonl"
-    listing = _from_metadata(folder, metadata) if metadata.is_file() else _from_pairs(folder)
+    listing = _from_metadata(folder, metadata) if os.path.isfile(metadata) else _from_pairs(folder)
     if not listing.samples and not listing.problems:
         raise UserError(f"{folder}: the dataset is empty; put images with metadata.jsonl, or with one .txt each, there")
     return listing
@@ -48,14 +52,17 @@ def list_samples(folder: Path) -> Listing:
 
 def check_images(folder: Path, listing: Listing) -> Listing:
     """`listing` less the images whose header does not read. Pixels are not decoded: that would read every byte."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     def problem(sample: Sample) -> str | None:
+        path = folder / sample.image
         try:
-            with Image.open(folder / sample.image):
+            with Image.open(path):
                 return None
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            return f"{folder / sample.image}: does not decode as an image ({type(error).__name__})"
+        except PermissionError as error:
+            return _unreadable(path, error)
+        except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: ValueError, struct.error, …)
+            return f"{path}: does not decode as an image ({type(error).__name__})"
 
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(problem, listing.samples, chunksize=64))
@@ -92,59 +99,159 @@ def digest(text: str) -> str:
 
 def _from_metadata(folder: Path, metadata: Path) -> Listing:
     samples, problems = [], []
-    text = _text(metadata)
-    if text is None:
-        raise UserError(f"{metadata}: is not UTF-8; save it as UTF-8")
+    try:
+        text = metadata.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{metadata}: is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(_unreadable(metadata, error)) from None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         place = f"{metadata}:{number}"
+        image, caption = _record(line, place)
         try:
-            record = json.loads(line)
-            image, caption = record["file_name"], record["text"]
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else "is no JSON object"
-            raise UserError(f'{place}: {what}; each line is {{"file_name": "a.png", "text": "its caption"}}') from None
-        if not isinstance(image, str) or not isinstance(caption, str):
-            raise UserError(f"{place}: file_name and text must both be text")
-        if (folder / image).is_file():
-            samples.append(Sample(image, caption, (folder / image).stat().st_size))
-        else:
+            samples.append(_sample(folder, image, caption))
+        except FileNotFoundError:
             problems.append(f"{place}: {image} is missing from {folder}")
+        except _BadSample as problem:
+            problems.append(f"{place}: {problem}")
     return Listing(samples, problems)
 
 
+def _record(line: str, place: str) -> tuple[str, str]:
+    """The image and the caption that a line of metadata.jsonl names."""
+    try:
+        record = json.loads(line)
+        image, caption = record["file_name"], record["text"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else "is no JSON object"
+        raise UserError(f'{place}: {what}; each line is {{"file_name": "a.png", "text": "its caption"}}') from None
+    if not isinstance(image, str) or not isinstance(caption, str):
+        raise UserError(f"{place}: file_name and text must both be text")
+    return image, caption
+
+
 def _from_pairs(folder: Path) -> Listing:
-    images, captions = set(), set()
-    for directory, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # .ipynb_checkpoints and the like
-        for name in files:
-            if name.startswith("."):
-                continue
-            path = Path(directory, name).relative_to(folder)
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                images.add(path)
-            elif path.suffix == ".txt":
-                captions.add(path)
+    images: set[Path] = set()
+    captions: set[Path] = set()
+    for name in _files(folder):
+        path = Path(name).relative_to(folder)
+        (captions if path.suffix == ".txt" else images).add(path)
     samples, problems = [], []
     stems = {path.with_suffix("") for path in images}
     for caption in sorted(captions):
         if caption.with_suffix("") not in stems:
-            problems.append(f"{folder / caption}: the image it captions is missing")
+            problems.append(f"{_shown(folder / caption)}: the image it captions is missing")
     for image in sorted(images):
         caption = image.with_suffix(".txt")
-        if caption in captions and (text := _text(folder / caption)) is not None:
-            samples.append(Sample(image.as_posix(), text.strip(), (folder / image).stat().st_size))
-        elif caption in captions:
-            problems.append(f"{folder / caption}: is not UTF-8; save it as UTF-8")
-        else:
-            problems.append(f"{folder / image}: has no caption; write {caption.name} beside it")
+        if caption not in captions:
+            problems.append(f"{_shown(folder / image)}: has no caption; write {_shown(Path(caption.name))} beside it")
+            continue
+        try:
+            samples.append(_sample(folder, image.as_posix(), _caption(folder / caption)))
+        except _BadSample as problem:
+            problems.append(str(problem))
     return Listing(samples, problems)
 
 
-def _text(path: Path) -> str | None:
-    """The file's text, None where it is not UTF-8."""
+def _files(folder: Path) -> Iterator[str]:
+    """Every image and caption below `folder`, linked folders followed, hidden ones (.ipynb_checkpoints) left out."""
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), frozenset())]
+    while waiting:
+        directory, above = waiting.pop()
+        try:
+            found = os.stat(directory)
+            with os.scandir(directory) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            raise UserError(
+                f"{_shown(directory)}: cannot be listed ({error.strerror}), so nobody knows which samples it holds; "
+                "make it readable, or move it out of the images' folder"
+            ) from None
+        identity = (found.st_dev, found.st_ino)
+        if identity in above:  # a link that leads back here: what it holds is listed already
+            continue
+        for entry in visible:
+            if _is_folder(entry):
+                waiting.append((entry.path, above | {identity}))
+            elif _is_half(entry.name):
+                yield entry.path
+
+
+def _is_half(name: str) -> bool:
+    """Whether it is one of the two files of a sample."""
+    suffix = os.path.splitext(name)[1]
+    return suffix == ".txt" or suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Raises UserError for a link of which nobody can say: the file system that it leads to may be away."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        if entry.is_symlink():
+            entry.stat()  # raises where it leads nowhere; is_dir would only say no
+        return entry.is_dir()
+    except OSError as error:
+        if _is_half(entry.name):  # a bad sample
+            return False
+        cure = "if it is a folder of images, mount or fetch it, or remove the link"
+        raise UserError(f"{_unreadable(entry.path, error)}; {cure}") from None
+
+
+class _BadSample(Exception):
+    """What is wrong with a sample, in one sentence."""
+
+
+def _sample(folder: Path, image: str, caption: str) -> Sample:
+    """Raises _BadSample, or FileNotFoundError where there is no such image."""
+    path = folder / image
+    if not _is_unicode(image):
+        raise _BadSample(f"{_shown(path)}: its name is not UTF-8; rename it")
+    if not _is_unicode(caption):
+        raise _BadSample(f"{path}: its caption holds half a character (a lone surrogate); write it anew")
+    return Sample(image, caption, _size(path))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written to dataset.jsonl: no bytes of another encoding, no half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _caption(path: Path) -> str:
+    _size(path)  # a pipe would be waited on for ever
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
-        return None
+        raise _BadSample(f"{path}: is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise _BadSample(_unreadable(path, error)) from None
+
+
+def _size(path: Path) -> int:
+    """In bytes. Raises _BadSample for what is no file that can be read, FileNotFoundError where nothing is there."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise
+        raise _BadSample(_unreadable(path, error)) from None
+    except (OSError, ValueError) as error:
+        raise _BadSample(_unreadable(path, error)) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise _BadSample(f"{_shown(path)}: is no regular file")
+    return found.st_size
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return f"{_shown(path)}: links to {_shown(os.readlink(path))}, which is not there"
+    return f"{_shown(path)}: cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def _shown(path: str | Path) -> str:
+    """As text that any terminal and log takes, also where the name is not UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()

@@ -1,6 +1,8 @@
 """The dataset's listing: the same samples in the same order for launcher and ranks, and bad ones named."""
 
 import json
+import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,17 @@ def test_a_missing_image_is_named_by_its_line(tmp_path: Path) -> None:
     assert problem == f"{tmp_path}/metadata.jsonl:2: gone.png is missing from {tmp_path}"
 
 
-@pytest.mark.parametrize("line", ["{", '{"file_name": "a.png"}', "[]", '{"file_name": 1, "text": "a"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param("9" * 5000, id="digits"),
+        '{"file_name": "a.png"}',
+        "[]",
+        '{"file_name": 1, "text": "a"}',
+    ],
+)
 def test_a_bad_metadata_line_is_refused_with_its_place(tmp_path: Path, line: str) -> None:
     (tmp_path / "metadata.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl:1: "):
@@ -109,3 +121,104 @@ def test_the_list_survives_its_file_and_has_an_identity() -> None:
     assert from_lines(text) == samples
     assert digest(text) != digest(to_lines(samples[:1]))
     assert digest(text) != digest(to_lines([samples[0], Sample("b.png", "", 7)])), "an image that was replaced"
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    """As git-annex, datalad and a scratch file system make them; each path is a sample, a way back is not."""
+    for name in ("scratch/a.png", "images/b.png"):
+        image(tmp_path / name).with_suffix(".txt").write_text(name)
+    (tmp_path / "images/linked").symlink_to(tmp_path / "scratch")
+    (tmp_path / "scratch/back").symlink_to(tmp_path / "images")
+    listing = list_samples(tmp_path / "images")
+    assert [(sample.image, sample.caption) for sample in listing.samples] == [
+        ("b.png", "images/b.png"),
+        ("linked/a.png", "scratch/a.png"),
+    ]
+    assert listing.problems == []
+
+
+def test_a_link_that_may_be_a_folder_of_images_is_no_bad_sample(tmp_path: Path) -> None:
+    """Nobody knows what would be lost: the scratch file system may be away."""
+    image(tmp_path / "a.png").with_suffix(".txt").write_text("a")
+    (tmp_path / "more").symlink_to(tmp_path / "scratch")
+    with pytest.raises(
+        UserError, match=r"/more: links to .*/scratch, which is not there; if it is a folder of images, mount"
+    ):
+        list_samples(tmp_path)
+    (tmp_path / "more").unlink()
+    (tmp_path / "more").symlink_to("more")
+    with pytest.raises(UserError, match=r"/more: cannot be read .*; if it is a folder of images"):
+        list_samples(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["metadata", "pairs"])
+def test_a_sample_that_cannot_be_looked_at_is_named(tmp_path: Path, layout: str) -> None:
+    image(tmp_path / "good.png")
+    (tmp_path / "annexed.png").symlink_to(".git/annex/objects/x")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    names = ("annexed", "good", "pipe", "round")
+    if layout == "metadata":
+        metadata(tmp_path, *({"file_name": f"{name}.png", "text": name} for name in names))
+    else:
+        for name in names:
+            (tmp_path / f"{name}.txt").write_text(name)
+    listing = list_samples(tmp_path)
+    assert [sample.image for sample in listing.samples] == ["good.png"]
+    assert [problem.split(f"{tmp_path}/")[-1] for problem in listing.problems] == [
+        "annexed.png: links to .git/annex/objects/x, which is not there",
+        "pipe.png: is no regular file",
+        "round.png: cannot be read (Too many levels of symbolic links)",
+    ]
+
+
+def test_a_caption_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for name in ("annexed", "folder", "pipe"):
+        image(tmp_path / f"{name}.png")
+    (tmp_path / "annexed.txt").symlink_to(".git/annex/objects/x")
+    (tmp_path / "folder.txt").mkdir()
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert [problem.removeprefix(f"{tmp_path}/") for problem in list_samples(tmp_path).problems] == [
+        "annexed.txt: links to .git/annex/objects/x, which is not there",
+        "folder.png: has no caption; write folder.txt beside it",
+        "pipe.txt: is no regular file",
+    ]
+
+
+def test_names_and_captions_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
+    """dataset.jsonl is UTF-8: a name of other bytes, or half a character, cannot be written there."""
+    path = image(tmp_path / "b.png").with_suffix(".txt")
+    path.write_text("b")
+    os.rename(tmp_path / "b.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    os.rename(path, os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    (problem,) = list_samples(tmp_path).problems
+    assert problem == rf"{tmp_path}/caf\udce9.png: its name is not UTF-8; rename it"
+    image(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "x\\ud83d"}\n{"file_name": "\\ud83d.png", "text": "a"}\n'
+    )
+    first, second = list_samples(tmp_path).problems
+    place = f"{tmp_path}/metadata.jsonl"
+    assert first == f"{place}:1: {tmp_path}/a.png: its caption holds half a character (a lone surrogate); write it anew"
+    assert second == rf"{place}:2: {tmp_path}/\ud83d.png: its name is not UTF-8; rename it"
+
+
+def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    metadata(tmp_path, {"file_name": "a.png", "text": "a"}, {"file_name": "b" * 5000, "text": "b"})
+    (problem,) = list_samples(tmp_path).problems
+    assert problem.endswith("cannot be read (File name too long)")
+
+
+@pytest.mark.parametrize("name", ["decompression_bomb.png", "negative_seek.tif"])
+def test_whatever_pillow_raises_is_a_bad_sample(tmp_path: Path, name: str) -> None:
+    text = zlib.compress(b"x" * 2_000_000)  # more text in a header than Pillow takes, which is a ValueError
+    bomb = image(tmp_path / "decompression_bomb.png").read_bytes()
+    part = b"zTXtcomment\0\0" + text
+    part = (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+    (tmp_path / "decompression_bomb.png").write_bytes(bomb[:33] + part + bomb[33:])
+    (tmp_path / "negative_seek.tif").write_bytes(b"II+\0\x08\0\0\0" + b"\xff" * 8)  # the same
+    metadata(tmp_path, {"file_name": name, "text": "a"})
+    checked = check_images(tmp_path, list_samples(tmp_path))
+    assert checked.samples == []
+    assert checked.problems == [f"{tmp_path}/{name}: does not decode as an image (ValueError)"]

@@ -1,9 +1,12 @@
 """What is wrong ends within seconds with exit code 2 and one clear message, and nothing is written."""
 
 import json
+import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,55 @@ def test_bad_samples_are_all_named_and_counted(file: Path) -> None:
     assert "every sample is bad, so the dataset is empty" in refusal(
         file, "--local", "--ranks", 1, "data.on_bad_sample=skip"
     )
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+@pytest.mark.parametrize("place", ["images", "images/sub"])
+def test_a_folder_that_cannot_be_listed_is_no_bad_sample(file: Path, place: str, policy: str) -> None:
+    """Nobody knows what is in it, so nothing of it can be left out by name."""
+    folder = file.parent / place
+    folder.mkdir(exist_ok=True)
+    shutil.copy(file.parent / "images/0.png", folder / "5.png")
+    (folder / "5.txt").write_text("a blue square")
+    with locked(folder):
+        message = refusal(file, "--local", "--ranks", 1, f"data.on_bad_sample={policy}")
+    assert message == (
+        f"{folder}: cannot be listed (Permission denied), so nobody knows which samples it holds; "
+        "make it readable, or move it out of the images' folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["2.png", "2.txt"])
+def test_a_sample_that_cannot_be_read_is_named(file: Path, name: str) -> None:
+    path = file.parent / "images" / name
+    with locked(path):
+        assert refusal(file).startswith(f"{path}: cannot be read (Permission denied)\n1 bad samples in ")
+
+
+def test_a_caption_file_that_cannot_be_read(file: Path) -> None:
+    metadata = file.parent / "images/metadata.jsonl"
+    metadata.write_text('{"file_name": "0.png", "text": "a"}\n')
+    with locked(metadata):
+        assert refusal(file) == f"{metadata}: cannot be read (Permission denied)"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """`path` as it is for users who may not read it."""
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        yield
+    finally:
+        path.chmod(mode)
+
+
+def test_an_image_that_is_a_pipe(file: Path) -> None:
+    """Nobody writes into it, so to open it would be to wait for ever."""
+    path = file.parent / "images/0.png"
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path}: is no regular file\n1 bad samples in " in refusal(file)
 
 
 def test_a_caption_file_that_names_a_missing_image(file: Path) -> None:
