@@ -4,7 +4,9 @@ Position p is place p mod N of epoch p // N. Step k consumes positions [(k−1)�
 consecutive positions that are dealt to the ranks in turn: the same cut gives the same micro-batches on any world size.
 """
 
+import errno
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,11 +19,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from configs.batch import BatchPlan
 from configs.dataset import Sample
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
 from train.images import load_square
 from train.permutation import permute
 from train.randomness import Purpose, generator, normal, uniform
+
+# What the system says of files that are missing, or whose damage sends a reader where there is nothing. All else that
+# it says is about this machine, now.
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EOVERFLOW}
 
 
 def samples_at(positions: Iterable[int], size: int, seed: int) -> list[int]:
@@ -63,11 +69,11 @@ class Stream(Dataset):
         self.tokenizer = tokenizer
         self.latents = latents
 
-    def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | UserError:
+    def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
         try:
             indices = samples_at(micro_batch, len(self.samples), self.seed)
             return default_collate([self._draw(*pair) for pair in zip(micro_batch, indices, strict=True)])
-        except UserError as error:
+        except LockstepError as error:
             return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
@@ -103,6 +109,7 @@ class Stream(Dataset):
             try:
                 return load_square(path, self.data, crop_at, flip), sample.caption
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
+                _check_machine(path, error)
                 if self.data.on_bad_sample == "error":
                     cure = "mend or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
@@ -138,9 +145,21 @@ def micro_batches(
         generator=torch.Generator(),  # else every iterator draws from the global one
     )
     for micro_batch in loader:
-        if isinstance(micro_batch, UserError):
+        if isinstance(micro_batch, LockstepError):
             raise micro_batch
         yield micro_batch
+
+
+def _check_machine(path: Path, error: Exception) -> None:
+    """Whether a sample is left out must not depend on who reads it: raises LockstepError where another machine, or this
+    one later, may read the file."""
+    if isinstance(error, MemoryError):
+        why = "out of memory"
+    elif isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
+        why = error.strerror
+    else:
+        return
+    raise LockstepError(f"{path}: cannot be read on {socket.gethostname()} ({why})") from None
 
 
 def _start_worker(_: int) -> None:

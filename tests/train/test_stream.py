@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 
 from configs.batch import BatchPlan, Shape
 from configs.dataset import Sample, list_samples
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
 from train.images import load_square
 from train.stream import LatentShape, Stream, micro_batches, positions, samples_at
@@ -152,3 +154,29 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 def test_samples_are_listed_relative_to_their_folder(image_folder):
     size = (image_folder / "000.png").stat().st_size
     assert list_samples(image_folder).samples[0] == Sample("000.png", "a red circle 0", size)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_machine_cannot_read_is_no_bad_sample(tmp_path, monkeypatch, policy, workers):
+    """Another rank, or the next attempt, reads it: were it left out here, the stream would depend on the machine."""
+
+    def disk_fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = broken_folder(tmp_path)
+    monkeypatch.setattr("train.stream.load_square", disk_fails)
+    source = stream(folder, workers=workers, on_bad_sample=policy)
+    batches = micro_batches(source, BatchPlan(Shape(1, 1), 2, 1), 0, range(1, 3), pin_memory=False)
+    with pytest.raises(LockstepError, match=r"[ab]\.png: cannot be read on .* \(Input/output error\)") as refusal:
+        list(batches)
+    assert refusal.value.exit_code == 1
+
+
+def test_memory_that_runs_out_is_no_bad_sample(tmp_path, monkeypatch):
+    def memory_ends(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("train.stream.load_square", memory_ends)
+    with pytest.raises(LockstepError, match=r"[ab]\.png: cannot be read on .* \(out of memory\)"):
+        stream(broken_folder(tmp_path), on_bad_sample="skip").sample(0)
