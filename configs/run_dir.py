@@ -3,28 +3,51 @@
 State files are written atomically; logs and metrics are append-only files of one attempt.
 """
 
+import errno
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 
 if TYPE_CHECKING:  # brings pydantic: most commands only look into a folder
     from configs.schema import RunConfig
 
+PRIVATE = 0o755  # mode of a folder in which nobody but its owner may write
+
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a state file so that a reader sees all of it or none, also after a power loss."""
+    """Write a state file so that a reader sees all of it or none, also after a power loss.
+
+    Others may write in the folder: no name that they can guess is opened, and nothing that they put there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor that reads and appends, of a file that is made if need be. Raises LockstepError for a link, which
+    may lead to a file of ours that somebody else wants overwritten."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    raise LockstepError(f"{path}: is a link to {os.readlink(path)}, and what is written here must stay here; remove it")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -225,14 +248,17 @@ class RunDir:
         return Attempt(self.path / "attempts" / f"{number:04d}")
 
     def open_attempt(self) -> Attempt:
-        """Make the next attempt's folder; mkdir decides between two that try at once."""
+        """Make the next attempt's folder; mkdir decides between two that try at once.
+
+        Only its owner may write in it, whatever the umask: shells and srun open logs by name, and follow links.
+        """
         number = self.attempts()[-1].number + 1 if self.attempts() else 1
         while True:
             attempt = self.attempt(number)
             try:
-                attempt.path.mkdir(parents=True)
+                attempt.path.mkdir(PRIVATE, parents=True)
             except FileExistsError:
                 number += 1
             else:
-                attempt.launcher_log.parent.mkdir()
+                attempt.launcher_log.parent.mkdir(PRIVATE)
                 return attempt

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from configs.errors import UserError
-from configs.run_dir import RunDir
+from configs.run_dir import RunDir, open_to_append
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def hold(run: RunDir) -> Iterator[int]:
     """The lock's descriptor, for processes that may outlive this one. Raises UserError, naming the holder."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        file = open(run.lock, "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
+        file = open(open_to_append(run.lock), "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
     except OSError as error:
         raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
     with file:

@@ -22,7 +22,7 @@ from configs.batch import Shape, solve
 from configs.end import FINISHED, End
 from configs.errors import LockstepError, UserError
 from configs.lr import learning_rate
-from configs.run_dir import Attempt, RunDir
+from configs.run_dir import Attempt, RunDir, open_to_append
 from configs.schema import RunConfig
 from configs.submission import open_attempt
 from launcher.follow import Follower
@@ -108,7 +108,7 @@ class LocalJob:
             "OMP_NUM_THREADS": str(threads_per_rank(ranks)),
             gpus.VARIABLE: "1" if gpus.must_find_gpu(os.environ) else "0",
         }
-        with open(attempt.launcher_log, "ab") as log, _blocked(signal.SIGUSR2):
+        with open(open_to_append(attempt.launcher_log), "ab") as log, _blocked(signal.SIGUSR2):
             self.torchrun = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What submitit calls in every task of the job: become one rank of the attempt."""
+"""`python -P -m slurm.entry RUN_DIR`, in every task of the job: become one rank of the attempt."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PATIENCE = 300  # seconds until rank 0 has said where to meet
 
 
 def run_rank(run_dir: str) -> None:
-    """Replace this process, submitit's handlers and all, by the rank. SLURM's variables say which one it is."""
+    """Replace this process by the rank. SLURM's variables say which one it is."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))  # they wait until the rank listens
     attempt = RunDir.at(run_dir).attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     rank, interface = int(os.environ["SLURM_PROCID"]), os.environ.get("LOCKSTEP_INTERFACE")
@@ -69,3 +69,10 @@ def _free_port() -> int:
             probe.bind(("", port))
             return port
     raise LockstepError(f"no free port between {PORTS.start} and {PORTS.stop} on {socket.gethostname()}")
+
+
+if __name__ == "__main__":
+    try:
+        run_rank(sys.argv[1])
+    except LockstepError as error:
+        sys.exit(f"lockstep: {error}")

@@ -7,10 +7,11 @@ a machine without SLURM; a golden test watches it.
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from configs.errors import UserError
-from configs.run_dir import RunDir, write_atomic, write_json
+from configs.run_dir import PRIVATE, RunDir, write_atomic, write_json
 from configs.schema import RunConfig
 from slurm.entry import run_rank
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL
@@ -29,7 +30,7 @@ from slurm.site import Site
 
 def text(run: RunDir, config: RunConfig, site: Site) -> str:
     """The batch script, byte for byte as `submit` sends it."""
-    return _make_sbatch_string(command=_command(run.slurm, site), folder=run.slurm, **parameters(run, config, site))
+    return _make_sbatch_string(command=_command(site), folder=run.slurm, **parameters(run, config, site))
 
 
 def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
@@ -108,8 +109,9 @@ def check(run: RunDir, config: RunConfig, site: Site) -> str:
 
 def submit(run: RunDir, config: RunConfig, site: Site) -> str:
     """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
+    own_folder(run.slurm)
     with _as_outside_jobs():
-        executor = SlurmExecutor(run.slurm, python=_python(site))
+        executor = _Executor(run.slurm, site)
         executor.update_parameters(**parameters(run, config, site))
         try:
             return str(executor.submit(run_rank, str(run.path)).job_id)
@@ -135,15 +137,16 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
 
     A task finds its run in `folder`. Raises UserError where SLURM refuses it.
     """
+    own_folder(folder)
     write_json(folder / ARRAY, [str(run.path) for run in runs])
     which = f"$({_quoted(sys.executable)} -P -m slurm.batch which {_quoted(folder)})"
     wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
     count = len(runs) if len(runs) > 1 else None  # of one, submitit makes a job like any other
-    script = _make_sbatch_string(command=_command(folder, site), folder=folder, map_count=count, **wanted)
+    script = _make_sbatch_string(command=_command(site), folder=folder, map_count=count, **wanted)
     for run in runs:
         write_atomic(run.sbatch, script)
     with _as_outside_jobs():
-        executor = SlurmExecutor(folder, python=_python(site))
+        executor = _Executor(folder, site)
         executor.update_parameters(**wanted)
         try:
             jobs = executor.map_array(run_rank, [str(run.path) for run in runs])
@@ -189,9 +192,38 @@ def _srun_arguments(site: Site, ranks: int) -> list[str]:
     return arguments
 
 
-def _command(folder: Path, site: Site) -> str:
-    """The ranks' command, as submitit's executor of `folder` writes it."""
-    return f"{_python(site)} -u -m submitit.core._submit {_quoted(folder)}"
+class _Executor(SlurmExecutor):
+    """submitit's, with our own command for the ranks: submitit's unpickles at every start what lies in the run's
+    folder, and a colleague who may write there could put a pickle of theirs in its place."""
+
+    def __init__(self, folder: Path, site: Site):
+        super().__init__(folder)
+        self._site = site
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return _command(self._site)
+
+
+def own_folder(folder: Path) -> None:
+    """Make the folder that SLURM writes a job's output to: its owner's alone, whatever the umask, since SLURM follows
+    the links that it finds under names that are easily guessed. Raises UserError where it is not ours."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(PRIVATE)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        what = "a link" if stat.S_ISLNK(found.st_mode) else "another user's"
+        raise UserError(
+            f"{folder}: is {what}, so your job's output would go where they choose; remove it, or name another "
+            "folder with runs"
+        )
+    folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+
+
+def _command(site: Site) -> str:
+    """The ranks' command; the batch shell knows the run's folder as `run`."""
+    return f'{_python(site)} -u -P -m slurm.entry "$run"'
 
 
 def _python(site: Site) -> str:

@@ -10,21 +10,32 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+import pytest
 
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
 # One thread per rank: two that spin for each other on cores that others use, too, make a step take seconds.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-# What takes from root the right to read and write whatever it likes: others never have it.
-BOUND = "-dac_override,-dac_read_search"
-ORDINARY = [] if os.geteuid() else ["setpriv", f"--bounding-set={BOUND}", f"--inh-caps={BOUND}"]
+# What takes from root the right to read and write whatever it likes, which others never have.
+_RIGHTS = "-dac_override,-dac_read_search"
+ORDINARY = [] if os.geteuid() else ["/usr/bin/setpriv", f"--bounding-set={_RIGHTS}", f"--inh-caps={_RIGHTS}"]
+TEAM = os.getegid() if os.geteuid() else 65534  # a group, and as root the number of another user in it
 T = TypeVar("T")
+two_users = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+
+
+def as_colleague(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as another user of the team."""
+    command = [str(word) for word in words]
+    return subprocess.run(
+        command, user=TEAM, group=TEAM, extra_groups=[], umask=0o002, capture_output=True, text=True, check=False
+    )
 
 
 def lockstep(
-    *words: object, cwd: Path | None = None, timeout: float = 240, **environment: str
+    *words: object, cwd: Path | None = None, timeout: float = 240, ordinary: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end, as an ordinary user."""
-    command = [*ORDINARY, LOCKSTEP, *map(str, words)]
+    """Run a command line to its end; as an `ordinary` user, whom file modes bind."""
+    command = [*(ORDINARY if ordinary else []), LOCKSTEP, *map(str, words)]
     return subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -10,8 +10,10 @@ import json
 import math
 import os
 import socket
+import stat
 import threading
 import time
+from pathlib import Path
 
 from configs.end import TIME_LIMIT
 from configs.errors import LockstepError
@@ -21,8 +23,10 @@ from train.notice import Notice
 
 PERIOD = 1.0  # seconds between two signs of life
 SUCCESSOR_BEATS = 5  # periods between two looks for a later attempt: a look lists a folder that all ranks share
+SOMEBODY = "somebody"  # who asked, where a request does not say
 SILENT = 5.0  # seconds without one that tell a rank that is stopped or gone from one that waits
 MARGIN = 10.0  # seconds before the time limit for all that is neither a step nor a save
+LONGEST = 80  # bytes of who asked that are read
 OTHERS = "waiting for the other ranks"  # how what a rank does begins when it is not the one to blame
 HOST = socket.gethostname()
 
@@ -105,13 +109,14 @@ class Heartbeat:
 
         And the clock: SLURM's own notice comes at a time that was settled before a step or a save was ever measured.
         """
-        if self.run.stop_request.is_file():
-            self.notice.give(f"stop asked for by {self.run.stop_request.read_text().strip()}")
-        if self.run.save_request.is_file():
-            self.run.save_request.unlink()
-            self.save_asked.set()
         if self._time_left() < MARGIN + self.progress.work_left:
             self.notice.give(f"{TIME_LIMIT} in {self._time_left():.0f} s")
+        who = _who_asked(self.run.stop_request)
+        if who is not None:
+            self.notice.give(f"stop asked for by {who}")
+        if _who_asked(self.run.save_request) is not None:
+            self.run.save_request.unlink()
+            self.save_asked.set()
 
     def _time_left(self) -> float:
         return math.inf if self.time_is_over is None else self.time_is_over - time.time()
@@ -141,3 +146,25 @@ class Heartbeat:
             return f"rank {silent['rank']} hangs: its last sign of life is {now - silent['time']:.0f} s old"
         place = f"after {stuck['step']} steps, for {now - stuck['since']:.0f} s"
         return f"rank {stuck['rank']} has been {stuck['doing']}, {place}"
+
+
+def _who_asked(request: Path) -> str | None:
+    """What a request says of who asked, as a short line; None where there is no request.
+
+    Whoever may write in the folder can put anything there: a link to a file of ours, which is not to be read out to
+    them, a pipe that nobody writes into, a line that plays with the terminal.
+    """
+    try:
+        descriptor = os.open(request, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:  # of a colleague whose umask lets nobody read it
+        return SOMEBODY
+    except OSError:
+        return None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            return None
+        line = os.read(descriptor, LONGEST).decode(errors="replace").partition("\n")[0]
+    finally:
+        os.close(descriptor)
+    return "".join(filter(str.isprintable, line)).strip() or SOMEBODY

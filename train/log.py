@@ -5,7 +5,7 @@ import io
 import os
 import sys
 
-from configs.run_dir import Attempt
+from configs.run_dir import Attempt, open_to_append
 
 
 class Log(io.TextIOBase):
@@ -24,7 +24,7 @@ class Log(io.TextIOBase):
 
 def open_log(attempt: Attempt, rank: int) -> None:
     """Send standard output and standard error of this process to the rank's own file."""
-    log = os.open(attempt.log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_to_append(attempt.log(rank))
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout = sys.stderr = Log()

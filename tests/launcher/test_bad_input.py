@@ -48,7 +48,7 @@ def refusal(file: Path, *words: object, seconds: float = 15, **environment: str)
     """The one message with which `lockstep submit` refuses."""
     before = sorted(file.parent.rglob("*"))
     began = time.monotonic()
-    shell = lockstep("submit", file, *(words or ("--local", "--ranks", 1)), **environment)
+    shell = lockstep("submit", file, *(words or ("--local", "--ranks", 1)), ordinary=True, **environment)
     assert time.monotonic() - began < seconds
     assert (shell.returncode, shell.stdout) == (2, "")
     assert "Traceback" not in shell.stderr

@@ -1,0 +1,78 @@
+"""How a job becomes ranks in a folder that a team shares: by nothing that a colleague could have put there."""
+
+import os
+import pickle
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from configs.run_dir import RunDir
+from configs.schema import RunConfig
+from slurm import request
+from slurm.site import Site
+from tests.shell import as_colleague, two_users
+
+
+class Evil:
+    """Unpickled, it makes the file `proof` with the rights of whoever unpickles it."""
+
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+def config_of(run: RunDir) -> RunConfig:
+    return RunConfig(name=run.path.name, model="m", data={"images": "x"}, batch=1, steps=1, runs=str(run.path.parent))
+
+
+@two_users
+def test_a_rank_loads_no_pickle(shared: Path) -> None:
+    """A colleague puts one where submitit's own entry looks for it, at every start and requeue."""
+    run, proof = RunDir(shared / "run"), shared / "proof"
+    run.path.mkdir()
+    run.config.touch()
+    text = request.text(run, config_of(run), Site())
+    command = next(line for line in text.splitlines() if line.startswith("srun ")).partition("$LOCKSTEP_SRUN ")[2]
+    (shared / "evil").write_bytes(pickle.dumps(Evil(proof)))
+    run.slurm.mkdir()
+    assert as_colleague("cp", shared / "evil", run.slurm / "7_submitted.pkl").returncode == 0
+    variables = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    variables |= {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SUBMITIT_EXECUTOR": "slurm",
+        "LOCKSTEP_ATTEMPT": "1",
+    }
+    script = f"run={run.path}\n{command}"
+    subprocess.run(["bash", "-c", script], env=os.environ | variables, check=False, capture_output=True, timeout=60)
+    assert not proof.exists()
+    assert run.attempt(1).rendezvous.is_file(), "it became rank 0"
+
+
+@two_users
+def test_only_its_owner_writes_where_slurm_does(shared: Path) -> None:
+    """slurmstepd appends the job's output to a name that is easily guessed, and follows links."""
+    folder = RunDir(shared / "run").slurm
+    folder.mkdir(parents=True)  # as an earlier release did, by the umask
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o777 == 0o775
+    request.own_folder(folder)
+    assert "Permission denied" in as_colleague("ln", "-s", "/etc/passwd", folder / "8_0_log.out").stderr
+    request.own_folder(folder)
+    request.own_folder(shared / "other" / "slurm")
+    assert "Permission denied" in as_colleague("touch", shared / "other" / "slurm" / "8_0_log.out").stderr
+
+
+@two_users
+@pytest.mark.parametrize("planted", ["link", "folder"])
+def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> None:
+    run = RunDir(shared / "run")
+    run.path.mkdir()
+    words = ("ln", "-s", "/tmp", run.slurm) if planted == "link" else ("mkdir", run.slurm)
+    assert as_colleague(*words).returncode == 0
+    with pytest.raises(UserError, match=rf"^{run.slurm}: is (a link|another user's)"):
+        request.submit(run, config_of(run), Site())

@@ -1,0 +1,83 @@
+"""What a rank hears of the requests in the run's `control` folder, where others may put whatever they like."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.run_dir import RunDir, write_atomic
+from tests.shell import as_colleague, two_users
+
+_HEAR = """
+import json, sys
+from pathlib import Path
+from configs.run_dir import RunDir
+from train.heartbeat import Heartbeat, Progress
+from train.notice import Notice
+
+run, notice = RunDir(Path(sys.argv[1])), Notice()
+heartbeat = Heartbeat(run, run.attempt(1), 0, 1, notice, Progress(), 60)
+heartbeat.stop()
+heartbeat._hear()
+print(json.dumps([notice.reason, heartbeat.save_asked.is_set()]))
+"""
+
+
+def heard(run: RunDir) -> list[object]:
+    """Why rank 0 is to stop, and whether it is to save."""
+    command = [sys.executable, "-c", _HEAR, str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def run(shared: Path) -> RunDir:
+    run = RunDir(shared / "run")
+    run.open_attempt()
+    run.control.mkdir()
+    return run
+
+
+def test_a_request_says_who_asked(run: RunDir) -> None:
+    write_atomic(run.stop_request, "Ada on login1")
+    write_atomic(run.save_request, "Ada on login1")
+    assert heard(run) == ["stop asked for by Ada on login1", True]
+    assert not run.save_request.exists()
+    assert run.stop_request.exists()
+    assert heard(run) == ["stop asked for by Ada on login1", False]
+
+
+@two_users
+def test_a_colleague_may_ask(run: RunDir) -> None:
+    """With a bare file, too, and with one that only they may read."""
+    assert as_colleague("touch", run.stop_request).returncode == 0
+    assert heard(run) == ["stop asked for by somebody", False]
+
+
+@two_users
+@pytest.mark.parametrize("how", ["-s", "-P"])
+def test_a_link_to_a_file_of_the_owners_is_no_request(run: RunDir, shared: Path, how: str) -> None:
+    """Its text would be in end.json and in the log, which all may read."""
+    private = shared / "run" / "private"
+    private.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    private.chmod(0o666 if how == "-P" else 0o600)  # the kernel lets nobody link to a file that they cannot write
+    assert as_colleague("ln", how, private, run.stop_request).returncode == 0
+    private.chmod(0o600)
+    assert heard(run) == [None, False]
+
+
+@pytest.mark.parametrize("kind", ["mkfifo", "mkdir"])
+def test_only_a_file_is_a_request(run: RunDir, kind: str) -> None:
+    for request in (run.stop_request, run.save_request):
+        subprocess.run([kind, request], check=True)
+    assert heard(run) == [None, False]
+
+
+def test_who_asked_is_a_short_line_that_a_terminal_may_show(run: RunDir) -> None:
+    write_atomic(run.stop_request, "\x1b[31mAda\x07 on login1 " + "x" * 10_000 + "\nreason: finished\n")
+    reason, _ = heard(run)
+    assert str(reason).startswith("stop asked for by [31mAda on login1 xxx")
+    assert len(str(reason)) < 120
+    assert str(reason).isprintable()
