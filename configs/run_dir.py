@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import secrets
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,17 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def own_folder(folder: Path, mode: int, cure: str) -> None:
+    """Make a folder for this user's own things. Raises LockstepError, with the cure, where somebody else was first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        what = "a link" if stat.S_ISLNK(found.st_mode) else "another user's"
+        raise LockstepError(f"{folder}: is {what}, so what is read and written there would be theirs to choose; {cure}")
 
 
 def open_to_append(path: Path) -> int:

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from configs.errors import UserError
-from configs.run_dir import PRIVATE, RunDir, write_atomic, write_json
+from configs.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 from configs.schema import RunConfig
 from slurm.entry import run_rank
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL
@@ -109,7 +109,7 @@ def check(run: RunDir, config: RunConfig, site: Site) -> str:
 
 def submit(run: RunDir, config: RunConfig, site: Site) -> str:
     """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
-    own_folder(run.slurm)
+    own_output(run.slurm)
     with _as_outside_jobs():
         executor = _Executor(run.slurm, site)
         executor.update_parameters(**parameters(run, config, site))
@@ -137,7 +137,7 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
 
     A task finds its run in `folder`. Raises UserError where SLURM refuses it.
     """
-    own_folder(folder)
+    own_output(folder)
     write_json(folder / ARRAY, [str(run.path) for run in runs])
     which = f"$({_quoted(sys.executable)} -P -m slurm.batch which {_quoted(folder)})"
     wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
@@ -205,20 +205,11 @@ class _Executor(SlurmExecutor):
         return _command(self._site)
 
 
-def own_folder(folder: Path) -> None:
-    """Make the folder that SLURM writes a job's output to: its owner's alone, whatever the umask, since SLURM follows
-    the links that it finds under names that are easily guessed. Raises UserError where it is not ours."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        folder.mkdir(PRIVATE)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        what = "a link" if stat.S_ISLNK(found.st_mode) else "another user's"
-        raise UserError(
-            f"{folder}: is {what}, so your job's output would go where they choose; remove it, or name another "
-            "folder with runs"
-        )
-    folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+def own_output(folder: Path) -> None:
+    """Make the folder of a job's output, in which nobody else may write, whatever the umask: SLURM follows the links
+    that it finds there, under names that are easily guessed. Raises LockstepError where it is not ours."""
+    own_folder(folder, PRIVATE, "remove it, or name another folder with runs")
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~0o022)
 
 
 def _command(site: Site) -> str:

@@ -13,6 +13,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from configs.errors import LockstepError
+from configs.run_dir import own_folder
+
 
 def folder() -> Path:
     """Node-local (not the home, which nodes may share), one per user, set of versions and installation: the compiler's
@@ -22,10 +25,20 @@ def folder() -> Path:
     return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}-{installation}")
 
 
+def own_place() -> Path:
+    """Make the folder: whoever may write in it, or could before, may have put code there. Raises LockstepError."""
+    place = folder()
+    cure = "remove it, or set TMPDIR to a folder of yours on this node"
+    own_folder(place.parent, 0o700, cure)
+    if place.parent.stat().st_mode & 0o022:
+        raise LockstepError(f"{place.parent}: is writable by others, who may have put code there to run as you; {cure}")
+    place.mkdir(exist_ok=True)
+    return place
+
+
 def build() -> None:
     """Compile the extension, about 40 s the first time, or load what is compiled."""
-    place = folder()
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place = own_place()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(place)
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import UserError
+from configs.errors import LockstepError
 from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from slurm import request
@@ -60,10 +60,10 @@ def test_only_its_owner_writes_where_slurm_does(shared: Path) -> None:
     folder = RunDir(shared / "run").slurm
     folder.mkdir(parents=True)  # as an earlier release did, by the umask
     assert stat.S_IMODE(folder.stat().st_mode) & 0o777 == 0o775
-    request.own_folder(folder)
+    request.own_output(folder)
     assert "Permission denied" in as_colleague("ln", "-s", "/etc/passwd", folder / "8_0_log.out").stderr
-    request.own_folder(folder)
-    request.own_folder(shared / "other" / "slurm")
+    request.own_output(folder)
+    request.own_output(shared / "other" / "slurm")
     assert "Permission denied" in as_colleague("touch", shared / "other" / "slurm" / "8_0_log.out").stderr
 
 
@@ -74,5 +74,5 @@ def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> Non
     run.path.mkdir()
     words = ("ln", "-s", "/tmp", run.slurm) if planted == "link" else ("mkdir", run.slurm)
     assert as_colleague(*words).returncode == 0
-    with pytest.raises(UserError, match=rf"^{run.slurm}: is (a link|another user's)"):
+    with pytest.raises(LockstepError, match=rf"^{run.slurm}: is (a link|another user's)"):
         request.submit(run, config_of(run), Site())
