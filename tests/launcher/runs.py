@@ -76,7 +76,7 @@ class Trained:
 
 def leave_a_stale_lock() -> None:
     """As a killed build leaves it; nobody else is building meanwhile."""
-    build = extension.folder() / "deepspeed_shm_comm"
+    build = extension.own_place() / "deepspeed_shm_comm"
     build.mkdir(parents=True, exist_ok=True)
     with open(extension.folder() / ".flock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
