@@ -8,6 +8,7 @@ needs no GPU and no ranks, whatever wrote the checkpoint.
 import argparse
 import json
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 
 KINDS = {"ema": "ema", "raw": "weights"}
+# The parts of a StableDiffusionPipeline beside the UNet.
+FROZEN = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
 MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
@@ -41,11 +44,7 @@ def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
-    index = json.loads((model / "model_index.json").read_text())
-    shutil.copy(model / "model_index.json", temporary)
-    for part in index:
-        if part != "unet" and (model / part).is_dir():
-            shutil.copytree(model / part, temporary / part)
+    _copy_frozen(model, temporary)
     prediction = _write_prediction(temporary / "scheduler" / "scheduler_config.json", config)
     _unet(model, checkpoint, KINDS[weights]).save_pretrained(temporary / "unet")
     card = _card(config, plan, checkpoint.step, weights, prediction)
@@ -53,10 +52,34 @@ def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None
     (temporary / MARK).write_text(
         json.dumps({"run": run.path.name, "step": checkpoint.step, "weights": weights}) + "\n"
     )
+    _take_modes_of(temporary)
     if out.exists():
         out.rename(old)
     temporary.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_frozen(model: Path, out: Path) -> None:
+    """Copy what training leaves as it is. The index comes with the model, and its keys are folders' names: those that
+    are no part of a pipeline we train are left out, of the folders and of the index."""
+    index = json.loads((model / "model_index.json").read_text())
+    for part in FROZEN:
+        if part in index and (model / part).is_dir():
+            shutil.copytree(model / part, out / part, copy_function=shutil.copyfile)  # sources may be read-only
+    found = {name: value for name, value in index.items() if not isinstance(value, list) or name in (*FROZEN, "unet")}
+    found |= {part: [None, None] for part in FROZEN if part in index and not (out / part).is_dir()}
+    if found == index:
+        shutil.copy(model / "model_index.json", out)
+    else:
+        (out / "model_index.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _take_modes_of(folder: Path) -> None:
+    """Give all that is in `folder` the mode that the umask gave to it: what was copied has its source's, and weights
+    are written for their owner alone."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def _unet(model: Path, checkpoint: Checkpoint, kind: str) -> UNet2DConditionModel:

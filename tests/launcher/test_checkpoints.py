@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,52 @@ def test_an_export_takes_the_place_of_nothing_else(trained: Trained, tmp_path: P
     done = lockstep("export", trained.run.path, "--out", tmp_path)
     assert (done.returncode, "was not exported by Lockstep" in done.stderr) == (2, True), done
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.fixture
+def hostile(trained: Trained, tmp_path: Path) -> Path:
+    """The run, whose base model's index names folders that are no parts of a pipeline, and a part that is away."""
+    model, run = tmp_path / "hub" / "model", tmp_path / "runs" / trained.run.path.name
+    shutil.copytree(trained.model, model)
+    shutil.copytree(trained.run.path, run)
+    for other in (model / "onnx", model.with_name("private")):
+        other.mkdir()
+        (other / "key").write_text("secret")
+    index = json.loads((model / "model_index.json").read_text())
+    index |= {name: ["diffusers", "Onnx"] for name in ("onnx", "../private")}
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    (model / "model_index.json").write_text(json.dumps(index))
+    (model / "vae" / "config.json").chmod(0o600)
+    (model / "vae").chmod(0o700)
+    for plan in run.glob("attempts/*/plan.json"):
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"model_folder": str(model)}))
+    return run
+
+
+def test_an_export_holds_the_parts_of_a_pipeline_and_nothing_else(hostile: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "pipeline"
+    done = lockstep("export", hostile, "--out", out)
+    assert done.returncode == 0, done
+    parts = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert {path.name for path in out.iterdir()} == parts | {"README.md", "lockstep.json", "model_index.json"}
+    assert [path.name for path in out.parent.iterdir()] == ["pipeline"]
+    index = json.loads((out / "model_index.json").read_text())
+    assert {name for name, value in index.items() if isinstance(value, list) and value[0]} == parts
+    assert StableDiffusionPipeline.from_pretrained(out).safety_checker is None
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
+def test_an_export_has_the_modes_of_the_umask(
+    hostile: Path, tmp_path: Path, umask: int, file: int, folder: int
+) -> None:
+    """Whatever the base model's modes are, and those of who writes the weights."""
+    before = os.umask(umask)
+    try:
+        assert lockstep("export", hostile, "--out", tmp_path / "out").returncode == 0
+    finally:
+        os.umask(before)
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out", *(tmp_path / "out").rglob("*"))}
+    assert found == {path: folder if path.is_dir() else file for path in found}
 
 
 def weights_of(run: RunDir, kind: str) -> dict[str, torch.Tensor]:
