@@ -44,7 +44,8 @@ class Data(Section):
     )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error",
-        description="an image that is missing or does not decode: stop (error), or leave it out and name it (skip)",
+        description="an image that is missing or does not decode: stop (error), or leave it out and name it (skip); "
+        "a folder that cannot be listed always stops: nobody knows what would be left out",
     )
     workers: int = Field(
         2, ge=0, description="processes per rank that decode images; 0 decodes in the training process"
