@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from configs import checkpoints
+from configs.errors import LockstepError
 from configs.run_dir import RunDir
 from launcher.holder import hold
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of, metrics_of
@@ -89,6 +90,16 @@ def test_an_export_takes_the_place_of_nothing_else(trained: Trained, tmp_path: P
     done = lockstep("export", trained.run.path, "--out", tmp_path)
     assert (done.returncode, "was not exported by Lockstep" in done.stderr) == (2, True), done
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    run, private = RunDir(tmp_path / "run"), tmp_path / "private"
+    private.write_text("the owner's")
+    run.path.mkdir()
+    run.lock.symlink_to(private)
+    with pytest.raises(LockstepError, match=f"{run.lock}: is a link to {private}"), hold(run):
+        pass
+    assert private.read_text() == "the owner's"
 
 
 @pytest.fixture
