@@ -19,7 +19,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 from configs.schema import RunConfig
 from slurm.entry import run_rank
@@ -210,6 +210,11 @@ def own_output(folder: Path) -> None:
     that it finds there, under names that are easily guessed. Raises LockstepError where it is not ours."""
     own_folder(folder, PRIVATE, "remove it, or name another folder with runs")
     folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~0o022)
+    for entry in os.scandir(folder):  # which others could make until now
+        if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+            raise LockstepError(
+                f"{entry.path}: is another user's, and SLURM may write your job's output to it; remove it"
+            )
 
 
 def _command(site: Site) -> str:

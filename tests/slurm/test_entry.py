@@ -68,6 +68,16 @@ def test_only_its_owner_writes_where_slurm_does(shared: Path) -> None:
 
 
 @two_users
+def test_what_a_colleague_left_where_slurm_writes_is_refused(shared: Path) -> None:
+    """While the folder was still open to the team, for the job that comes next."""
+    run = RunDir(shared / "run")
+    run.slurm.mkdir(parents=True)
+    assert as_colleague("ln", "-s", "/etc/passwd", run.slurm / "8_0_log.out").returncode == 0
+    with pytest.raises(LockstepError, match=rf"^{run.slurm}/8_0_log.out: is another user's, .*; remove it"):
+        request.submit(run, config_of(run), Site())
+
+
+@two_users
 @pytest.mark.parametrize("planted", ["link", "folder"])
 def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> None:
     run = RunDir(shared / "run")
