@@ -1,4 +1,4 @@
-"""The same run on 1, 2, 3, 4 and 6 ranks and every ZeRO stage: the same samples, the same randomness, the same losses."""
+"""The same run on 1 to 6 ranks and every ZeRO stage: the same samples, the same randomness, the same losses."""
 
 import json
 from pathlib import Path
