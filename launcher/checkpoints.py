@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 from configs import checkpoints
 from configs.checkpoints import Checkpoint
+from configs.errors import UserError
 from configs.load import load
 from configs.retention import superfluous
 from configs.run_dir import RunDir
 from launcher.holder import hold
+from slurm.job import FRESH, living, training
+from slurm.queue import in_words
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,16 @@ def _row(checkpoint: Checkpoint, verify: bool) -> Row:
 def prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
     """Remove what the run's own policy (or `keep`) does not keep, and answer what went.
 
-    The newest that verifies is never removed, whatever the policy says. Raises UserError while the run is trained.
+    The newest that verifies is never removed, whatever the policy says. Raises UserError while the run is trained, here
+    or by a job, LockstepError where nobody can tell.
     """
     with hold(run):
+        job = living(run)  # no process of a job holds the lock
+        if job is not None and not job.held:
+            raise UserError(f"{run.path}: is job {job.id} ({in_words(job)}); lockstep stop or lockstep cancel ends it")
+        if (attempt := training(run)) is not None:
+            words = f"ranks of attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s"
+            raise UserError(f"{run.path}: is being trained: {words}")
         return _prune(run, keep)
 
 

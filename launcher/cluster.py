@@ -33,38 +33,49 @@ def submit_cluster(config: RunConfig) -> int:
     need_sbatch()
     check_limits(config, site)
     ready = check(frozen(config))
-    if is_finished(ready):
-        print(f"{config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
-        return FINISHED
-    job = living(ready.run)
-    if job is not None and not job.held:
-        print(f"{config.name} is job {job.id} already: {queue.in_words(job)}")
-    else:
+    line, _ = check_job(ready)
+    if line is None:
         start = request.check(ready.run, ready.config, site)
         with hold(ready.run):
-            if job is not None:  # held after it failed too often; whoever submits it again has seen to that
-                queue.cancel(job.id)
-            record = _submit(ready, site)
-        print(f"{config.name} is job {record.id}; {start}")
-    run = shlex.quote(str(ready.run.path))
-    print(f"see it with: lockstep status {run}\nfollow it with: lockstep logs {run} -f")
+            line, held = check_job(ready)  # once more: another submit may have been quicker
+            if line is None:
+                line = f"is job {_submit(ready, site, held)}; {start}"
+    print(f"{config.name} {line}")
+    if not is_finished(ready):
+        run = shlex.quote(str(ready.run.path))
+        print(f"see it with: lockstep status {run}\nfollow it with: lockstep logs {run} -f")
     return FINISHED
 
 
-def _submit(ready: Ready, site: Site) -> JobRecord:
-    before = prepare(ready, site)
+def check_job(ready: Ready) -> tuple[str | None, queue.Job | None]:
+    """Why the run is not to be queued, for a person, if it is finished or lives; else None, and the job that has to be
+    cancelled first, if one is held: whoever submits the run again has seen to that.
+
+    Raises LockstepError where nobody can tell whether it lives.
+    """
+    if is_finished(ready):
+        return f"is trained to its end; its pipeline is {ready.run.pipeline}", None
+    job = living(ready.run)
+    if job is None or job.held:
+        return None, job
+    return f"is job {job.id} already: {queue.in_words(job)}", None
+
+
+def _submit(ready: Ready, site: Site, held: queue.Job | None) -> str:
+    before = prepare(ready, site, held)
     write_atomic(ready.run.sbatch, request.text(ready.run, ready.config, site))
-    record = replace(before, id=request.submit(ready.run, ready.config, site))
-    record.write(ready.run)
-    return record
+    job = request.submit(ready.run, ready.config, site)
+    replace(before, id=job).write(ready.run)
+    return job
 
 
-def prepare(ready: Ready, site: Site) -> JobRecord:
-    """Write all that a job reads. `job.json` says that one is being submitted, should we be killed before it is."""
+def prepare(ready: Ready, site: Site, held: queue.Job | None) -> JobRecord:
+    """Write all that a job reads, once the one that is `held` is out of the queue. `job.json` says that one is being
+    submitted, should we be killed before it is."""
     run = ready.run
+    if held is not None:
+        queue.cancel(held.id)
     ready.write()
-    for asked in (run.stop_request, run.save_request):
-        asked.unlink(missing_ok=True)
     newest = run.attempts()[-1].number if run.attempts() else 0
     record = JobRecord(None, site, newest, time.time())
     record.write(run)

@@ -7,21 +7,11 @@ from collections.abc import Iterator
 
 from configs.errors import LockstepError, UserError
 from configs.load import load
-from configs.run_dir import Attempt, RunDir, write_atomic
+from configs.run_dir import RunDir, write_atomic
 from slurm import queue
-from slurm.job import living
+from slurm.job import living, training
 
-FRESH = 30.0  # seconds for which a sign of life counts
 POLL = 0.2
-
-
-def training(run: RunDir) -> Attempt | None:
-    """The newest attempt, where its ranks give signs of life."""
-    newest = run.attempts()[-1:]
-    if not newest or newest[0].end.is_file():
-        return None
-    times = [beat["time"] for beat in newest[0].heartbeats().values()]
-    return newest[0] if times and time.time() - max(times) < FRESH else None
 
 
 def save(run: RunDir) -> str:
@@ -29,6 +19,12 @@ def save(run: RunDir) -> str:
         raise UserError(f"{run.path}: is not training now; its checkpoints: lockstep checkpoints {run.path}")
     write_atomic(run.save_request, _who())
     return "asked for a checkpoint after the step under way"
+
+
+def clear_requests(run: RunDir) -> None:
+    """For who submits the run: what was asked of it before is not meant for what comes now."""
+    for request in (run.stop_request, run.save_request):
+        request.unlink(missing_ok=True)
 
 
 def stop(run: RunDir) -> str:
@@ -61,7 +57,7 @@ def cancel(run: RunDir) -> Iterator[str]:
 
 def _wait_until_gone(job: str) -> None:
     deadline = time.monotonic() + 120
-    while (now := queue.look([job]).get(job)) is not None and now.alive:
+    while (now := queue.look([job]).get(job)) is not None and not now.over:
         if time.monotonic() > deadline:
             raise LockstepError(
                 f"job {job} is still {now.state.lower()} two minutes after scancel; see scontrol show job {job}"

@@ -142,12 +142,12 @@ def _awaited(file: Path, job: str, patience: float) -> dict[str, Any] | None:
     """What the job wrote into `file`, once it did; None when it ended or the patience is over."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        alive = _now(job).alive  # asked before the look, so that a job's last file counts
+        over = _now(job).over  # asked before the look, so that a job's last file counts
         os.listdir(file.parent)  # makes an NFS client look again
         if file.is_file():
             answer: dict[str, Any] = json.loads(file.read_text())
             return answer
-        if not alive:
+        if over:
             return None
         time.sleep(POLL)
     return None

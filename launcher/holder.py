@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from configs.errors import UserError
 from configs.run_dir import RunDir, open_to_append
 
+PATIENCE = 1.0  # seconds: `status` tries the lock, too, and has it for an instant
+
 
 @contextmanager
 def hold(run: RunDir) -> Iterator[int]:
@@ -21,17 +23,27 @@ def hold(run: RunDir) -> Iterator[int]:
     except OSError as error:
         raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file.fileno()):
             file.seek(0)
-            raise UserError(
-                f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one"
-            ) from None
+            raise UserError(f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one")
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
         file.flush()
         yield file.fileno()
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock is ours now; false where somebody else keeps it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def _describe(text: str) -> str:

@@ -27,7 +27,7 @@ from configs.schema import RunConfig
 from configs.submission import open_attempt
 from launcher.follow import Follower
 from launcher.holder import hold
-from launcher.submit import check, is_finished, threads_per_rank
+from launcher.submit import Ready, check, is_finished, threads_per_rank
 from launcher.words import plural, rate
 from slurm.job import living
 from slurm.queue import in_words
@@ -43,13 +43,12 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
     """
     shape = Shape(1, ranks or solve(config).shape.gpus_per_node)
     ready = check(config, shape)
-    if is_finished(ready):
-        print(f"{config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
+    if _is_done(ready):
         return FINISHED
-    if (job := living(ready.run)) is not None:
-        raise UserError(f"{ready.run.path}: is job {job.id} ({in_words(job)}); cancel it first: lockstep cancel RUN")
     # from the first byte written on, no signal leaves an attempt without its end
     with Notices() as notices, hold(ready.run) as lock:
+        if _is_done(ready):  # once more: another submit may have been quicker
+            return FINISHED
         ready.write()
         attempt = open_attempt(ready.run, config, ready.cut)
         follower = Follower(attempt)
@@ -62,6 +61,18 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
         if there := checkpoints.visible(ready.run):
             follower.say(_goes_on(config, there[-1].step, ready.total_steps))
         return LocalJob(ready.run, attempt, notices, lock).watch(follower)
+
+
+def _is_done(ready: Ready) -> bool:
+    """Whether there is nothing left to train, which is said. Raises UserError where the run is a job's, LockstepError
+    where nobody can tell whether it is."""
+    if is_finished(ready):
+        print(f"{ready.config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
+        return True
+    job = living(ready.run)
+    if job is not None:
+        raise UserError(f"{ready.run.path}: is job {job.id} ({in_words(job)}); cancel it first: lockstep cancel RUN")
+    return False
 
 
 def _goes_on(config: RunConfig, done: int, total: int) -> str:

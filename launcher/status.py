@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass, replace
 
 from configs.run_dir import RunDir
-from launcher.control import FRESH
 from launcher.status_read import Records, holder_lives, read
 from slurm import queue
 from slurm.cause import cause_of
 from slurm.history import outcomes
+from slurm.job import FRESH
 from slurm.queue import Job
 from slurm.requeue import decide
 
@@ -62,10 +62,12 @@ def of(run: RunDir) -> Row:
 
 def _row(records: Records, jobs: dict[str, Job]) -> Row:
     job = jobs.get(records.asks_for or "")
-    if job is not None and job.state == "UNKNOWN":
+    unknown = f"SLURM here knows nothing of job {records.asks_for}"
+    if job is not None and job.state == queue.UNKNOWN:
+        unknown = unknown if job.over else f"SLURM does not answer, so nobody knows of job {records.asks_for}"
         job = None
     try:
-        row = _judged(records, job)
+        row = _judged(records, job, unknown)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _unreadable(records.run, error)
     return replace(
@@ -80,8 +82,9 @@ def _row(records: Records, jobs: dict[str, Job]) -> Row:
     )
 
 
-def _judged(records: Records, job: Job | None) -> Row:
-    """From the surest witness to the least: the end record, SLURM, the lock, a sign of life, what is left behind."""
+def _judged(records: Records, job: Job | None, unknown: str) -> Row:
+    """From the surest witness to the least: the end record, SLURM, the lock, a sign of life, what is left behind.
+    `unknown` is what there is to say of a job of which SLURM says nothing."""
     end = records.end
     if records.settled and end is not None:
         done = end.reason == "finished"
@@ -89,7 +92,7 @@ def _judged(records: Records, job: Job | None) -> Row:
     if job is not None and job.alive:
         return _alive(records, job)
     if records.waits_for_its_first:
-        return _before_the_first(records, job)
+        return _before_the_first(records, job, unknown)
     if records.newest is None:
         submitting = holder_lives(records.run)
         return _say(records, "submitting" if submitting else "not begun", "", "lock" if submitting else "records")
@@ -99,7 +102,7 @@ def _judged(records: Records, job: Job | None) -> Row:
             return _say(records, "running", _silence(records), "lock", training=True)
         if held is None and (age := _age(records)) is not None and age < FRESH:
             return _say(records, "running", "", "heartbeat", training=True)
-    return _over(records, job)
+    return _over(records, job, unknown)
 
 
 def _alive(records: Records, job: Job) -> Row:
@@ -129,19 +132,19 @@ def _begun_in(records: Records, job: Job) -> bool:
     return started is None or float(records.on["time"]) > started - _SKEW
 
 
-def _before_the_first(records: Records, job: Job | None) -> Row:
+def _before_the_first(records: Records, job: Job | None, unknown: str) -> Row:
     assert records.job is not None
     if records.job.id is None:
         return _say(records, "submitting", "or whoever submitted it was interrupted: submit it again", "records")
     if job is None:
-        return _say(records, "submitted", f"SLURM here knows nothing of job {records.job.id}", "records")
+        return _say(records, "submitted", unknown, "records")
     state = "cancelled" if job.state == "CANCELLED" else "failed"
     return _say(records, state, f"its job ended before an attempt began ({job.state})", job.source)
 
 
-def _over(records: Records, job: Job | None) -> Row:
+def _over(records: Records, job: Job | None, unknown: str) -> Row:
     """The newest attempt runs no more, and nothing is in the queue."""
-    unknown = f"; SLURM here knows nothing of job {records.asks_for}" if records.asks_for and job is None else ""
+    unknown = f"; {unknown}" if records.asks_for and job is None else ""
     source = job.source if job else "records"
     if records.end is not None:
         return _say(records, "stopped", f"on {records.end.notice}{unknown}", source)

@@ -17,6 +17,7 @@ from configs.load import dump, load
 from configs.run_dir import RunDir, write_atomic
 from configs.schema import RunConfig
 from configs.submission import Submission, cut
+from launcher.control import clear_requests
 from launcher.hub import resolve
 
 
@@ -36,12 +37,13 @@ class Ready:
         return length_of(self.config, self.cut.batch, self.submission.dataset_size).steps
 
     def write(self) -> None:
-        """Write what all attempts of the run share."""
+        """Write what all attempts of the run share; what people asked of it before is over."""
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.run.dataset, self.samples)
             write_atomic(self.run.config, dump(self.config))
             self.submission.write(self.run)
+            clear_requests(self.run)
         except OSError as error:
             cure = "name another folder with runs"
             raise UserError(f"{self.run.path}: cannot be written ({error.strerror}); {cure}") from None

@@ -14,11 +14,13 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from configs.submission import Submission
 from launcher import status
-from launcher.cluster import check_limits, need_sbatch, prepare
+from launcher.cluster import check_job, check_limits, need_sbatch, prepare
 from launcher.holder import hold
-from launcher.submit import Ready, check, is_finished
-from slurm import queue, request
-from slurm.job import living
+from launcher.status_read import holder_lives
+from launcher.submit import Ready, check
+from slurm import request
+from slurm.job import living, sweeps
+from slurm.queue import Job
 from slurm.shape import frozen
 from slurm.site import Site, load_site
 
@@ -72,38 +74,49 @@ def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     for point in made:
         check_limits(point.config, site)
     ready = [check(frozen(point.config)) for point in made]
-    there = _by_content(Path(made[0].config.runs))
-    new = []
+    there, new = _by_content(made[0].config.runs), []
     for one in ready:
-        said = _already(one, there.get(one.submission.content, one.run))
-        if said is None:
+        why, _ = _already(one, there)
+        if why is None:
             new.append(one)
         else:
-            yield f"{one.config.name} {said}"
+            yield f"{one.config.name} {why}"
     groups = _of_one_shape(new, site)
     starts = [request.check(group[0].run, group[0].config, site) for group in groups]
     for group, start in zip(groups, starts, strict=True):
-        for one, job in zip(group, _queue(group, site), strict=True):
-            yield f"{one.config.name} is job {job}; {start}"
+        yield from _queue(group, site, start)
 
 
-def _already(ready: Ready, twin: RunDir) -> str | None:
-    """Why it need not be queued: it is finished or lives, perhaps as `twin`, a run of another name with its content."""
-    if is_finished(ready):
-        return f"is trained to its end; its pipeline is {ready.run.pipeline}"
-    if not twin.config.is_file():
-        return None
+def _already(ready: Ready, there: dict[str, list[RunDir]]) -> tuple[str | None, Job | None]:
+    """As `check_job`, of the run itself and then of the runs of other names with its content."""
+    why, held = check_job(ready)
+    if why is not None:
+        return why, None
+    for twin in there.get(ready.submission.content, []):
+        what = _what_it_does(twin) if twin != ready.run else None
+        if what is not None:
+            return f"{what}: {twin.path} is the same", None
+    return None, held
+
+
+def _what_it_does(twin: RunDir) -> str | None:
+    """That it is finished or lives; None where it does neither. Raises LockstepError where nobody can tell."""
     row = status.of(twin)
-    if not row.alive and (row.state != "finished" or twin == ready.run):
-        return None
-    job = f" as job {row.job}" if row.alive and row.job else ""
-    return f"is {row.state}{job}" + (f": {row.path} is the same" if twin != ready.run else "")
+    if row.state == "finished":
+        return "is finished"
+    job = living(twin)
+    if job is not None and not job.held:
+        return f"is {row.state} as job {job.id}"
+    return f"is {row.state}" if holder_lives(twin) else None  # it is trained here, or just being submitted
 
 
-def _by_content(runs: Path) -> dict[str, RunDir]:
-    """Every run in the folder `runs`, by the digest of what decides its result."""
-    found = (RunDir(path.parent) for path in sorted(runs.glob("*/submission.json")))
-    return {Submission.read(run).content: run for run in found}
+def _by_content(runs: str) -> dict[str, list[RunDir]]:
+    """The runs in the folder `runs`, by the digest of what decides their result."""
+    found: dict[str, list[RunDir]] = {}
+    for path in sorted(Path(runs).glob("*/submission.json")):
+        run = RunDir(path.parent)
+        found.setdefault(Submission.read(run).content, []).append(run)
+    return found
 
 
 def _of_one_shape(ready: list[Ready], site: Site) -> list[list[Ready]]:
@@ -116,17 +129,33 @@ def _of_one_shape(ready: list[Ready], site: Site) -> list[list[Ready]]:
     return list(groups.values())
 
 
-def _queue(group: list[Ready], site: Site) -> list[str]:
-    """One array with a task per run; the tasks' ids."""
-    runs, config = [one.run for one in group], group[0].config
-    digest = sha256("".join(one.submission.content for one in group).encode()).hexdigest()
-    with ExitStack() as held:
-        for run in runs:
-            held.enter_context(hold(run))
-            if (job := living(run)) is not None:  # held after it failed too often
-                queue.cancel(job.id)
-        records = [prepare(one, site) for one in group]
-        jobs = request.submit_array(Path(config.runs, "sweeps", digest[:12]), runs, config, site)
-        for run, record, number in zip(runs, records, jobs, strict=True):
-            replace(record, id=number).write(run)
-    return jobs
+def _queue(group: list[Ready], site: Site, start: str) -> list[str]:
+    """One array with a task for each run that is still to be queued now that nobody else can; a line about each."""
+    lines: list[str] = []
+    new: list[tuple[Ready, Job | None]] = []
+    with ExitStack() as locks:
+        for one in group:
+            locks.enter_context(hold(one.run))
+        there = _by_content(group[0].config.runs)
+        for one in group:
+            why, held = _already(one, there)  # once more: another sweep may have been quicker
+            if why is None:
+                new.append((one, held))
+                there.setdefault(one.submission.content, []).append(one.run)
+            else:
+                lines.append(f"{one.config.name} {why}")
+        if new:
+            lines += _queue_array(new, site, start)
+    return lines
+
+
+def _queue_array(new: list[tuple[Ready, Job | None]], site: Site, start: str) -> list[str]:
+    """What `_queue` does, with the locks held and each run's job that is to go first."""
+    records = [prepare(one, site, held) for one, held in new]
+    ready = [one for one, _ in new]
+    digest = sha256("".join(f"{one.run.path}{one.submission.content}" for one in ready).encode()).hexdigest()
+    folder = sweeps(ready[0].run.path.parent) / digest[:12]
+    jobs = request.submit_array(folder, [one.run for one in ready], ready[0].config, site)
+    for one, record, job in zip(ready, records, jobs, strict=True):
+        replace(record, id=job).write(one.run)
+    return [f"{one.config.name} is job {job}; {start}" for one, job in zip(ready, jobs, strict=True)]

@@ -16,15 +16,14 @@ import click
 
 from configs import gpus
 from configs.batch import BatchPlan
-from configs.end import FAILED, End
+from configs.end import FAILED, FINISHED, End
 from configs.errors import LockstepError
 from configs.load import load
 from configs.run_dir import Attempt, RunDir, write_json
 from configs.submission import open_attempt
 from slurm import queue, scontrol
 from slurm.history import Outcome, outcomes
-from slurm.job import JobRecord
-from slurm.request import ARRAY
+from slurm.job import ARRAY, JobRecord
 from slurm.requeue import bad_nodes, decide
 from slurm.shape import largest_cut
 from slurm.site import Site
@@ -98,6 +97,8 @@ def end(run_dir: str, code: int) -> None:
     _log(attempt, f"srun answered {code}; {decision.action}: {decision.reason}")
     ended = End.read(attempt)
     exit_code = ended.exit_code if ended else FAILED
+    if decision.action == "done":
+        exit_code = FINISHED  # a stop that people asked for is no failure to SLURM
     if scontrol.fields(job).get("JobState") != "RUNNING":
         sys.exit(exit_code)  # cancelled, or its time is over: a requeue would bring back what was to end
     if run.attempts()[-1].number > attempt.number:  # this node was cut off, and the job is its successor's now

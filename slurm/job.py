@@ -1,11 +1,17 @@
 """Which job a run was given to: `job.json`, written by submit and read by the batch shell and by whoever asks."""
 
 import json
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from configs.run_dir import RunDir, write_json
+from configs.errors import LockstepError
+from configs.run_dir import Attempt, RunDir, write_json
 from slurm import queue
 from slurm.site import Site
+
+ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
+FRESH = 30.0  # seconds for which a sign of life counts
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,54 @@ class JobRecord:
 
 
 def living(run: RunDir) -> queue.Job | None:
-    """The run's job, where it runs or may run yet."""
+    """The run's job, where it runs or may run yet.
+
+    Raises LockstepError where nobody can tell: SLURM does not answer, or the ranks contradict it.
+    """
     if not run.job.is_file():
         return None
     record = JobRecord.read(run)
-    if record.id is None:  # whoever submitted it was killed in the middle
-        found = queue.of_script_in(run.slurm)
+    if record.id is None:  # nobody has noted it down: whoever submitted it was killed, or sbatch's answer named none
+        found = [job for job, script in queue.with_scripts() if _starts(script, job.id, run)]
         return found[-1] if found else None
     job = queue.look([record.id]).get(record.id)
-    return job if job is not None and job.alive else None
+    if job is not None and job.alive:
+        return job
+    if job is not None and not job.over:
+        raise LockstepError(
+            f"{run.path}: SLURM does not answer, so nobody can tell whether job {job.id} of this run still lives; "
+            "nothing was done: try again once squeue answers"
+        )
+    surely = job is not None and job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
+    attempt = training(run)
+    if not surely and attempt is not None and attempt.nodes.is_file():
+        raise LockstepError(
+            f"{run.path}: SLURM here knows no living job {record.id}, but ranks of attempt {attempt.number} gave a "
+            f"sign of life within the last {FRESH:.0f} s; ask where that job runs, or try again in half a minute"
+        )
+    return None
+
+
+def training(run: RunDir) -> Attempt | None:
+    """The newest attempt, where its ranks give signs of life."""
+    newest = run.attempts()[-1:]
+    if not newest or newest[0].end.is_file():
+        return None
+    times = [beat["time"] for beat in newest[0].heartbeats().values()]
+    return newest[0] if times and time.time() - max(times) < FRESH else None
+
+
+def _starts(script: Path, job: str, run: RunDir) -> bool:
+    """Whether job `job`, made from `script`, is the run's own, or the task of a sweep's array that belongs to it."""
+    if script.parent == run.slurm:
+        return True
+    runs = script.with_name(ARRAY)
+    if script.parents[1] != sweeps(run.path.parent) or not runs.is_file():
+        return False
+    task = job.partition("_")[2]
+    return bool(json.loads(runs.read_text())[int(task or 0)] == str(run.path))
+
+
+def sweeps(runs: Path) -> Path:
+    """Where the job arrays of the runs in the folder `runs` lie."""
+    return runs / "sweeps"

@@ -1,5 +1,6 @@
 """What SLURM says of jobs: one question for all of them, and which source answered."""
 
+import os
 import shutil
 import subprocess
 from contextlib import suppress
@@ -7,8 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-ALIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SUSPENDED", "CONFIGURING"}
-ALIVE |= {"COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"}
+from configs.errors import LockstepError
+
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, is of a job that may run
+UNKNOWN, NOBODY = "UNKNOWN", "nobody"
+PATIENCE = 30  # seconds for one answer
+_FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # of a person's own: they would hide jobs
 _SQUEUE = "%i|%T|%r|%N|%S|%e"  # in the order of Job's fields, as in the other two
 _SACCT = "JobID,State,Reason,NodeList,Start,End"
 _SCONTROL = ("JobState", "Reason", "NodeList", "StartTime", "EndTime")
@@ -24,12 +30,17 @@ class Job:
     nodes: str = ""
     start: str = ""
     end: str = ""  # while it runs, when its time is over
-    source: str = "nobody"
+    source: str = NOBODY  # who told; of an unknown job nobody means that SLURM did not answer, so that it may run
 
     @property
     def alive(self) -> bool:
         """Whether it runs, or may run yet."""
-        return self.state in ALIVE
+        return self.state != UNKNOWN and self.state not in ENDED
+
+    @property
+    def over(self) -> bool:
+        """Whether it runs no more: SLURM says so, or answers and does not know it."""
+        return self.source != NOBODY and not self.alive
 
     @property
     def held(self) -> bool:
@@ -45,12 +56,14 @@ def look(ids: list[str]) -> dict[str, Job]:
     """
     if not ids or shutil.which("squeue") is None:
         return {}
-    found = _squeue(ids)
+    found, last = _squeue(ids), NOBODY
     if missing := [job for job in ids if job not in found]:
         found |= _sacct(missing)
     if missing := [job for job in ids if job not in found]:
-        found |= _scontrol(missing)
-    return {job: found.get(job, Job(job, "UNKNOWN")) for job in ids}
+        shown = _scontrol(missing)
+        if shown is not None:  # only the controller's word can mean that there is no such job
+            found, last = found | shown, "scontrol"
+    return {job: found.get(job, Job(job, UNKNOWN, source=last)) for job in ids}
 
 
 def moment(text: str) -> float | None:
@@ -60,13 +73,28 @@ def moment(text: str) -> float | None:
     return None
 
 
-def of_script_in(folder: Path) -> list[Job]:
-    """The living jobs whose script lies in `folder`, oldest first: for when nobody has noted down an id."""
-    lines = [
-        line.split("|", 1) for line in _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", "--format=%i|%o"])
-    ]
-    jobs = look([job for job, script in lines if Path(script).parent == folder])
-    return [job for job in jobs.values() if job.alive]
+def with_scripts() -> list[tuple[Job, Path]]:
+    """The user's living jobs and the scripts they were made from, oldest first: for when nobody has noted down an id.
+
+    Empty where there is no SLURM on this machine. Raises LockstepError where squeue does not answer.
+    """
+    if shutil.which("squeue") is None:
+        return []
+    lines = _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", f"--format={_SQUEUE}|%o"])
+    if lines is None:
+        raise LockstepError("squeue does not answer, so nobody can tell which jobs are in the queue; try again later")
+    fields = [line.split("|", 6) for line in lines]
+    return [(_job(words, "squeue"), Path(words[6])) for words in fields]
+
+
+def id_of_script(script: Path) -> str | None:
+    """The id of the user's job that was made from the file `script`, of an array the whole array's; '' where there is
+    none, None where squeue does not answer."""
+    lines = _lines(["squeue", "--noheader", "--states=all", "--me", "--format=%F|%o"])
+    if lines is None:
+        return None
+    jobs = (line.split("|", 1) for line in lines)
+    return next((job for job, made_from in jobs if made_from == str(script)), "")
 
 
 def in_words(job: Job) -> str:
@@ -89,19 +117,23 @@ def cancel(job: str) -> None:
 def _squeue(ids: list[str]) -> dict[str, Job]:
     """All jobs of the user that are in the queue; asking for ids would fail for those that have left it."""
     lines = _lines(["squeue", "--noheader", "--array", "--states=all", "--me", f"--format={_SQUEUE}"])
-    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines), set(ids)
+    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines or ()), set(ids)
     return {job.id: job for job in jobs if job.id in wanted}
 
 
 def _sacct(ids: list[str]) -> dict[str, Job]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_SACCT}", f"--jobs={','.join(ids)}"]
-    return {job.id: job for job in (_job(line.split("|"), "sacct") for line in _lines(command))}
+    return {job.id: job for job in (_job(line.split("|"), "sacct") for line in _lines(command) or ())}
 
 
-def _scontrol(ids: list[str]) -> dict[str, Job]:
-    """One question, too: for all that the controller remembers, where more than one job is asked for."""
+def _scontrol(ids: list[str]) -> dict[str, Job] | None:
+    """One question, too: for all that the controller remembers, where more than one job is asked for. None where it
+    does not answer."""
     jobs = {}
-    for line in _lines(["scontrol", "--oneliner", "show", "job", *(ids if len(ids) == 1 else [])]):
+    lines = _lines(["scontrol", "--oneliner", "show", "job", *(ids if len(ids) == 1 else [])])
+    if lines is None:
+        return None
+    for line in lines:
         words = dict(word.partition("=")[::2] for word in line.split())
         if "JobState" in words:
             array = words.get("ArrayJobId")
@@ -115,10 +147,13 @@ def _job(fields: list[str], source: str) -> Job:
     return Job(job, state.split()[0], reason, nodes, start, end, source)  # sacct says "CANCELLED by 1000"
 
 
-def _lines(command: list[str]) -> list[str]:
-    """What the command answers; nothing where it fails, for then the next source is asked."""
+def _lines(command: list[str]) -> list[str] | None:
+    """What the command answers; None where it fails or takes too long, for then the next source is asked."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(_FILTERS)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
     except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if "Invalid job id" in done.stderr:  # an answer: there is no such job
         return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return done.stdout.splitlines() if done.returncode == 0 else None

@@ -1,7 +1,8 @@
 """What is asked of SLURM: one job that starts every attempt of a run, as the text that sbatch gets.
 
 The only file that knows submitit. `text` uses its renderer, which is private, so that `plan` can show the same bytes on
-a machine without SLURM; a golden test watches it.
+a machine without SLURM; a golden test watches it. sbatch is called here, because submitit takes any "job 1" that a
+site's wrapper prints for the job's id.
 """
 
 import os
@@ -14,15 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
-from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+from submitit.slurm.slurm import _make_sbatch_string
 
 from configs.errors import LockstepError, UserError
 from configs.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 from configs.schema import RunConfig
-from slurm.entry import run_rank
+from slurm import queue
+from slurm.job import ARRAY
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL
 from slurm.shape import asked
 from slurm.site import Site
@@ -85,18 +87,22 @@ def of_site(site: Site, ranks: int) -> dict[str, Any]:
     return wanted
 
 
-ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
-_NO_CLUSTER = "configuration source|[Uu]nable to contact slurm controller"
+_NO_CLUSTER = "configuration source"  # no slurm.conf, and no name server that knows one
+_AWAY = "Unable to contact slurm controller|timed out|Connection refused|Communication connection failure"
 
 
 def check(run: RunDir, config: RunConfig, site: Site) -> str:
     """What SLURM says of the job without queueing it: when it is to start. Raises UserError where it refuses."""
-    answer = _sbatch("--test-only", text(run, config, site))
+    with _as_outside_jobs():
+        answer = _sbatch("--test-only", script=text(run, config, site))
     said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
     if answer.returncode and re.search(_NO_CLUSTER, said):
         raise UserError(
-            "no SLURM cluster answers on this machine: submit from a login node, or train here with --local"
+            f"no SLURM cluster answers on this machine ({said.removeprefix('error: ')}): submit from a login node, "
+            "or train here with --local"
         )
+    if answer.returncode and re.search(_AWAY, said):
+        raise LockstepError(f"SLURM's controller does not answer ({said}); nothing was queued: try again when it does")
     if answer.returncode:
         nodes, ranks = asked(config)
         partition = f"partition {site.partition}" if site.partition else "the default partition"
@@ -110,26 +116,12 @@ def check(run: RunDir, config: RunConfig, site: Site) -> str:
 def submit(run: RunDir, config: RunConfig, site: Site) -> str:
     """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
     own_output(run.slurm)
-    with _as_outside_jobs():
-        executor = _Executor(run.slurm, site)
-        executor.update_parameters(**parameters(run, config, site))
-        try:
-            return str(executor.submit(run_rank, str(run.path)).job_id)
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise UserError(f"SLURM refuses the job: {error}") from None
+    return _queue(run.slurm, text(run, config, site))
 
 
 def rehearse(folder: Path, site: Site) -> str:
     """Queue doctor's job and answer its id. Raises UserError where SLURM refuses it."""
-    answer = _sbatch("--parsable", rehearsal(folder, site))
-    if answer.returncode:
-        raise UserError(f"SLURM refuses a job of this site: {answer.stderr.strip()}; correct the site profile")
-    return answer.stdout.strip().partition(";")[0]
-
-
-def _sbatch(option: str, script: str) -> subprocess.CompletedProcess[str]:
-    with _as_outside_jobs():
-        return subprocess.run(["sbatch", option], input=script, capture_output=True, text=True, check=False)
+    return _queue(folder, rehearsal(folder, site))
 
 
 def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site) -> list[str]:
@@ -141,18 +133,41 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
     write_json(folder / ARRAY, [str(run.path) for run in runs])
     which = f"$({_quoted(sys.executable)} -P -m slurm.batch which {_quoted(folder)})"
     wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
-    count = len(runs) if len(runs) > 1 else None  # of one, submitit makes a job like any other
+    count = len(runs) if len(runs) > 1 else None  # of one, it is a job like any other
     script = _make_sbatch_string(command=_command(site), folder=folder, map_count=count, **wanted)
     for run in runs:
         write_atomic(run.sbatch, script)
+    job = _queue(folder, script)
+    return [f"{job}_{task}" for task in range(count)] if count else [job]
+
+
+def _queue(folder: Path, script: str) -> str:
+    """Queue `script` from a file of its own in `folder`, by which its job can be told in the queue whatever a site's
+    wrapper of sbatch prints. The job's id, of an array the whole array's.
+
+    Raises UserError where SLURM refuses it, LockstepError where nobody tells whether there is a job, or which.
+    """
+    file = folder / f"submission-{uuid4().hex}.sh"
+    write_atomic(file, script)
     with _as_outside_jobs():
-        executor = _Executor(folder, site)
-        executor.update_parameters(**wanted)
-        try:
-            jobs = executor.map_array(run_rank, [str(run.path) for run in runs])
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise UserError(f"SLURM refuses the job array: {error}") from None
-    return [str(job.job_id) for job in jobs]
+        answer = _sbatch("--parsable", str(file))
+        job = queue.id_of_script(file)
+    numbers = re.findall(r"^(\d+)(?:;\S+)?\s*$", answer.stdout, re.MULTILINE)
+    if job:
+        return job
+    if answer.returncode == 0 and len(numbers) == 1:
+        return str(numbers[0])
+    said = " ".join(f"{answer.stderr}\n{answer.stdout}".split())
+    if answer.returncode and job == "":
+        raise UserError(f"SLURM refuses the job: {said}")
+    raise LockstepError(
+        f"sbatch does not tell the job's id ({said or 'it printed nothing'}), and squeue does not show it: it may be "
+        f"queued all the same, from {file}; look with squeue --me, or submit again later, which finds it where it is"
+    )
+
+
+def _sbatch(*words: str, script: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sbatch", *words], input=script, capture_output=True, text=True, check=False)
 
 
 @contextmanager
@@ -192,19 +207,6 @@ def _srun_arguments(site: Site, ranks: int) -> list[str]:
     return arguments
 
 
-class _Executor(SlurmExecutor):
-    """submitit's, with our own command for the ranks: submitit's unpickles at every start what lies in the run's
-    folder, and a colleague who may write there could put a pickle of theirs in its place."""
-
-    def __init__(self, folder: Path, site: Site):
-        super().__init__(folder)
-        self._site = site
-
-    @property
-    def _submitit_command_str(self) -> str:
-        return _command(self._site)
-
-
 def own_output(folder: Path) -> None:
     """Make the folder of a job's output, in which nobody else may write, whatever the umask: SLURM follows the links
     that it finds there, under names that are easily guessed. Raises LockstepError where it is not ours."""
@@ -218,7 +220,8 @@ def own_output(folder: Path) -> None:
 
 
 def _command(site: Site) -> str:
-    """The ranks' command; the batch shell knows the run's folder as `run`."""
+    """The ranks' command; the batch shell knows the run's folder as `run`. Not submitit's own, which unpickles at every
+    start what lies in the run's folder, where a colleague may have put a pickle of theirs."""
     return f'{_python(site)} -u -P -m slurm.entry "$run"'
 
 

@@ -17,14 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.run_dir import Attempt, RunDir
+from configs.run_dir import Attempt, RunDir, write_atomic
 from tests.launcher.runs import CONFIG, LOCAL, REPORT, STEPS, Trained, board_of, end_of, make_run, metrics_of
 from tests.shell import ENVIRONMENT, LOCKSTEP, ended, lockstep, processes_of, rank_of, started, until
 
 
 class Stopped:
     """The same training, asked to stop before its rank had started, stopped by Ctrl-C on a terminal in mid-run on 2
-    ranks, then left alone to its end on 1. It exports the weights themselves, not their average."""
+    ranks, with `lockstep stop` behind it, then left alone to its end on 1. It exports the weights themselves, not their
+    average."""
 
     def __init__(self, trained: Trained):
         file = trained.file.with_name("stopped.yaml")
@@ -38,6 +39,7 @@ class Stopped:
         self.left_early = processes_of(self.run.path)
         self.interrupted, self.screen = interrupted_on_a_terminal(self.run.attempt(2), *words, 2)
         self.left_interrupted = processes_of(self.run.path)
+        write_atomic(self.run.stop_request, "Ada")
         self.last = lockstep(*words, 1)
 
 

@@ -55,7 +55,7 @@ def test_a_sweep_is_one_array_and_nothing_is_trained_twice(cluster: Cluster) -> 
     array = runs["sweep-lr-1e-4"].job.partition("_")[0]
     assert [run.job for run in runs.values()] == [f"{array}_0", f"{array}_1"]
     again = swept("lr=1e-4,2e-4")
-    assert all(f"as job {runs[name].job}" in said for name, said in again.items()), again
+    assert all(f"is job {runs[name].job} already" in said for name, said in again.items()), again
 
     killed = runs["sweep-lr-2e-4"]
     killed.trains(steps=6)

@@ -1,0 +1,300 @@
+"""A run has one job: what submit, sweep, prune and status do beside a run that lives, or of which nobody knows."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from configs.end import End
+from configs.errors import LockstepError
+from configs.load import load
+from configs.model_folder import PARTS
+from configs.run_dir import Attempt, RunDir, write_json
+from configs.schema import RunConfig
+from configs.submission import Submission
+from launcher import status
+from launcher.cli import cli
+from launcher.holder import hold
+from launcher.status_read import holder_lives
+from launcher.submit import Ready, check
+from slurm import queue
+from slurm.job import JobRecord, living
+from slurm.shape import frozen
+from slurm.site import Site
+from tests.launcher.folders import FakeSlurm, add_attempt, make_run, moment
+
+QUESTIONS = ("squeue", "sacct", "scontrol")
+AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+TEST_ONLY = 'case "$*" in *--test-only*) echo "sbatch: Job 9 to start at 2027-01-01T00:00:00" >&2; exit;; esac'
+SUBMIT = f'{TEST_ONLY}; case "$1" in --parsable) echo 8;; *) echo "Submitted batch job 8";; esac'
+STEPS = 10
+
+
+class Desk:
+    """A config that may start, in-process commands, and a SLURM of shell scripts that writes down what it is told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.slurm = folder, FakeSlurm(folder / "bin")
+        monkeypatch.setenv("PATH", self.slurm.path)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        model, images = folder / "model", folder / "images"
+        for part, name in PARTS.items():
+            (model / part).mkdir(parents=True)
+            (model / part / name).write_text("{}")
+        (model / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+        images.mkdir()
+        for number in range(8):
+            Image.new("RGB", (32, 32)).save(images / f"{number}.png")
+            (images / f"{number}.txt").write_text("a red circle")
+        self.file = folder / "mine.yaml"
+        data = {"images": str(images), "resolution": 32}
+        self.file.write_text(json.dumps({"model": str(model), "data": data, "batch": 8, "steps": STEPS}))
+        self.knows()
+        self.does("sbatch", SUBMIT)
+        self.does("scancel", "")
+
+    def does(self, name: str, script: str) -> None:
+        """The command `name` is this shell script, and notes down its words."""
+        path = self.slurm.folder / name
+        path.write_text(f'#!/bin/sh\necho "$@" >>{self.slurm.folder}/{name}.calls\n{script}\n')
+        path.chmod(0o755)
+
+    def knows(self, *jobs: str) -> None:
+        """What squeue shows; sacct and scontrol know no job."""
+        (self.slurm.folder / "squeue.answer").write_text("".join(f"{job}\n" for job in jobs))
+        self.does("squeue", f"exec cat {self.slurm.folder}/squeue.answer")
+        self.does("sacct", "")
+        self.does("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+
+    def told(self, name: str) -> list[str]:
+        """With which words the command `name` was called."""
+        calls = self.slurm.folder / f"{name}.calls"
+        return calls.read_text().splitlines() if calls.is_file() else []
+
+    def queued(self) -> list[str]:
+        return [words for words in self.told("sbatch") if "--test-only" not in words]
+
+    def lockstep(self, *words: object) -> tuple[int, str]:
+        """The exit code, and all that is printed."""
+        done = CliRunner().invoke(cli, [str(word) for word in words])
+        if isinstance(done.exception, LockstepError):
+            return done.exception.exit_code, f"{done.output}{done.exception}"
+        return done.exit_code, done.output
+
+    def ready(self, *overrides: str) -> Ready:
+        config: RunConfig = load(self.file, overrides)
+        return check(frozen(config))
+
+    def submitted(self, job: str | None = "7", *overrides: str) -> RunDir:
+        """The run, as a submit has left it."""
+        ready = self.ready(*overrides)
+        ready.write()
+        JobRecord(job, Site(), 0, 0.0).write(ready.run)
+        return ready.run
+
+
+def begun(run: RunDir, **changes: Any) -> Attempt:
+    """An attempt that SLURM started on this very dataset."""
+    attempt = add_attempt(run, on=("node1",), **changes)
+    plan = json.loads(attempt.plan.read_text())
+    write_json(attempt.plan, plan | {"dataset_digest": Submission.read(run).dataset_digest})
+    return attempt
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return Desk(tmp_path, monkeypatch)
+
+
+def running(job: str) -> str:
+    return f"{job}|RUNNING|None|node1|{moment(-60)}|{moment(1800)}"
+
+
+@pytest.mark.parametrize("job", ["7", None])
+@pytest.mark.parametrize("words", [("submit",), ("sweep", "lr=1e-5,2e-5"), ("submit", "--local", "--ranks", "1")])
+def test_where_slurm_does_not_answer_nothing_is_queued(desk: Desk, words: tuple[str, ...], job: str | None) -> None:
+    for name in ("mine", "mine-lr-1e-5", "mine-lr-2e-5"):
+        desk.submitted(job, f"name={name}", *([f"lr={name[-4:]}"] if "lr" in name else []))
+    for name in QUESTIONS:
+        desk.does(name, AWAY)
+    code, output = desk.lockstep(words[0], desk.file, *words[1:])
+    assert desk.queued() == []
+    assert (code, "does not answer" in output) == (1, True), output
+    assert desk.lockstep("status", desk.folder / "runs")[0] == 0
+
+
+def test_a_source_that_takes_too_long_has_not_answered(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.submitted()
+    monkeypatch.setattr(queue, "PATIENCE", 0.2)
+    for name in QUESTIONS:
+        desk.does(name, "exec sleep 60")
+    assert (desk.lockstep("submit", desk.file)[0], desk.queued()) == (1, [])
+
+
+def test_status_tells_a_silent_slurm_from_one_that_knows_no_such_job(desk: Desk) -> None:
+    run = desk.submitted()
+    assert status.of(run).detail == "SLURM here knows nothing of job 7"
+    for name in QUESTIONS:
+        desk.does(name, AWAY)
+    assert status.of(run).detail == "SLURM does not answer, so nobody knows of job 7"
+    begun(run, step=3)
+    assert (status.of(run).state, status.of(run).source) == ("running", "heartbeat")
+
+
+def test_an_answer_that_there_is_no_such_job_is_enough_to_queue_again(desk: Desk) -> None:
+    run = desk.submitted()
+    code, output = desk.lockstep("submit", desk.file)
+    assert code == 0, output
+    assert len(desk.queued()) == 1
+    assert JobRecord.read(run).id == "8"
+
+
+def test_ranks_that_live_are_believed_before_a_slurm_that_knows_nothing(desk: Desk) -> None:
+    run = desk.submitted()
+    begun(run, step=3)
+    code, output = desk.lockstep("submit", desk.file)
+    assert (code, desk.queued()) == (1, [])
+    assert "sign of life" in output
+
+
+@pytest.mark.parametrize("words", [("submit",), ("sweep", "lr=1e-5,2e-5")])
+def test_another_submit_in_between_is_seen_under_the_lock(desk: Desk, words: tuple[str, ...]) -> None:
+    """sbatch --test-only takes its time: meanwhile someone queues the same runs."""
+    names = ["mine"] if words[0] == "submit" else ["mine-lr-1e-5", "mine-lr-2e-5"]
+    runs = [desk.folder / "runs" / name for name in names]
+    write_json(desk.folder / "job.json", {"id": "7", "after_attempt": 0, "submitted": 0.0, "site": {}})
+    others = "; ".join(f"mkdir -p {run} && cp {desk.folder}/job.json {run}" for run in runs)
+    desk.does("sbatch", f"{others}; {SUBMIT}")
+    desk.knows(running("7"))
+    code, output = desk.lockstep(words[0], desk.file, *words[1:])
+    assert code == 0, output
+    assert output.count("is job 7 already") == len(names)
+    assert desk.queued() == []
+    assert desk.told("scancel") == []
+
+
+def test_a_run_that_ends_in_between_is_not_queued_again(desk: Desk) -> None:
+    run, elsewhere = desk.submitted(), desk.folder / "elsewhere"
+    begun(run, end=End("finished", STEPS, None), step=STEPS)
+    (run.path / "attempts").rename(elsewhere)
+    desk.does("sbatch", f"mv {elsewhere} {run.path}/attempts; {SUBMIT}")
+    assert "is trained to its end" in desk.lockstep("submit", desk.file)[1]
+    assert desk.queued() == []
+
+
+def test_a_sweep_leaves_its_own_running_job_alone(desk: Desk) -> None:
+    """Though another run of the same content, whose name comes later, has failed."""
+    desk.submitted("7", "name=mine-lr-1e-5", "lr=1e-5")
+    begun(desk.submitted("6", "name=twin", "lr=1e-5"), ago=99)
+    desk.knows(running("7"), f"6|FAILED|None|node1|{moment(-60)}|{moment(-5)}")
+    code, output = desk.lockstep("sweep", desk.file, "lr=1e-5,2e-5")
+    assert desk.told("scancel") == []
+    assert code == 0, output
+    assert "mine-lr-1e-5 is job 7 already" in output
+    assert len(desk.queued()) == 1
+
+
+def test_a_sweep_looks_at_every_run_of_the_same_content(desk: Desk) -> None:
+    desk.submitted("7", "name=another", "lr=1e-5")
+    begun(desk.submitted("6", "name=twin", "lr=1e-5"), ago=99)
+    desk.knows(running("7"), f"6|FAILED|None|node1|{moment(-60)}|{moment(-5)}")
+    _, output = desk.lockstep("sweep", desk.file, "lr=1e-5,2e-5")
+    assert f"mine-lr-1e-5 is running as job 7: {desk.folder}/runs/another is the same" in output, output
+    assert not (desk.folder / "runs/mine-lr-1e-5").exists()
+
+
+def test_only_a_held_job_is_cancelled_for_a_new_one(desk: Desk) -> None:
+    desk.submitted("7", "name=mine-lr-1e-5", "lr=1e-5")
+    desk.knows("7|PENDING|job requeued in held state||N/A|N/A")
+    code, output = desk.lockstep("sweep", desk.file, "lr=1e-5,2e-5")
+    assert code == 0, output
+    assert desk.told("scancel") == ["7"]
+    assert len(desk.queued()) == 1
+
+
+def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> None:
+    """sbatch took the array, and whoever submitted it was killed before it heard so."""
+    runs = [desk.submitted(None, f"name=mine-lr-{lr}", f"lr={lr}") for lr in ("1e-5", "2e-5")]
+    folder = desk.folder / "runs/sweeps/0123"
+    write_json(folder / "runs.json", [str(run.path) for run in runs])
+    desk.knows(*(f"5_{task}|PENDING|Priority||N/A|N/A|{folder}/submission.sh" for task in range(2)))
+    assert [job and job.id for job in map(living, runs)] == ["5_0", "5_1"]
+
+
+@pytest.mark.parametrize("lines", ["NOTE: your last job 1 used 3 hours", "1", "Submitted batch job 1"])
+def test_the_id_is_the_one_that_squeue_shows(desk: Desk, lines: str) -> None:
+    """Whatever a wrapper of sbatch prints."""
+    script = f'{TEST_ONLY}; echo "{lines}"; echo "4|$2" >{desk.slurm.folder}/squeue.answer; echo 4'
+    desk.does("sbatch", script)
+    _, output = desk.lockstep("submit", desk.file)
+    assert "mine is job 4;" in output, output
+    assert JobRecord.read(RunDir(desk.folder / "runs/mine")).id == "4"
+
+
+def test_an_id_that_nobody_vouches_for_is_not_written_down(desk: Desk) -> None:
+    desk.does("sbatch", f'{TEST_ONLY}; echo "your last job 1 used 3 hours"')
+    desk.does("squeue", AWAY)
+    code, output = desk.lockstep("submit", desk.file)
+    assert code == 1
+    assert "sbatch does not tell the job's id (your last job 1 used 3 hours)" in output
+    run = RunDir(desk.folder / "runs/mine")
+    assert JobRecord.read(run).id is None
+    desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm}/submission.sh")
+    assert "mine is job 4 already" in desk.lockstep("submit", desk.file)[1]
+    assert len(desk.queued()) == 1
+
+
+def test_a_controller_that_is_away_is_told_in_its_own_words(desk: Desk) -> None:
+    words = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    desk.does("sbatch", f'echo "{words}" >&2; exit 1')
+    code, output = desk.lockstep("submit", desk.file)
+    assert code == 1
+    assert "Unable to contact slurm controller (connect failure)" in output
+    assert "login node" not in output
+    assert not (desk.folder / "runs").exists()
+
+
+def test_a_stop_is_over_once_the_run_is_submitted_again(desk: Desk) -> None:
+    run = desk.submitted()
+    run.control.mkdir()
+    run.stop_request.write_text("Ada")
+    run.save_request.write_text("Ada")
+    desk.ready().write()
+    assert not run.stop_request.exists()
+    assert not run.save_request.exists()
+
+
+def test_checkpoints_are_not_pruned_while_a_job_trains(desk: Desk) -> None:
+    run = desk.submitted()
+    begun(run, step=3)
+    desk.knows(running("7"))
+    for words in ("is job 7 (running on node1", "a sign of life within the last 30 s"):
+        code, output = desk.lockstep("checkpoints", run.path, "prune")
+        assert (code, words in output) == (2, True), output
+        run.job.unlink(missing_ok=True)
+
+
+def test_whoever_looks_at_a_run_does_not_keep_others_from_it(tmp_path: Path) -> None:
+    run, enough = make_run(tmp_path, "mine"), threading.Event()
+    with hold(run):
+        pass
+
+    def look() -> None:
+        while not enough.is_set():
+            holder_lives(run)
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(300):
+            with hold(run):
+                pass
+    finally:
+        enough.set()
+        for looker in lookers:
+            looker.join()
