@@ -14,8 +14,10 @@ from launcher.holder import hold
 from launcher.submit import Ready, check, is_finished
 from slurm import queue, request
 from slurm.job import JobRecord, living
+from slurm.partition import check_time, read_rules, warn_of_cancelling
 from slurm.shape import frozen
 from slurm.site import Site, load_site
+from slurm.survey import read_settings
 
 _CANNOT_NAME = "%\\\n\r"  # sbatch reads them as patterns and line ends in the names of its output files
 
@@ -35,11 +37,12 @@ def submit_cluster(config: RunConfig) -> int:
     ready = check(frozen(config))
     line, _ = check_job(ready)
     if line is None:
+        warning = check_partition([ready.config], site)
         start = request.check(ready.run, ready.config, site)
         with hold(ready.run):
             line, held = check_job(ready)  # once more: another submit may have been quicker
             if line is None:
-                line = f"is job {_submit(ready, site, held)}; {start}"
+                line = f"is job {_submit(ready, site, held)}; {start}" + (f"\nnote: {warning}" if warning else "")
     print(f"{config.name} {line}")
     if not is_finished(ready):
         run = shlex.quote(str(ready.run.path))
@@ -59,6 +62,17 @@ def check_job(ready: Ready) -> tuple[str | None, queue.Job | None]:
     if job is None or job.held:
         return None, job
     return f"is job {job.id} already: {queue.in_words(job)}", None
+
+
+def check_partition(configs: list[RunConfig], site: Site) -> str | None:
+    """What whoever submits there has to know of the site's partition, if anything.
+
+    Raises UserError where SLURM would never start one of the jobs, LockstepError where it does not answer.
+    """
+    rules = read_rules()
+    for config in configs:
+        check_time(rules, config.cluster.time or site.max_time, site)
+    return warn_of_cancelling(rules, read_settings().get("PreemptType", ""), site)
 
 
 def _submit(ready: Ready, site: Site, held: queue.Job | None) -> str:

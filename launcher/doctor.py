@@ -20,6 +20,7 @@ from configs.run_dir import write_atomic
 from configs.scalars import format_time
 from launcher.words import plural
 from slurm import queue, request
+from slurm.partition import warn_of_cancelling
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL, WORD, start_file
 from slurm.site import Site, find_site, load_site, user_folder
 from slurm.survey import Survey, survey
@@ -69,6 +70,8 @@ def _of_slurm(found: Survey, site: Site) -> Iterator[Finding]:
         yield Finding(
             False, f"cpus_per_rank {site.cpus_per_rank} × {chosen.gpus} GPUs > {chosen.cpus} CPUs; {fits} fit"
         )
+    if warning := warn_of_cancelling(found.rules, found.settings.get("PreemptType", ""), site):
+        yield Finding(None, warning)
     yield Finding(None, f"a bare scancel leaves ranks {found.kill_wait} s to save; lockstep cancel waits for the save")
 
 

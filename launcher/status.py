@@ -15,6 +15,7 @@ from slurm.requeue import decide
 
 WAITING = ("submitting", "submitted", "pending")
 ALIVE = (*WAITING, "running")
+_PREEMPTED = "preempted by SLURM, which cancels here; lockstep submit goes on"
 _SKEW = 5.0  # seconds by which the clocks of a node and of SLURM's controller may differ
 
 
@@ -114,7 +115,7 @@ def _alive(records: Records, job: Job) -> Row:
         return _say(records, "pending", f"{job.reason}; {decision.reason}", job.source)
     if job.state == "PENDING":
         start = f", expected to start at {job.start.replace('T', ' ')}" if _until(job.start) is not None else ""
-        return _say(records, "pending", f"{job.reason}{start}", job.source)
+        return _say(records, "pending", f"{queue.reason_in_words(job)}{start}", job.source)
     if job.state == "RUNNING":
         if not _begun_in(records, job):
             return _say(records, "running", f"on {job.nodes}, an attempt is about to begin", job.source)
@@ -146,10 +147,13 @@ def _over(records: Records, job: Job | None, unknown: str) -> Row:
     """The newest attempt runs no more, and nothing is in the queue."""
     unknown = f"; {unknown}" if records.asks_for and job is None else ""
     source = job.source if job else "records"
+    preempted = job is not None and job.state == "PREEMPTED"  # for good: where SLURM requeues, the job is pending
     if records.end is not None:
-        return _say(records, "stopped", f"on {records.end.notice}{unknown}", source)
+        return _say(records, "stopped", _PREEMPTED if preempted else f"on {records.end.notice}{unknown}", source)
     assert records.newest is not None
     cause = cause_of(records.newest)
+    if preempted:
+        return _say(records, "stopped", f"{_PREEMPTED} from the newest checkpoint", source)
     if job is not None and job.state == "CANCELLED":
         return _say(records, "cancelled", "what it had saved stands", source)
     if cause.kind == "unknown":

@@ -14,7 +14,7 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from configs.submission import Submission
 from launcher import status
-from launcher.cluster import check_job, check_limits, need_sbatch, prepare
+from launcher.cluster import check_job, check_limits, check_partition, need_sbatch, prepare
 from launcher.holder import hold
 from launcher.status_read import holder_lives
 from launcher.submit import Ready, check
@@ -81,10 +81,13 @@ def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
             new.append(one)
         else:
             yield f"{one.config.name} {why}"
+    warning = check_partition([one.config for one in new], site) if new else None
     groups = _of_one_shape(new, site)
     starts = [request.check(group[0].run, group[0].config, site) for group in groups]
     for group, start in zip(groups, starts, strict=True):
         yield from _queue(group, site, start)
+    if warning:
+        yield f"note: {warning}"
 
 
 def _already(ready: Ready, there: dict[str, list[RunDir]]) -> tuple[str | None, Job | None]:

@@ -29,7 +29,7 @@ def why(run: RunDir) -> str:
     if cause.victims:
         lines.append(f"victims  {_ranks(cause.victims)} failed of it")
     lines.append(f"log      {_log(run, attempt, cause)}")
-    lines.append(f"then     {_then(run, attempt, cause)}")
+    lines.append(f"then     {_then(run, attempt, cause, row)}")
     lines.append(f"now      {_now(row)}")
     return "\n".join(lines)
 
@@ -87,17 +87,20 @@ def _job_output(run: RunDir) -> Path | None:
     return outputs[-1] if outputs else None
 
 
-def _then(run: RunDir, attempt: Attempt, cause: Cause) -> str:
+def _then(run: RunDir, attempt: Attempt, cause: Cause, row: Row) -> str:
     """What was decided after this attempt."""
+    found = checkpoints.visible(run)
+    place = f"after step {found[-1].step}" if found else "from the start"
     if not attempt.nodes.is_file():
-        found = checkpoints.visible(run)
-        place = f"after step {found[-1].step}" if found else "from the start"
         mend = "mend that first, then " if cause.mistake else ""
         return f"{mend}lockstep submit goes on {place}; a local run is not started again by itself"
     after = JobRecord.read(run).after_attempt if run.job.is_file() else 0
     since = after if attempt.number > after else 0
     history = [outcome for outcome in outcomes(run, since) if outcome.attempt <= attempt.number]
     decision = decide(history)
+    over = not row.alive and row.source in ("squeue", "sacct", "scontrol") and attempt.number == row.attempt
+    if decision.action == "go on" and over:
+        return f"SLURM has ended its job and does not start it again; lockstep submit goes on {place}"
     words = {"go on": "it is started again by itself", "hold": "it is held for you", "done": "it is left at that"}
     said = decision.reason.removeprefix(cause.sentence).strip("; ")  # said above
     return words[decision.action] + (f": {said}" if said else "")

@@ -75,8 +75,8 @@ def _starts(script: Path, job: str, run: RunDir) -> bool:
     """Whether job `job`, made from `script`, is the run's own, or the task of a sweep's array that belongs to it."""
     if script.parent == run.slurm:
         return True
-    runs = script.with_name(ARRAY)
-    if script.parents[1] != sweeps(run.path.parent) or not runs.is_file():
+    runs = script.parent / ARRAY
+    if script.parent.parent != sweeps(run.path.parent) or not runs.is_file():
         return False
     task = job.partition("_")[2]
     return bool(json.loads(runs.read_text())[int(task or 0)] == str(run.path))

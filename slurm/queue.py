@@ -15,6 +15,11 @@ ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, 
 UNKNOWN, NOBODY = "UNKNOWN", "nobody"
 PATIENCE = 30  # seconds for one answer
 _FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # of a person's own: they would hide jobs
+_CURE = "cancel it and submit it again with another partition, or with {}"
+_NEVER = {  # reasons of SLURM's that no waiting cures
+    "PartitionTimeLimit": f"the partition allows less time; {_CURE.format('a shorter cluster.time')}",
+    "PartitionNodeLimit": f"the partition allows fewer or more nodes; {_CURE.format('other cluster.nodes')}",
+}
 _SQUEUE = "%i|%T|%r|%N|%S|%e"  # in the order of Job's fields, as in the other two
 _SACCT = "JobID,State,Reason,NodeList,Start,End"
 _SCONTROL = ("JobState", "Reason", "NodeList", "StartTime", "EndTime")
@@ -83,8 +88,8 @@ def with_scripts() -> list[tuple[Job, Path]]:
     lines = _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", f"--format={_SQUEUE}|%o"])
     if lines is None:
         raise LockstepError("squeue does not answer, so nobody can tell which jobs are in the queue; try again later")
-    fields = [line.split("|", 6) for line in lines]
-    return [(_job(words, "squeue"), Path(words[6])) for words in fields]
+    fields = [line.split("|", 6) for line in lines]  # a job's command may be anything, or none
+    return [(_job(words, "squeue"), Path(words[6])) for words in fields if len(words) == 7]
 
 
 def id_of_script(script: Path) -> str | None:
@@ -93,8 +98,8 @@ def id_of_script(script: Path) -> str | None:
     lines = _lines(["squeue", "--noheader", "--states=all", "--me", "--format=%F|%o"])
     if lines is None:
         return None
-    jobs = (line.split("|", 1) for line in lines)
-    return next((job for job, made_from in jobs if made_from == str(script)), "")
+    jobs = (line.partition("|") for line in lines)
+    return next((job for job, _, made_from in jobs if made_from == str(script)), "")
 
 
 def in_words(job: Job) -> str:
@@ -105,8 +110,13 @@ def in_words(job: Job) -> str:
         return "held, and waits for you"
     if job.state == "PENDING":
         start = f", expected to start at {job.start}" if job.start not in ("", "N/A", "Unknown") else ""
-        return f"waiting in the queue ({job.reason}){start}"
+        return f"waiting in the queue ({reason_in_words(job)}){start}"
     return job.state.lower()
+
+
+def reason_in_words(job: Job) -> str:
+    """SLURM's word for why it waits, and what to do where waiting does not help."""
+    return f"{job.reason}: {_NEVER[job.reason]}" if job.reason in _NEVER else job.reason
 
 
 def cancel(job: str) -> None:

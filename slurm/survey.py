@@ -1,12 +1,12 @@
 """What SLURM tells of its cluster: what a site profile and its users have to know, asked once."""
 
-import os
 import re
-import subprocess
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from configs.scalars import format_time, parse_time
+from configs.scalars import format_time
+from slurm.ask import ask
+from slurm.partition import Rules, read_rules
 from slurm.site import Site
 
 
@@ -29,6 +29,7 @@ class Survey:
     version: str
     settings: dict[str, str]  # of `scontrol show config`
     partitions: list[Partition]
+    rules: list[Rules]
 
     @property
     def accounting(self) -> bool:
@@ -69,39 +70,31 @@ class Survey:
 
 
 def survey() -> Survey:
-    """Raises UserError where no cluster answers on this machine."""
-    try:
-        version = _asked("sinfo", "--version").split()[-1]
-        config = _asked("scontrol", "show", "config")
-        rows = _asked("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%G|%l").splitlines()
-    except (FileNotFoundError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise UserError(f"no SLURM cluster answers on this machine ({said.strip()}); ask on a login node") from None
-    settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", config, re.M))
-    return Survey(version, settings, _partitions(rows))
+    """Raises as `ask` does."""
+    version = ask("sinfo", "--version").split()[-1]
+    settings = read_settings()
+    rows = ask("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%G").splitlines()
+    rules = read_rules()
+    return Survey(version, settings, _partitions(rows, rules), rules)
 
 
-def _partitions(rows: list[str]) -> list[Partition]:
+def read_settings() -> dict[str, str]:
+    """slurm.conf as the controller has it. Raises as `ask` does."""
+    return dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", ask("scontrol", "show", "config"), re.M))
+
+
+def _partitions(rows: list[str], rules: list[Rules]) -> list[Partition]:
     """sinfo has a row for each kind of node in a partition; the smallest kind says what every job may count on."""
     found: dict[str, Partition] = {}
+    limits = {one.name: one.max_time for one in rules}
     for row in rows:
-        name, nodes, cpus, gres, limit = row.split("|")
+        name, nodes, cpus, gres = row.split("|")
         gpus = sum(int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))
-        new = Partition(name.rstrip("*"), name.endswith("*"), int(nodes), int(cpus.rstrip("+")), gpus, _seconds(limit))
+        limit = limits.get(name.rstrip("*"))
+        new = Partition(name.rstrip("*"), name.endswith("*"), int(nodes), int(cpus.rstrip("+")), gpus, limit)
         old = found.get(new.name)
         if old is not None:
             cpus_of, gpus_of = min(old.cpus, new.cpus), min(old.gpus, new.gpus)
             new = Partition(new.name, new.default, old.nodes + new.nodes, cpus_of, gpus_of, new.max_time)
         found[new.name] = new
     return list(found.values())
-
-
-def _seconds(limit: str) -> int | None:
-    """`1-00:00:00`, `30:00` or `infinite`, as sinfo writes them."""
-    return None if limit == "infinite" else parse_time(limit if limit.count(":") > 1 else f"00:{limit}")
-
-
-def _asked(*command: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SINFO_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
-    return done.stdout

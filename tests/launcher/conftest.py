@@ -17,3 +17,10 @@ def trained(model: Path) -> object:
     from tests.launcher.runs import Trained
 
     return Trained(model)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    from tests.launcher.desk import Desk
+
+    return Desk(tmp_path, monkeypatch)

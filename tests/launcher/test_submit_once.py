@@ -1,117 +1,19 @@
 """A run has one job: what submit, sweep, prune and status do beside a run that lives, or of which nobody knows."""
 
-import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from PIL import Image
 
 from configs.end import End
-from configs.errors import LockstepError
-from configs.load import load
-from configs.model_folder import PARTS
-from configs.run_dir import Attempt, RunDir, write_json
-from configs.schema import RunConfig
-from configs.submission import Submission
+from configs.run_dir import RunDir, write_json
 from launcher import status
-from launcher.cli import cli
 from launcher.holder import hold
 from launcher.status_read import holder_lives
-from launcher.submit import Ready, check
 from slurm import queue
 from slurm.job import JobRecord, living
-from slurm.shape import frozen
-from slurm.site import Site
-from tests.launcher.folders import FakeSlurm, add_attempt, make_run, moment
-
-QUESTIONS = ("squeue", "sacct", "scontrol")
-AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
-TEST_ONLY = 'case "$*" in *--test-only*) echo "sbatch: Job 9 to start at 2027-01-01T00:00:00" >&2; exit;; esac'
-SUBMIT = f'{TEST_ONLY}; case "$1" in --parsable) echo 8;; *) echo "Submitted batch job 8";; esac'
-STEPS = 10
-
-
-class Desk:
-    """A config that may start, in-process commands, and a SLURM of shell scripts that writes down what it is told."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        self.folder, self.slurm = folder, FakeSlurm(folder / "bin")
-        monkeypatch.setenv("PATH", self.slurm.path)
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-        model, images = folder / "model", folder / "images"
-        for part, name in PARTS.items():
-            (model / part).mkdir(parents=True)
-            (model / part / name).write_text("{}")
-        (model / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-        images.mkdir()
-        for number in range(8):
-            Image.new("RGB", (32, 32)).save(images / f"{number}.png")
-            (images / f"{number}.txt").write_text("a red circle")
-        self.file = folder / "mine.yaml"
-        data = {"images": str(images), "resolution": 32}
-        self.file.write_text(json.dumps({"model": str(model), "data": data, "batch": 8, "steps": STEPS}))
-        self.knows()
-        self.does("sbatch", SUBMIT)
-        self.does("scancel", "")
-
-    def does(self, name: str, script: str) -> None:
-        """The command `name` is this shell script, and notes down its words."""
-        path = self.slurm.folder / name
-        path.write_text(f'#!/bin/sh\necho "$@" >>{self.slurm.folder}/{name}.calls\n{script}\n')
-        path.chmod(0o755)
-
-    def knows(self, *jobs: str) -> None:
-        """What squeue shows; sacct and scontrol know no job."""
-        (self.slurm.folder / "squeue.answer").write_text("".join(f"{job}\n" for job in jobs))
-        self.does("squeue", f"exec cat {self.slurm.folder}/squeue.answer")
-        self.does("sacct", "")
-        self.does("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-
-    def told(self, name: str) -> list[str]:
-        """With which words the command `name` was called."""
-        calls = self.slurm.folder / f"{name}.calls"
-        return calls.read_text().splitlines() if calls.is_file() else []
-
-    def queued(self) -> list[str]:
-        return [words for words in self.told("sbatch") if "--test-only" not in words]
-
-    def lockstep(self, *words: object) -> tuple[int, str]:
-        """The exit code, and all that is printed."""
-        done = CliRunner().invoke(cli, [str(word) for word in words])
-        if isinstance(done.exception, LockstepError):
-            return done.exception.exit_code, f"{done.output}{done.exception}"
-        return done.exit_code, done.output
-
-    def ready(self, *overrides: str) -> Ready:
-        config: RunConfig = load(self.file, overrides)
-        return check(frozen(config))
-
-    def submitted(self, job: str | None = "7", *overrides: str) -> RunDir:
-        """The run, as a submit has left it."""
-        ready = self.ready(*overrides)
-        ready.write()
-        JobRecord(job, Site(), 0, 0.0).write(ready.run)
-        return ready.run
-
-
-def begun(run: RunDir, **changes: Any) -> Attempt:
-    """An attempt that SLURM started on this very dataset."""
-    attempt = add_attempt(run, on=("node1",), **changes)
-    plan = json.loads(attempt.plan.read_text())
-    write_json(attempt.plan, plan | {"dataset_digest": Submission.read(run).dataset_digest})
-    return attempt
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return Desk(tmp_path, monkeypatch)
-
-
-def running(job: str) -> str:
-    return f"{job}|RUNNING|None|node1|{moment(-60)}|{moment(1800)}"
+from tests.launcher.desk import AWAY, QUESTIONS, STEPS, SUBMIT, TEST_ONLY, Desk, begun, ended, running
+from tests.launcher.folders import make_run
 
 
 @pytest.mark.parametrize("job", ["7", None])
@@ -190,7 +92,7 @@ def test_a_sweep_leaves_its_own_running_job_alone(desk: Desk) -> None:
     """Though another run of the same content, whose name comes later, has failed."""
     desk.submitted("7", "name=mine-lr-1e-5", "lr=1e-5")
     begun(desk.submitted("6", "name=twin", "lr=1e-5"), ago=99)
-    desk.knows(running("7"), f"6|FAILED|None|node1|{moment(-60)}|{moment(-5)}")
+    desk.knows(running("7"), ended("6", "FAILED"))
     code, output = desk.lockstep("sweep", desk.file, "lr=1e-5,2e-5")
     assert desk.told("scancel") == []
     assert code == 0, output
@@ -201,7 +103,7 @@ def test_a_sweep_leaves_its_own_running_job_alone(desk: Desk) -> None:
 def test_a_sweep_looks_at_every_run_of_the_same_content(desk: Desk) -> None:
     desk.submitted("7", "name=another", "lr=1e-5")
     begun(desk.submitted("6", "name=twin", "lr=1e-5"), ago=99)
-    desk.knows(running("7"), f"6|FAILED|None|node1|{moment(-60)}|{moment(-5)}")
+    desk.knows(running("7"), ended("6", "FAILED"))
     _, output = desk.lockstep("sweep", desk.file, "lr=1e-5,2e-5")
     assert f"mine-lr-1e-5 is running as job 7: {desk.folder}/runs/another is the same" in output, output
     assert not (desk.folder / "runs/mine-lr-1e-5").exists()
@@ -221,7 +123,9 @@ def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> No
     runs = [desk.submitted(None, f"name=mine-lr-{lr}", f"lr={lr}") for lr in ("1e-5", "2e-5")]
     folder = desk.folder / "runs/sweeps/0123"
     write_json(folder / "runs.json", [str(run.path) for run in runs])
-    desk.knows(*(f"5_{task}|PENDING|Priority||N/A|N/A|{folder}/submission.sh" for task in range(2)))
+    pending = "PENDING|Priority||N/A|N/A"
+    others = [f"4|{pending}|", f"3|{pending}|bash", f"2|{pending}|/bin/sh a", "second line"]  # not made from files
+    desk.knows(*others, *(f"5_{task}|{pending}|{folder}/submission.sh" for task in range(2)))
     assert [job and job.id for job in map(living, runs)] == ["5_0", "5_1"]
 
 
@@ -249,8 +153,8 @@ def test_an_id_that_nobody_vouches_for_is_not_written_down(desk: Desk) -> None:
 
 
 def test_a_controller_that_is_away_is_told_in_its_own_words(desk: Desk) -> None:
-    words = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
-    desk.does("sbatch", f'echo "{words}" >&2; exit 1')
+    desk.does("sbatch", AWAY)
+    desk.does("scontrol", AWAY)
     code, output = desk.lockstep("submit", desk.file)
     assert code == 1
     assert "Unable to contact slurm controller (connect failure)" in output

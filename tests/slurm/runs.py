@@ -1,6 +1,8 @@
 """Real runs on the lab: small, submitted as people do it, and looked at in the queue and in their folders."""
 
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -44,11 +46,37 @@ class Cluster:
 
     def run(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command on the login node."""
-        environment = ENVIRONMENT | {"XDG_CONFIG_HOME": str(self.folder / "config")}
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        environment = ENVIRONMENT | {"XDG_CONFIG_HOME": str(self.folder / "config"), "PATH": path}
         return self.lab.run(words, timeout=300, env=environment, **options)
 
     def lockstep(self, *words: object) -> subprocess.CompletedProcess[str]:
         return self.run(LOCKSTEP, *words)
+
+    @contextmanager
+    def wrapped(self, **scripts: str) -> Iterator[None]:
+        """While in here, a site's own commands stand before SLURM's on the login node: shell scripts, in which {} is
+        SLURM's."""
+        for name, script in scripts.items():
+            path = self.folder / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{script.format(shutil.which(name))}\n")
+            path.chmod(0o755)
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.folder / "bin")
+
+    @contextmanager
+    def partition(self, name: str, *words: str) -> Iterator[None]:
+        """While in here, there is one more partition of all nodes, and a site profile of its name."""
+        self.site(name, PROFILE.format(name, "none"))
+        self.run("scontrol", "create", f"PartitionName={name}", "Nodes=ALL", *words, check=True)
+        try:
+            yield
+        finally:
+            self.clear()
+            self.run("scontrol", "delete", f"PartitionName={name}", check=True)
 
     def queue(self, what: str = "%i") -> list[str]:
         """Every job that runs or may run yet."""

@@ -1,6 +1,8 @@
 """`lockstep doctor` on the real cluster: it finds out by doing, writes the profile, and leaves nothing behind."""
 
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,6 +25,14 @@ class Desk:
         self.lab, self.runs, self.config = lab, folder / "runs", folder / "config"
         self.runs.mkdir()
         self.environment = ENVIRONMENT | {"XDG_CONFIG_HOME": str(self.config)}
+
+    def wrap_sbatch(self, words: str) -> None:
+        """A site's own sbatch, which prints these words first."""
+        path = self.config / "bin" / "sbatch"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'#!/bin/sh\necho "{words}"\nexec {shutil.which("sbatch")} "$@"\n')
+        path.chmod(0o755)
+        self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
     def start(self, *words: object) -> subprocess.Popen[str]:
         command = self.lab.command([str(word) for word in (LOCKSTEP, "doctor", self.runs, *words)])
@@ -79,8 +89,10 @@ def test_a_sound_cluster_gets_its_profile(desk: Desk) -> None:
 
 
 def test_a_profile_that_stands_is_tried_and_kept(desk: Desk) -> None:
+    """Behind a wrapper of sbatch that talks of other jobs."""
     text = "partition: main\ngpus: gres\ncpus_per_rank: 3\n"
     path = desk.profile("mine", text)
+    desk.wrap_sbatch("NOTE: your last job 1 used 3 core hours")
     doctor = desk.start("--site", "mine")
     shorten(desk, doctor)
     said, wrong = doctor.communicate(timeout=120)

@@ -1,0 +1,89 @@
+"""What SLURM lets a partition's jobs do and does to them: the longest time it starts, and how it preempts."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
+from configs.errors import UserError
+from configs.scalars import format_time, parse_time
+from slurm.ask import ask
+from slurm.site import Site
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One partition's, of `scontrol show partition`."""
+
+    name: str
+    default: bool
+    max_time: int | None  # seconds; None: no limit
+    preempt_mode: str  # CANCEL, REQUEUE, OFF, …
+    grace_time: int  # seconds from a preempted job's SIGTERM on
+    tier: int  # jobs of a higher one preempt those of a lower one
+
+
+def read_rules() -> list[Rules]:
+    """Of every partition. Raises as `ask` does."""
+    lines = ask("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
+    words = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    return [_rules(one) for one in words if "PartitionName" in one]
+
+
+def _rules(words: dict[str, str]) -> Rules:
+    max_time = None
+    with suppress(ValueError):  # UNLIMITED
+        max_time = parse_time(words.get("MaxTime"))
+    return Rules(
+        words["PartitionName"],
+        words.get("Default") == "YES",
+        max_time,
+        words.get("PreemptMode", "OFF"),
+        _number(words, "GraceTime"),
+        _number(words, "PriorityTier"),
+    )
+
+
+def _number(words: dict[str, str], key: str) -> int:
+    """1 where it is not told: nobody is warned of what may not be so."""
+    text = words.get(key, "")
+    return int(text) if text.isdecimal() else 1
+
+
+def check_time(rules: list[Rules], limit: int | None, site: Site) -> None:
+    """Raises UserError where no partition of the site ever starts a job of `limit` seconds: SLURM, as most sites have
+    it, queues it all the same, and says when it would start."""
+    chosen = _chosen(rules, site)
+    longest = max((one.max_time or float("inf") for one in chosen), default=float("inf"))
+    if limit is None or -(-limit // 60) * 60 <= longest or _lifts_limits(site.qos):
+        return
+    names = " and ".join(one.name for one in chosen)
+    most = format_time(int(longest))
+    raise UserError(
+        f"cluster.time: {format_time(limit)} is more than the {most} that partition {names} allows, so the job would "
+        f"wait for ever; write at most {most}, or name another partition in the site profile"
+    )
+
+
+def warn_of_cancelling(rules: list[Rules], preempt_type: str, site: Site) -> str | None:
+    """That SLURM ends the site's jobs for those of other partitions, for good and before they could requeue; if so."""
+    highest = max((one.tier for one in rules), default=0)
+    for one in _chosen(rules, site) if preempt_type == "preempt/partition_prio" else ():
+        if "CANCEL" in one.preempt_mode.split(",") and not one.grace_time and one.tier < highest:
+            return (
+                f"partition {one.name} preempts by cancelling, without grace time: SLURM does not queue such a run "
+                "again once it is preempted; what it had saved stands, and lockstep submit goes on from there"
+            )
+    return None
+
+
+def _chosen(rules: list[Rules], site: Site) -> list[Rules]:
+    """Those that a job of the site may start in."""
+    if site.partition is None:
+        return [one for one in rules if one.default]
+    return [one for one in rules if one.name in site.partition.split(",")]
+
+
+def _lifts_limits(qos: str | None) -> bool:
+    """Whether this quality of service lets jobs run longer than their partition has it."""
+    words = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", "where", f"name={qos}", "format=flags"]
+    return qos is not None and "PartitionTimeLimit" in ask(*words)
