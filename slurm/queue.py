@@ -55,7 +55,7 @@ class Job:
 
 def look(ids: list[str]) -> dict[str, Job]:
     """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting;
-    each is asked at most once, for all of them.
+    each is asked at most once for all of them, and scontrol once more about a single one that it does not know.
 
     Empty where there is no SLURM on this machine.
     """
@@ -137,10 +137,13 @@ def _sacct(ids: list[str]) -> dict[str, Job]:
 
 
 def _scontrol(ids: list[str]) -> dict[str, Job] | None:
-    """One question, too: for all that the controller remembers, where more than one job is asked for. None where it
-    does not answer."""
+    """One question, too: for all that the controller remembers, where more than one job is asked for, or where that
+    one is not known, which no release says in the same words. None where it does not answer."""
     jobs = {}
-    lines = _lines(["scontrol", "--oneliner", "show", "job", *(ids if len(ids) == 1 else [])])
+    command = ["scontrol", "--oneliner", "show", "job"]
+    lines = _lines([*command, *ids]) if len(ids) == 1 else None
+    if lines is None:
+        lines = _lines(command)
     if lines is None:
         return None
     for line in lines:
@@ -164,6 +167,4 @@ def _lines(command: list[str]) -> list[str] | None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    if "Invalid job id" in done.stderr:  # an answer: there is no such job
-        return []
     return done.stdout.splitlines() if done.returncode == 0 else None

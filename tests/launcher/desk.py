@@ -75,7 +75,7 @@ class Desk:
         """What scontrol shows of the cluster; it knows no job."""
         (self.slurm.folder / "partitions").write_text("".join(f"{line}\n" for line in (MAIN, *partitions)))
         words = f'*partition) cat {self.slurm.folder}/partitions;; *config) echo "PreemptType = {preempt}";;'
-        self.does("scontrol", f'case "$*" in {words} *) echo "Invalid job id specified" >&2; exit 1;; esac')
+        self.does("scontrol", f'case "$*" in {words} *job) ;; *) echo "Job not found" >&2; exit 1;; esac')
 
     def told(self, name: str) -> list[str]:
         """With which words the command `name` was called."""

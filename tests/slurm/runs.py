@@ -1,5 +1,6 @@
 """Real runs on the lab: small, submitted as people do it, and looked at in the queue and in their folders."""
 
+import getpass
 import json
 import os
 import shutil
@@ -103,8 +104,8 @@ class Cluster:
 
     def clear(self) -> None:
         """End every job."""
-        if jobs := self.queue():
-            self.run("scancel", *jobs)
+        if self.queue():
+            self.run("scancel", f"--user={getpass.getuser()}", check=True)
             self.until(lambda: not self.queue(), 60)
 
     def new_run(

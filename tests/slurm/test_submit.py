@@ -62,6 +62,9 @@ def test_a_wrapper_of_sbatch_that_talks_of_jobs(cluster: Cluster) -> None:
     array = max(int(job.partition("_")[0]) for job in cluster.queue())
     assert f"wrap-lr-2e-4 is job {array}_0;" in swept
     assert f"wrap-lr-3e-4 is job {array}_1;" in swept
+    cluster.clear()  # of a task that never began SLURM then knows nothing, not even by its number
+    again = cluster.lockstep("sweep", run.file, "lr=2e-4,3e-4")
+    assert again.stdout.count("; expected to start") == 2, again
 
 
 def test_time_beyond_the_partition_s_limit(cluster: Cluster) -> None:
