@@ -108,6 +108,8 @@ def end(run_dir: str, code: int) -> None:
         scontrol.requeue(job, _bad_nodes(run, history))
     elif decision.action == "hold":
         scontrol.hold(job, decision.reason)
+    else:
+        scontrol.forbid_requeue(job)
     sys.exit(exit_code)
 
 

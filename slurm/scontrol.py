@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -45,6 +46,15 @@ def requeue(job: str, without: Iterable[str] = ()) -> None:
     _until_it_answers("release", job)
 
 
+def forbid_requeue(job: str) -> None:
+    """The job is done: from now on it ends where its shell ends.
+
+    SLURM 24.05 and later take a job for preempted that was requeued in the grace time of a preemption, also when its
+    next start has ended well, and would start it once more.
+    """
+    _attempt("SLURM may start this job once more, though it is done", "update", f"JobId={job}", "Requeue=0")
+
+
 def hold(job: str, reason: str) -> None:
     """Put the job back into the queue, where it waits for a person. Ends this shell."""
     comment(job, reason)
@@ -69,6 +79,14 @@ def could_run_without(script: Path, nodes: Iterable[str]) -> bool:
     ours |= {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
     command = ["sbatch", "--test-only", f"--exclude={','.join(nodes)}", str(script)]
     return subprocess.run(command, capture_output=True, check=False, env=ours).returncode == 0
+
+
+def _attempt(otherwise: str, *words: str) -> None:
+    """For what the job can do without: where SLURM refuses it, the log says what follows from that."""
+    try:
+        _until_it_answers(*words)
+    except LockstepError as error:
+        print(f"lockstep: {otherwise}: {error}", file=sys.stderr)
 
 
 def _until_it_answers(*words: str) -> str:

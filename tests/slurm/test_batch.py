@@ -1,0 +1,58 @@
+"""What the batch shell's words do to a real job, in a moment: there are no ranks, and the attempt is made from code."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.end import End
+from slurm.lab import Lab
+from tests.launcher.folders import add_attempt, make_run
+from tests.shell import until
+from tests.slurm.runs import OVER
+
+FINISHED = End("finished", 100, "step-00000100-a0001")
+ASKED = End("notice", 40, "step-00000040-a0001", "stop asked for by Ada")
+ON_SIGNAL = End("notice", 40, "step-00000040-a0001", "SIGTERM")
+ONCE = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0'  # its second start has nothing to do
+SECONDS = 60
+
+
+def submit_shell(lab: Lab, folder: Path, *words: str) -> str:
+    """The id of a job whose batch shell runs `words` at its first start, as a run does after srun."""
+    script = folder / "job.sh"
+    script.write_text("\n".join(["#!/bin/sh", ONCE, "trap '' TERM", shlex.join(words), ""]))
+    options = ["--parsable", "--requeue", "-N1", "--open-mode=append", "-o", folder / "output"]
+    return lab.run(["sbatch", *options, script], check=True, cwd=folder).stdout.strip()
+
+
+def fields(lab: Lab, job: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+)=(\S*)", lab.run(["scontrol", "show", "job", job], check=True).stdout))
+
+
+def settle(lab: Lab, job: str) -> dict[str, str]:
+    """What SLURM says of the job once it is over or held."""
+
+    def settled() -> dict[str, str]:
+        found = fields(lab, job)
+        held = found["JobState"] == "PENDING" and "held" in found["Reason"]
+        return found if held or found["JobState"] in OVER else {}
+
+    return until(settled, SECONDS)
+
+
+@pytest.mark.parametrize(("end", "starts_again"), [(FINISHED, False), (ASKED, False), (ON_SIGNAL, True)])
+def test_slurm_may_start_a_job_again_only_while_its_run_is_not_done(
+    lab: Lab, tmp_path: Path, end: End, starts_again: bool
+) -> None:
+    """SLURM 24.05 and later start a finished job again that was requeued in the grace time of a preemption."""
+    run = make_run(tmp_path, "mine", job="1")
+    add_attempt(run, end=end, on=("node1",), step=end.step)
+    job = submit_shell(
+        lab, tmp_path, "env", "LOCKSTEP_ATTEMPT=1", sys.executable, "-P", "-m", "slurm.batch", "end", str(run.path), "0"
+    )
+    found = settle(lab, job)
+    log = run.attempt(1).launcher_log.read_text() + (tmp_path / "output").read_text()
+    assert (found["Requeue"], found["Restarts"]) == (("1", "1") if starts_again else ("0", "0")), log
