@@ -34,16 +34,18 @@ def fields(job: str) -> dict[str, str]:
 
 
 def requeue(job: str, without: Iterable[str] = ()) -> None:
-    """Start it again when there is room, on nodes other than `without`. Ends this shell, now or soon."""
-    names = ",".join(sorted(without))
-    before = ",".join(sorted(hostnames(fields(job).get("ExcNodeList", "").replace("(null)", ""))))
+    """Start it again when there is room, on nodes other than `without`. Ends this shell, now or soon.
+
+    Where SLURM ends the shell before it is told about `without`, or refuses it, the job starts again all the same.
+    """
+    names = sorted(without)
+    before = sorted(hostnames(fields(job).get("ExcNodeList", "").replace("(null)", "")))
+    _until_it_answers("requeue", job)
     if names == before:
-        _until_it_answers("requeue", job)
         return
-    # only a job that does not run takes another list of nodes, and only a held one does not start at once
-    _until_it_answers("requeuehold", job)
-    _until_it_answers("update", f"JobId={job}", f"ExcNodeList={names}")
-    _until_it_answers("release", job)
+    # a job that runs does not take another list of nodes; this one is in the queue, and starts when its shell has ended
+    what = f"{', '.join(names)} are to be left out" if names else f"{', '.join(before)} may be used again"
+    _attempt(f"SLURM did not take that {what}", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
 
 
 def forbid_requeue(job: str) -> None:

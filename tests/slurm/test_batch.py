@@ -1,8 +1,10 @@
 """What the batch shell's words do to a real job, in a moment: there are no ranks, and the attempt is made from code."""
 
+import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,11 @@ def settle(lab: Lab, job: str) -> dict[str, str]:
     return until(settled, SECONDS)
 
 
+def requeueing(*without: str) -> Sequence[str]:
+    code = f"from slurm import scontrol; scontrol.requeue(scontrol.job_id(), {list(without)})"
+    return sys.executable, "-P", "-c", code
+
+
 @pytest.mark.parametrize(("end", "starts_again"), [(FINISHED, False), (ASKED, False), (ON_SIGNAL, True)])
 def test_slurm_may_start_a_job_again_only_while_its_run_is_not_done(
     lab: Lab, tmp_path: Path, end: End, starts_again: bool
@@ -56,3 +63,33 @@ def test_slurm_may_start_a_job_again_only_while_its_run_is_not_done(
     found = settle(lab, job)
     log = run.attempt(1).launcher_log.read_text() + (tmp_path / "output").read_text()
     assert (found["Requeue"], found["Restarts"]) == (("1", "1") if starts_again else ("0", "0")), log
+
+
+def test_nodes_are_left_out_of_the_next_start(lab: Lab, tmp_path: Path) -> None:
+    found = settle(lab, submit_shell(lab, tmp_path, *requeueing("node1")))
+    assert (found["JobState"], found["Restarts"], found["ExcNodeList"]) == ("COMPLETED", "1", "node1")
+    assert found["NodeList"] != "node1"
+
+
+def test_a_node_that_is_no_more_leaves_no_job_held(lab: Lab, tmp_path: Path) -> None:
+    found = settle(lab, submit_shell(lab, tmp_path, *requeueing("node1", "gone")))
+    output = (tmp_path / "output").read_text()
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), output
+    assert "SLURM did not take that gone, node1 are to be left out" in output
+    assert "Invalid node name specified" in output
+
+
+def test_a_shell_that_is_killed_in_the_middle_leaves_no_job_held(lab: Lab, tmp_path: Path) -> None:
+    """SLURM gives it KillWait seconds, and this update takes longer."""
+    scontrol = fake_scontrol(tmp_path, '[ "$1" = update ] && exec sleep 1000; exec "$real" "$@"')
+    found = settle(lab, submit_shell(lab, tmp_path, "env", f"PATH={scontrol}", *requeueing("node1")))
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1")
+
+
+def fake_scontrol(folder: Path, script: str) -> str:
+    """A PATH on which scontrol is `script`, where `$real` is SLURM's own."""
+    place = folder / "bin"
+    place.mkdir()
+    (place / "scontrol").write_text(f"#!/bin/sh\nPATH={os.environ['PATH']}\nreal=$(command -v scontrol)\n{script}\n")
+    (place / "scontrol").chmod(0o755)
+    return f"{place}:{os.environ['PATH']}"
