@@ -13,7 +13,9 @@ from pathlib import Path
 from configs.errors import LockstepError
 
 PATIENCE = 1800  # seconds for a controller that is away: giving up would end the run
-_AWAY = re.compile(r"[Uu]nable to contact|timed out|Connection refused|[Cc]ommunication|No route|recv|Zero Bytes")
+_AWAY = re.compile(
+    r"[Uu]nable to contact|Unexpected message|timed out|Connection refused|[Cc]ommunication|No route|recv|Zero Bytes"
+)
 
 
 def job_id() -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from configs.end import End
 from slurm.lab import Lab
 from tests.launcher.folders import add_attempt, make_run
-from tests.shell import until
+from tests.shell import ENVIRONMENT, ended, until
 from tests.slurm.runs import OVER
 
 FINISHED = End("finished", 100, "step-00000100-a0001")
@@ -84,6 +85,34 @@ def test_a_shell_that_is_killed_in_the_middle_leaves_no_job_held(lab: Lab, tmp_p
     scontrol = fake_scontrol(tmp_path, '[ "$1" = update ] && exec sleep 1000; exec "$real" "$@"')
     found = settle(lab, submit_shell(lab, tmp_path, "env", f"PATH={scontrol}", *requeueing("node1")))
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1")
+
+
+def test_a_controller_that_is_away_is_waited_for(lab: Lab, tmp_path: Path) -> None:
+    """Until requeuehold has failed once, and then it is back."""
+    calls = tmp_path / "calls"
+    scontrol = fake_scontrol(tmp_path, f'"$real" "$@"; code=$?; echo "$1: $code" >>{calls}; exit $code')
+    script = ["--wrap", f"trap '' TERM; {ONCE}; sleep 1000"]
+    job = lab.run(["sbatch", "--parsable", "--requeue", "-o", "/dev/null", *script], check=True).stdout.strip()
+    until(lambda: fields(lab, job)["JobState"] == "RUNNING", SECONDS)
+    code = f"from slurm import scontrol; scontrol.hold('{job}', 'no such layer')"
+    lab.stop_controller()
+    try:
+        process = lab.popen(
+            [sys.executable, "-P", "-c", code],
+            env=ENVIRONMENT | {"PATH": scontrol},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with ended(process):
+            until(lambda: calls.exists() and "requeuehold: 1\n" in calls.read_text(), 2 * SECONDS)
+            lab.start_controller()
+            assert process.stderr is not None
+            assert process.wait(SECONDS) == 0, process.stderr.read()
+        assert "held" in settle(lab, job)["Reason"]
+    finally:
+        if "is UP" not in lab.run(["scontrol", "ping"]).stdout:
+            lab.start_controller()
+        lab.run(["scancel", job])
 
 
 def fake_scontrol(folder: Path, script: str) -> str:
