@@ -3,6 +3,7 @@
 import json
 import secrets
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from configs import deepspeed_config
 from configs.attempt_plan import AttemptPlan
@@ -49,10 +50,15 @@ def cut(run: RunDir, config: RunConfig, shape: Shape | None = None) -> BatchPlan
     return solve(config, shape, begun=AttemptPlan.read(attempts[-1]).batch_plan if attempts else None)
 
 
-def open_attempt(run: RunDir, config: RunConfig, cut: BatchPlan) -> Attempt:
-    """Make the run's next attempt, planned on the shape of `cut`. For whoever starts its processes."""
+def open_attempt(run: RunDir, config: RunConfig, cut: BatchPlan, allocation: dict[str, Any] | None = None) -> Attempt:
+    """Make the run's next attempt, planned on the shape of `cut`. For whoever starts its processes.
+
+    `allocation` goes into `nodes.json`, where SLURM gave the nodes. The plan comes last: by it others see the attempt.
+    """
     plan = Submission.read(run).plan(config, cut)
     attempt = run.open_attempt()
     write_json(attempt.deepspeed, deepspeed_config.render(config, cut))
+    if allocation is not None:
+        write_json(attempt.nodes, allocation)
     plan.write(attempt)
     return attempt

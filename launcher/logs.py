@@ -41,6 +41,8 @@ def follow(run: RunDir, rank: int, number: int | None) -> None:
 def _follow(run: RunDir, rank: int, number: int | None) -> None:
     attempt = _chosen(run, number)
     tail = _Tail(attempt.log(rank)) if attempt else None
+    if attempt is not None:
+        _announce(attempt, rank)
     said, asked = "", 0.0
     while True:
         grew = tail is not None and tail.print_new()

@@ -19,7 +19,7 @@ from configs.batch import BatchPlan
 from configs.end import FAILED, FINISHED, End
 from configs.errors import LockstepError
 from configs.load import load
-from configs.run_dir import Attempt, RunDir, write_json
+from configs.run_dir import Attempt, RunDir
 from configs.submission import open_attempt
 from slurm import queue, scontrol
 from slurm.history import Outcome, outcomes
@@ -72,10 +72,10 @@ def begin(run_dir: str) -> None:
     nodes = usable[: cut.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
-    attempt = open_attempt(run, config, cut)
-    where = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
     over = queue.moment(scontrol.fields(job).get("EndTime", ""))
-    write_json(attempt.nodes, where | {"batch_host": given[0], "output": _output(), "time_is_over": over})
+    allocation = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
+    allocation |= {"batch_host": given[0], "output": _output(), "time_is_over": over}
+    attempt = open_attempt(run, config, cut, allocation)
     shutil.copy(run.sbatch, attempt.sbatch)
     said = "; ".join([decision.reason, *(f"without {node}, for a day: {why}" for node, why in left_out.items())])
     scontrol.comment(job, f"attempt {attempt.number}: {said}")

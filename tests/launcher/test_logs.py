@@ -68,12 +68,29 @@ def test_followed_over_attempts_to_the_end(run: RunDir, tmp_path: Path) -> None:
     ]
 
 
+def test_followed_from_the_middle(tmp_path: Path) -> None:
+    """It says which attempt it follows, and where, also where that has begun long ago."""
+    run, said = make_run(tmp_path, "mine", job="7"), tmp_path / "said"
+    add_attempt(run, on=("node1", "node2"), end=End("notice", 40, "step-00000040-a0001", "SIGTERM"), step=40)
+    second = add_attempt(run, on=("node2", "node3"), step=50)
+    with started(said, "logs", run.path, "-f", "--rank", 1) as process:
+        until(lambda: "rank 1 of attempt 2" in said.read_text(), 20)
+        FINISHED.write(second)
+        assert process.wait(20) == 0
+    assert said.read_text().splitlines() == [
+        "=== attempt 2 on node2, node3: first attempt",
+        "rank 1 of attempt 2",
+        "=== mine is finished, 100/100 steps",
+    ]
+
+
 def test_ctrl_c_leaves_quietly(run: RunDir, tmp_path: Path) -> None:
     said = tmp_path / "said"
     with hold(run):
         add_attempt(run, step=3)
         with started(said, "logs", run.path, "-f") as process:
-            until(lambda: "attempt 1" in said.read_text(), 20)
+            until(lambda: "rank 0 of attempt 1" in said.read_text(), 20)
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
-    assert said.read_text().strip() == "rank 0 of attempt 1"
+    assert said.read_text().splitlines()[:2] == ["=== attempt 1", "rank 0 of attempt 1"]
+    assert "Traceback" not in said.read_text()

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from configs.end import End
+from configs.submission import Submission
+from slurm.job import JobRecord
 from slurm.lab import Lab
+from slurm.site import Site
 from tests.launcher.folders import add_attempt, make_run
 from tests.shell import ENVIRONMENT, ended, until
 from tests.slurm.runs import OVER
@@ -64,6 +67,21 @@ def test_slurm_may_start_a_job_again_only_while_its_run_is_not_done(
     found = settle(lab, job)
     log = run.attempt(1).launcher_log.read_text() + (tmp_path / "output").read_text()
     assert (found["Requeue"], found["Restarts"]) == (("1", "1") if starts_again else ("0", "0")), log
+
+
+def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None:
+    """Looked for whenever the batch shell asks SLURM something while it opens the attempt."""
+    run, seen = make_run(tmp_path, "mine"), tmp_path / "seen"
+    JobRecord(None, Site(), 0, 0.0).write(run)
+    Submission("/model", 100, "digest", "content").write(run)
+    run.sbatch.parent.mkdir()
+    run.sbatch.write_text("#!/bin/sh\n")
+    first = run.attempt(1)
+    look = f'[ -e {first.plan} ] && {{ [ -e {first.nodes} ] && echo whole || echo half; }} >>{seen}; exec "$real" "$@"'
+    words = ["env", f"PATH={fake_scontrol(tmp_path, look)}", sys.executable, "-P", "-m", "slurm.batch", "begin"]
+    settle(lab, submit_shell(lab, tmp_path, *words, str(run.path)))
+    assert first.plan.is_file(), (tmp_path / "output").read_text()
+    assert set(seen.read_text().split()) == {"whole"}
 
 
 def test_nodes_are_left_out_of_the_next_start(lab: Lab, tmp_path: Path) -> None:
