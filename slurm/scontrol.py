@@ -54,7 +54,7 @@ def forbid_requeue(job: str) -> None:
     """The job is done: from now on it ends where its shell ends.
 
     SLURM 24.05 and later take a job for preempted that was requeued in the grace time of a preemption, also when its
-    next start has ended well, and would start it once more.
+    next start has ended well, and would start it once more. Such a job then ends as PREEMPTED, with exit code 0.
     """
     _attempt("SLURM may start this job once more, though it is done", "update", f"JobId={job}", "Requeue=0")
 

@@ -24,6 +24,7 @@ from tests.shell import LOCKSTEP, lockstep
 from tests.slurm.runs import PROFILE, STEPS, Cluster, Run, lines
 
 ODD = "runs of $(touch pwned) '\"`id`; # ü"
+ONE_GPU = ("gres:gpu:1", "gres/gpu:1")  # squeue's %b of each node: of 22.05, and of 24.11 and later
 SAME = 1e-5  # relative, of losses on another world size
 
 
@@ -119,10 +120,10 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
 def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
     run = cluster.new_run("low", cluster={"site": "low"})
     run.submit()
-    assert run.shown("%b") == "gres:gpu:1"
+    assert run.shown("%b") in ONE_GPU
     run.trains()
     cluster.run(*["sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"], "sleep 5", check=True)
-    assert run.finish() == "COMPLETED", run.story()
+    assert run.finish() in ("COMPLETED", "PREEMPTED"), run.story()  # the second since 24.05, for a run that is done
     assert run.ends() == ["notice", "finished"]
     end, record = End.read(run.dir.attempt(1)), Resume.read(run.dir.attempt(2))
     assert end is not None
@@ -132,12 +133,13 @@ def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
     assert (record.step, record.checkpoint) == (end.step, end.checkpoint), "a notice loses no step"
     run.check_consumed_once()
     check_same_weights(run, calm)
+    assert "Restarts=1" in cluster.run("scontrol", "show", "job", run.job).stdout, "it is not started for nothing"
 
 
 def test_killed_rank(cluster: Cluster, calm: Run) -> None:
     run = cluster.new_run("killed", cluster={"site": "gpus"})
     run.submit()
-    assert run.shown("%b") == "gres:gpu:1", "it gets a GPU on each node, and cannot use what the lab makes up"
+    assert run.shown("%b") in ONE_GPU, "it gets a GPU on each node, and cannot use what the lab makes up"
     run.trains(steps=6)  # one checkpoint is committed
     run.rank(1).kill()
     assert run.finish() == "COMPLETED", run.story()
@@ -371,7 +373,8 @@ def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
 
 @pytest.mark.faults
 def test_slurmctld_restarted(cluster: Cluster, calm: Run) -> None:
-    """It is away while the ranks train on, and while one of them is killed: the batch shell waits for it."""
+    """It is away while the ranks train on, and while one of them is killed: the batch shell waits for it. On newer
+    releases already srun does, which says nothing before it is back."""
     run = cluster.new_run("restart")
     run.submit()
     attempt = run.trains()
@@ -380,7 +383,8 @@ def test_slurmctld_restarted(cluster: Cluster, calm: Run) -> None:
         made = len(lines(attempt.metrics))
         run.until(lambda: len(lines(attempt.metrics)) >= made + 5)
         run.rank(1).kill()
-        run.until(lambda: "srun answered" in attempt.launcher_log.read_text(), 60)
+        if cluster.run("scontrol", "--version").stdout.split()[-1].startswith("22."):
+            run.until(lambda: "srun answered" in attempt.launcher_log.read_text(), 60)
     finally:
         cluster.lab.start_controller()
     assert run.finish() == "COMPLETED", run.story()
