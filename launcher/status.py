@@ -1,6 +1,7 @@
 """What becomes of runs right now: their folders are read first, then SLURM is asked once for all whose end they do not
 tell. Every row says which source answered."""
 
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,8 @@ from slurm.requeue import decide
 WAITING = ("submitting", "submitted", "pending")
 ALIVE = (*WAITING, "running")
 _PREEMPTED = "preempted by SLURM, which cancels here; lockstep submit goes on"
+# SLURM's own reasons: "launch failure limit exceeded requeued held" after too many preemptions, JobHeldAdmin, …
+_HELD = re.compile("[Hh]eld|ReservationDeleted")
 _SKEW = 5.0  # seconds by which the clocks of a node and of SLURM's controller may differ
 
 
@@ -107,12 +110,11 @@ def _judged(records: Records, job: Job | None, unknown: str) -> Row:
 
 
 def _alive(records: Records, job: Job) -> Row:
-    if job.held:
+    if _HELD.search(job.reason):
         after = records.job.after_attempt if records.job else 0
         decision = decide(outcomes(records.run, after))
-        if decision.action == "hold":
-            return _say(records, "held", decision.reason, job.source)
-        return _say(records, "pending", f"{job.reason}; {decision.reason}", job.source)
+        others = f"SLURM or a person holds the job ({job.reason}); scontrol release {job.id} lets it go on"
+        return _say(records, "held", decision.reason if decision.action == "hold" else others, job.source)
     if job.state == "PENDING":
         start = f", expected to start at {job.start.replace('T', ' ')}" if _until(job.start) is not None else ""
         return _say(records, "pending", f"{queue.reason_in_words(job)}{start}", job.source)

@@ -13,6 +13,7 @@ from launcher import status
 from launcher.cli import cli
 from launcher.holder import hold
 from launcher.status_read import last_line
+from launcher.why import why
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run, many, moment
 from tests.shell import lockstep
 
@@ -113,12 +114,47 @@ def test_what_a_run_waits_for(
     assert detail in row.detail
 
 
-def test_a_requeue_without_a_bad_node_is_held_for_a_moment_only(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("REQUEUE_HOLD", "launch failure limit exceeded requeued held"),
+        ("REQUEUE_HOLD", "launch_failure_limit_exceeded_requeued_held"),
+        ("RESV_DEL_HOLD", "ReservationDeleted"),
+        ("PENDING", "job requeued in held state"),
+        ("PENDING", "JobHeldUser"),
+    ],
+)
+def test_what_others_hold_needs_somebody_to_release_it(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, reason: str
 ) -> None:
-    add_failure(add_attempt(run, on=("node1",)), 1, "node1", "no such layer", time.time())
-    slurm_says(tmp_path, monkeypatch, squeue=[HELD])
-    assert status.of(run).state == "pending"
+    add_attempt(run, on=("node1",), end=ON_SIGNAL, step=40)
+    slurm_says(tmp_path, monkeypatch, squeue=[f"7|{state}|{reason}||N/A|N/A"])
+    row = status.of(run)
+    assert (row.state, row.alive, row.source) == ("held", False, "squeue")
+    assert reason in row.detail
+    assert "scontrol release 7" in row.detail
+    assert row.detail in why(run)
+
+
+@pytest.mark.parametrize(("state", "reason"), [("EXPEDITING", "None"), ("REQUEUE_HOLD", "BeginTime")])
+def test_what_slurm_is_about_to_start_waits(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, reason: str
+) -> None:
+    """The second was held and has been released."""
+    add_attempt(run, on=("node1",), end=ON_SIGNAL, step=40)
+    slurm_says(tmp_path, monkeypatch, squeue=[f"7|{state}|{reason}||N/A|N/A"])
+    assert (status.of(run).state, status.of(run).alive) == ("pending", True)
+
+
+@pytest.mark.parametrize("end", [FINISHED, ASKED])
+def test_a_run_that_is_done_waits_for_nothing_whatever_slurm_does_with_its_job(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: End
+) -> None:
+    """SLURM 24.05 and later queue it once more after a preemption with grace time, or call it preempted."""
+    add_attempt(run, on=("node1",), end=end, step=end.step)
+    slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|BeginTime||N/A|N/A"])
+    row = status.of(run)
+    assert (row.state, row.alive, row.source) == ("finished" if end is FINISHED else "stopped", False, "records")
 
 
 def test_a_silent_run_that_slurm_calls_running(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
