@@ -47,7 +47,7 @@ def requeue(job: str, without: Iterable[str] = ()) -> None:
         return
     # a job that runs does not take another list of nodes; this one is in the queue, and starts when its shell has ended
     what = f"{', '.join(names)} are to be left out" if names else f"{', '.join(before)} may be used again"
-    _attempt(f"SLURM did not take that {what}", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
+    _try_update(job, f"ExcNodeList={','.join(names)}", f"SLURM did not take that {what}")
 
 
 def forbid_requeue(job: str) -> None:
@@ -56,7 +56,7 @@ def forbid_requeue(job: str) -> None:
     SLURM 24.05 and later take a job for preempted that was requeued in the grace time of a preemption, also when its
     next start has ended well, and would start it once more. Such a job then ends as PREEMPTED, with exit code 0.
     """
-    _attempt("SLURM may start this job once more, though it is done", "update", f"JobId={job}", "Requeue=0")
+    _try_update(job, "Requeue=0", "SLURM may start this job once more, though it is done")
 
 
 def hold(job: str, reason: str) -> None:
@@ -85,10 +85,10 @@ def could_run_without(script: Path, nodes: Iterable[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False, env=ours).returncode == 0
 
 
-def _attempt(otherwise: str, *words: str) -> None:
+def _try_update(job: str, setting: str, otherwise: str) -> None:
     """For what the job can do without: where SLURM refuses it, the log says what follows from that."""
     try:
-        _until_it_answers(*words)
+        _until_it_answers("update", f"JobId={job}", setting)
     except LockstepError as error:
         print(f"lockstep: {otherwise}: {error}", file=sys.stderr)
 

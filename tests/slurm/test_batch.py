@@ -23,6 +23,7 @@ FINISHED = End("finished", 100, "step-00000100-a0001")
 ASKED = End("notice", 40, "step-00000040-a0001", "stop asked for by Ada")
 ON_SIGNAL = End("notice", 40, "step-00000040-a0001", "SIGTERM")
 ONCE = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0'  # its second start has nothing to do
+ENDING = (sys.executable, "-P", "-m", "slurm.batch", "end")
 SECONDS = 60
 
 
@@ -61,12 +62,21 @@ def test_slurm_may_start_a_job_again_only_while_its_run_is_not_done(
     """SLURM 24.05 and later start a finished job again that was requeued in the grace time of a preemption."""
     run = make_run(tmp_path, "mine", job="1")
     add_attempt(run, end=end, on=("node1",), step=end.step)
-    job = submit_shell(
-        lab, tmp_path, "env", "LOCKSTEP_ATTEMPT=1", sys.executable, "-P", "-m", "slurm.batch", "end", str(run.path), "0"
-    )
-    found = settle(lab, job)
+    found = settle(lab, submit_shell(lab, tmp_path, "env", "LOCKSTEP_ATTEMPT=1", *ENDING, str(run.path), "0"))
     log = run.attempt(1).launcher_log.read_text() + (tmp_path / "output").read_text()
     assert (found["Requeue"], found["Restarts"]) == (("1", "1") if starts_again else ("0", "0")), log
+
+
+def test_a_site_that_forbids_the_update_does_not_fail_a_run_that_is_done(lab: Lab, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine", job="1")
+    add_attempt(run, end=FINISHED, on=("node1",), step=FINISHED.step)
+    refuse = '[ "$3" = Requeue=0 ] && { echo "Access/permission denied" >&2; exit 1; }; exec "$real" "$@"'
+    words = ["env", "LOCKSTEP_ATTEMPT=1", f"PATH={fake_scontrol(tmp_path, refuse)}", *ENDING, str(run.path), "0"]
+    found = settle(lab, submit_shell(lab, tmp_path, *words))
+    assert (found["JobState"], found["ExitCode"], found["Requeue"]) == ("COMPLETED", "0:0", "1")
+    output = (tmp_path / "output").read_text()
+    assert "SLURM may start this job once more, though it is done: " in output
+    assert "Access/permission denied" in output
 
 
 def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None:
