@@ -138,7 +138,7 @@ def _of_start(first: dict[str, Any], site: Site, word: str) -> Iterator[Finding]
     if site.gpus != "none":
         yield Finding(len(first["gpus"]) == 1, f"a rank was given {plural(len(first['gpus']), 'GPU')}, of 1 asked for")
         if not first["driver"]:
-            yield Finding(None, f"no NVIDIA driver is loaded on {host}: ranks would train on CPUs")
+            yield Finding(None, f"no NVIDIA driver is loaded on {host}: ranks would stop there")
 
 
 def _awaited(file: Path, job: str, patience: float) -> dict[str, Any] | None:

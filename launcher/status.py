@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from configs.run_dir import RunDir
 from launcher.status_read import Records, holder_lives, read
+from launcher.words import plural
 from slurm import queue
 from slurm.cause import cause_of
 from slurm.history import outcomes
@@ -36,6 +37,7 @@ class Row:
     step: int | None = None
     steps: int | None = None
     loss: float | None = None
+    skipped: int = 0  # steps of the run that updated nothing, since their loss or gradient was not finite
     seconds_to_end: float | None = None
     seconds_to_wall: float | None = None  # to the end of the job's time limit
     training: bool = False  # the newest attempt is under way
@@ -74,13 +76,19 @@ def _row(records: Records, jobs: dict[str, Job]) -> Row:
         row = _judged(records, job, unknown)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _unreadable(records.run, error)
+    metrics = records.metrics or {}
+    skipped = int(metrics.get("optimizer/skipped", 0))
+    if skipped:
+        many = plural(skipped, "step")
+        row = replace(row, detail="; ".join(filter(None, [row.detail, f"{many} skipped, loss or gradient not finite"])))
     return replace(
         row,
+        skipped=skipped,
         job=records.job.id if records.job and not (records.local and not records.waits_for_its_first) else None,
         attempt=records.newest.number if records.newest else None,
         step=records.step,
         steps=records.total_steps,
-        loss=records.metrics["loss/train"] if records.metrics else None,
+        loss=metrics.get("loss/train"),
         seconds_to_end=records.seconds_left if row.alive else None,
         seconds_to_wall=_until(job.end) if job and job.state == "RUNNING" else None,
     )

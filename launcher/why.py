@@ -109,5 +109,7 @@ def _then(run: RunDir, attempt: Attempt, cause: Cause, row: Row) -> str:
 def _now(row: Row) -> str:
     attempt = f", attempt {row.attempt}" if row.attempt is not None else ""
     done = f", {steps(row)} steps" if row.steps is not None else ""
-    detail = f": {row.detail}" if row.detail and row.state in (*status.ALIVE, "stopped", "held", "lost") else ""
+    detail = (
+        f": {row.detail}" if row.detail and row.state in (*status.ALIVE, "finished", "stopped", "held", "lost") else ""
+    )
     return f"{row.state}{attempt}{done}{detail} ({row.source})"

@@ -49,8 +49,8 @@ class Job:
 
     @property
     def held(self) -> bool:
-        """Whether our own batch shell stopped it for people to look at."""
-        return self.state == "PENDING" and "requeued" in self.reason and "held" in self.reason
+        """Whether it was stopped for people to look at: by our own batch shell, or by SLURM after many preemptions."""
+        return self.state in ("PENDING", "REQUEUE_HOLD") and "requeued" in self.reason and "held" in self.reason
 
 
 def look(ids: list[str]) -> dict[str, Job]:

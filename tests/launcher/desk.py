@@ -10,7 +10,6 @@ from PIL import Image
 
 from configs.errors import LockstepError
 from configs.load import load
-from configs.model_folder import PARTS
 from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
 from configs.submission import Submission
@@ -19,7 +18,7 @@ from launcher.submit import Ready, check
 from slurm.job import JobRecord
 from slurm.shape import frozen
 from slurm.site import Site
-from tests.launcher.folders import FakeSlurm, add_attempt, moment
+from tests.launcher.folders import FakeSlurm, add_attempt, make_model_folder, moment
 
 QUESTIONS = ("squeue", "sacct", "scontrol")
 AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -37,10 +36,7 @@ class Desk:
         monkeypatch.setenv("PATH", self.slurm.path)
         monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
         model, images = folder / "model", folder / "images"
-        for part, name in PARTS.items():
-            (model / part).mkdir(parents=True)
-            (model / part / name).write_text("{}")
-        (model / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+        make_model_folder(model)
         images.mkdir()
         for number in range(8):
             Image.new("RGB", (32, 32)).save(images / f"{number}.png")

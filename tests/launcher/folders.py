@@ -11,6 +11,7 @@ from pathlib import Path
 from configs.attempt_plan import AttemptPlan
 from configs.end import End
 from configs.load import dump
+from configs.model_folder import PARTS, WEIGHTS
 from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
 from slurm.job import JobRecord
@@ -28,6 +29,14 @@ def make_run(runs: Path, name: str, *, job: str | None = None, after: int = 0) -
     if job:
         JobRecord(job, Site(), after, time.time()).write(run)
     return run
+
+
+def make_model_folder(model: Path, kind: str = "StableDiffusionPipeline") -> None:
+    """A pipeline folder as the launcher looks at it; its weights are empty files."""
+    for part, name in (*PARTS.items(), *WEIGHTS.items()):
+        (model / part).mkdir(parents=True, exist_ok=True)
+        (model / part / name).write_text("{}" if name.endswith(".json") else "")
+    (model / "model_index.json").write_text(json.dumps({"_class_name": kind}))
 
 
 def add_attempt(

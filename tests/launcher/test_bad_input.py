@@ -1,6 +1,5 @@
 """What is wrong ends within seconds with exit code 2 and one clear message, and nothing is written."""
 
-import json
 import os
 import shutil
 import socket
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configs.model_folder import PARTS
+from tests.launcher.folders import make_model_folder
 from tests.shell import lockstep
 
 CONFIG = """\
@@ -26,22 +25,14 @@ steps: 10
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A config that would start, with a model folder that holds all but the weights, and four captioned images."""
-    make_index(tmp_path / "model", "StableDiffusionPipeline")
-    for part, name in PARTS.items():
-        (tmp_path / "model" / part).mkdir()
-        (tmp_path / "model" / part / name).write_text("{}")
+    """A config that would start, with a model folder whose weights are empty, and four captioned images."""
+    make_model_folder(tmp_path / "model")
     (tmp_path / "images").mkdir()
     for number in range(4):
         Image.new("RGB", (32, 32)).save(tmp_path / f"images/{number}.png")
         (tmp_path / f"images/{number}.txt").write_text("a red circle")
     (tmp_path / "bad.yaml").write_text(CONFIG)
     return tmp_path / "bad.yaml"
-
-
-def make_index(model: Path, kind: str) -> None:
-    model.mkdir()
-    (model / "model_index.json").write_text(json.dumps({"_class_name": kind}))
 
 
 def refusal(file: Path, *words: object, seconds: float = 15, **environment: str) -> str:
@@ -69,7 +60,7 @@ def test_a_folder_that_is_no_pipeline(file: Path) -> None:
 
 
 def test_a_pipeline_of_another_kind(file: Path) -> None:
-    make_index(file.parent / "xl", "StableDiffusionXLPipeline")
+    make_model_folder(file.parent / "xl", "StableDiffusionXLPipeline")
     file.write_text(CONFIG.replace("./model", "./xl"))
     assert "/xl: is a StableDiffusionXLPipeline; this version trains StableDiffusionPipeline" in refusal(file)
 

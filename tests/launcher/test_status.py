@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from configs.end import End
 from configs.run_dir import RunDir
-from launcher import status
+from launcher import status, status_text
 from launcher.cli import cli
 from launcher.holder import hold
 from launcher.status_read import last_line
@@ -83,6 +83,23 @@ def test_a_running_run_says_how_far_it_is(run: RunDir, tmp_path: Path, monkeypat
     assert (row.attempt, row.step, row.steps, row.loss) == (1, 40, STEPS, 1 / 40)
     assert row.seconds_to_end == 60 * 2.0
     assert row.seconds_to_wall == pytest.approx(1800, abs=10)
+
+
+@pytest.mark.parametrize("end", [None, End("finished", STEPS, "step")])
+def test_skipped_steps_are_told_while_it_runs_and_after(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: End | None
+) -> None:
+    slurm_says(tmp_path, monkeypatch, squeue=[running()])
+    add_attempt(run, on=("node1", "node2"), step=40, end=end)
+    with open(run.metrics, "a") as file:
+        line = {"step": 41, "loss/train": None, "grad_norm": None, "optimizer/skipped": 3.0, "time/step_s": 2.0}
+        file.write(json.dumps(line) + "\n")
+    row = status.of(run)
+    assert (row.loss, row.skipped) == (None, 3)
+    assert row.detail.endswith("3 steps skipped, loss or gradient not finite")
+    assert json.loads(status_text.as_json([row]))[0]["skipped"] == 3
+    assert "3 steps skipped, loss or gradient not finite" in status_text.table([row])
+    assert "3 steps skipped, loss or gradient not finite" in why(run)
 
 
 def test_a_requeued_job_that_has_not_begun_its_next_attempt(
