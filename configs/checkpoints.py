@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.attempt_plan import AttemptPlan
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.manifest import NAME, FileEntry, Manifest, layout_of, sha256_of
 from configs.run_dir import Attempt, RunDir, sync_directory, write_json
 
@@ -130,10 +130,18 @@ def record_saved(attempt: Attempt, checkpoint: Path) -> None:
 
 
 def recorded(run: RunDir) -> str | None:
-    """A checkpoint that the records of `run` speak of, whether or not it is there; the newest attempt's first."""
+    """A checkpoint that the records of `run` speak of, whether or not it is there; the newest attempt's first.
+
+    Raises LockstepError, naming the file, for a record that does not read.
+    """
     for attempt in reversed(run.attempts()):
         for path in (attempt.saved, attempt.end, attempt.resume):
-            name = json.loads(path.read_text())["checkpoint"] if path.is_file() else None
+            try:
+                name = json.loads(path.read_text())["checkpoint"] if path.is_file() else None
+            except (ValueError, KeyError, TypeError) as error:
+                raise LockstepError(
+                    f"{path}: is damaged ({error}), so nobody knows what was saved; remove it"
+                ) from None
             if name is not None:
                 return str(name)
     return None

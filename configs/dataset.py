@@ -4,18 +4,24 @@ Two layouts, told apart by what lies in the folder: `metadata.jsonl` (one JSON o
 `text`, as Hugging Face's imagefolder reads it), or one `.txt` beside each image.
 """
 
+import errno
 import hashlib
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.schema import Data
 
+# What the system says of names that lead nowhere, or of files whose damage sends a reader where there is nothing. All
+# else that it says is about this machine, now.
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EOVERFLOW}
+_OF_THE_FILE |= {errno.ENAMETOOLONG, errno.EILSEQ}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -62,12 +68,25 @@ def check_images(folder: Path, listing: Listing) -> Listing:
         except PermissionError as error:
             return _unreadable(path, error)
         except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: ValueError, struct.error, …)
+            check_machine(path, error)
             return f"{path}: does not decode as an image ({type(error).__name__})"
 
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(problem, listing.samples, chunksize=64))
     good = [sample for sample, bad in zip(listing.samples, found, strict=True) if bad is None]
     return Listing(good, listing.problems + [bad for bad in found if bad is not None])
+
+
+def check_machine(path: Path, error: Exception) -> None:
+    """Whether a sample is bad must not depend on who reads it, and when: raises LockstepError where `error`, of reading
+    `path`, tells of this machine, so that another one, or this one later, may read the file."""
+    if isinstance(error, MemoryError):
+        why = "out of memory"
+    elif isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
+        why = str(error.strerror)
+    else:
+        return
+    raise LockstepError(f"{_shown(path)}: cannot be read on {socket.gethostname()} ({why})") from None
 
 
 def settle(data: Data, listing: Listing) -> list[Sample]:
@@ -150,6 +169,8 @@ def _from_pairs(folder: Path) -> Listing:
             continue
         try:
             samples.append(_sample(folder, image.as_posix(), _caption(folder / caption)))
+        except FileNotFoundError as error:  # gone since it was listed
+            problems.append(f"{_shown(str(error.filename))}: is missing")
         except _BadSample as problem:
             problems.append(str(problem))
     return Listing(samples, problems)
@@ -227,7 +248,10 @@ def _caption(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
         raise _BadSample(f"{path}: is not UTF-8; save it as UTF-8") from None
+    except PermissionError as error:
+        raise _BadSample(_unreadable(path, error)) from None
     except OSError as error:
+        check_machine(path, error)
         raise _BadSample(_unreadable(path, error)) from None
 
 
@@ -239,7 +263,10 @@ def _size(path: Path) -> int:
         if not path.is_symlink():
             raise
         raise _BadSample(_unreadable(path, error)) from None
+    except PermissionError as error:
+        raise _BadSample(_unreadable(path, error)) from None
     except (OSError, ValueError) as error:
+        check_machine(path, error)
         raise _BadSample(_unreadable(path, error)) from None
     if not stat.S_ISREG(found.st_mode):
         raise _BadSample(f"{_shown(path)}: is no regular file")

@@ -32,7 +32,7 @@ def render(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
     }
     rendered["gradient_clipping"] = config.grad_clip * gradient_divisor(rendered)
     if config.precision == "bf16":
-        rendered["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        rendered["bf16"] = {"enabled": True, "check_grad_overflow": True}  # DeepSpeed has moved that default before
     if config.precision == "fp16":
         rendered["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2}
     if config.precision != "fp32":

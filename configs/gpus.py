@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-VARIABLE = "LOCKSTEP_GPUS"  # of a rank: 1 where it must find a GPU, 0 where it is to use the CPU
+VARIABLE = "LOCKSTEP_GPUS"  # of a rank: 1 where it must find a GPU, 0 where it is to use the CPU, whatever there is
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -15,9 +15,10 @@ def count_gpus() -> int:
 
 def must_find_gpu(environment: Mapping[str, str]) -> bool:
     """Whether a process with `environment` that starts on this machine has GPUs that it was not told to leave alone."""
-    return count_gpus() > 0 and environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+    hidden = environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or environment.get(VARIABLE) == "0"
+    return count_gpus() > 0 and not hidden
 
 
-def gpu_is_promised() -> bool:
-    """Whether this rank was started to train on a GPU."""
-    return os.environ.get(VARIABLE) == "1"
+def gpu_is_promised() -> bool | None:
+    """Whether this rank must find a GPU; False: it is to use the CPU; None: it takes what there is."""
+    return {"1": True, "0": False}.get(os.environ.get(VARIABLE, ""))

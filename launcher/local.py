@@ -117,8 +117,9 @@ class LocalJob:
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
             "OMP_NUM_THREADS": str(threads_per_rank(ranks)),
-            gpus.VARIABLE: "1" if gpus.must_find_gpu(os.environ) else "0",
         }
+        if gpus.must_find_gpu(os.environ):
+            environment[gpus.VARIABLE] = "1"
         with open(open_to_append(attempt.launcher_log), "ab") as log, _blocked(signal.SIGUSR2):
             self.torchrun = subprocess.Popen(
                 command,
@@ -209,7 +210,8 @@ def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> Lockstep
         return UserError(report["message"])
     others = f", and {victims} more followed" if victims else ""
     rank = report["rank"]
-    return LockstepError(f"{report['traceback']}rank {rank} failed first{others}; its log is {attempt.log(rank)}")
+    what = report["traceback"] or f"{report['message']}\n"
+    return LockstepError(f"{what}rank {rank} failed first{others}; its log is {attempt.log(rank)}")
 
 
 @contextlib.contextmanager

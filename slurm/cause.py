@@ -87,7 +87,9 @@ def _reported(report: dict[str, Any], beats: dict[int, dict[str, Any]], failed: 
     kind = next(
         (kind for kind, signs in _ERRORS if re.search(signs, f"{report['error']}: {report['message']}")), fallback
     )
-    words = {"out of memory": "ran out of memory", "disk": "could not write", "data": "stopped"}.get(kind, "failed")
+    words = {"out of memory": "ran out of memory", "disk": "could not read or write", "data": "stopped"}.get(
+        kind, "failed"
+    )
     step = _when(beats.get(rank))
     text = message if kind in ("data", "hung", "superseded") else said
     return Cause(kind, f"rank {rank} on {host} {words}{step}: {text}", rank, host, _others(failed, rank), mistake)

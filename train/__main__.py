@@ -38,9 +38,9 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     try:
-        import torch
+        from train.distributed import finds_gpu
 
-        os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"  # else it warns as it looks
+        os.environ["DS_ACCELERATOR"] = "cuda" if finds_gpu() else "cpu"  # else it warns as it looks
         from train.job import run_attempt
 
         return run_attempt(run, attempt, NOTICE).exit_code

@@ -90,10 +90,14 @@ class Saver:
         """For the report: saves that were not to be had, and the newest one that was."""
         return {"checkpoint/failed": float(self.failures), "checkpoint/newest_step": float(self.newest or 0)}
 
-    def _save_now(self, step: int) -> None:
-        """Save `step` before going on, a save in flight first. Raises LockstepError where it cannot be done."""
+    def finish(self) -> None:
+        """Wait for the save in flight, if any, and commit it: for a run that ends without a save of its own."""
         if self.in_flight is not None:
             self._commit()
+
+    def _save_now(self, step: int) -> None:
+        """Save `step` before going on, a save in flight first. Raises LockstepError where it cannot be done."""
+        self.finish()
         if self.newest != step and not (self._begin(step) and self._commit()):
             raise LockstepError(f"the checkpoint of step {step} could not be saved; {self._newest()}")
 
@@ -151,7 +155,10 @@ class Saver:
         snapshot.thread.join()
         self.progress.longest_save = max(self.progress.longest_save, snapshot.seconds)
         self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
-        if spoiled := [found for found in self.world.gather(snapshot.spoiled) if found]:
+        spoiled = [found for found in self.world.gather(snapshot.spoiled) if found]
+        if spoiled:
+            if self.world.leads:
+                shutil.rmtree(snapshot.path.parent, ignore_errors=True)
             raise NonFinite(f"{spoiled[0]}, so no checkpoint of it is kept; {self._newest()}")
         outcomes = self.world.gather(snapshot.outcome)
         problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.leads else None)
@@ -177,9 +184,12 @@ class Saver:
             final = checkpoints.final_path(self.run, identity.step, identity.attempt)
             os.rename(folder, final)
             sync_directory(self.run.checkpoints)
-            checkpoints.record_saved(self.attempt, final)
         except OSError as error:
             return f"{folder}: {error.strerror}"
+        try:
+            checkpoints.record_saved(self.attempt, final)
+        except OSError as error:  # the checkpoint stands; its note may lie on another, full file system
+            print(f"ALARM: {self.attempt.saved} could not be written: {error.strerror}", flush=True)
         return None
 
     def _prune(self) -> None:

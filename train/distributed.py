@@ -92,19 +92,24 @@ def join(expected_size: int) -> World:
     return World(rank, local_rank, size, device, cpu_group)
 
 
+def finds_gpu() -> bool:
+    """Whether this rank may train on a GPU, and CUDA works here."""
+    return gpu_is_promised() is not False and torch.cuda.is_available()
+
+
 def _choose_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU where no GPU was promised.
+    """The GPU of this rank, or the CPU where that was promised, or nothing was and there is no GPU.
 
     Raises NoDevice where CUDA does not work on this node, UserError where more ranks than GPUs were started on it: two
     ranks on one GPU, or ranks that each see only their own one, which DeepSpeed and NCCL do not stand.
     """
-    if not torch.cuda.is_available():
+    if not finds_gpu():
         if not gpu_is_promised():
             return torch.device("cpu")
         if torch.version.cuda is None and torch.version.hip is None:
             raise UserError(
                 f"torch {torch.__version__} is built without CUDA, and this run is to train on GPUs: install a build "
-                "for your driver, or write gpus: none in the site profile to train on CPUs"
+                "for your driver, or train on CPUs: gpus: none in the site profile, or here CUDA_VISIBLE_DEVICES="
             )
         raise NoDevice(
             f"no CUDA device works on {socket.gethostname()} (torch {torch.__version__}, CUDA {torch.version.cuda}), "

@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps of the run, up to where it was resumed, that updated nothing."""
+        """Steps that updated nothing before this attempt, as the checkpoint had it: to be read once, after a resume."""
         return int(self.deepspeed.skipped_steps)
 
     @property

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 
-from configs.errors import LockstepError, UserError
+from configs.errors import LockstepError
 from configs.run_dir import Attempt, write_json
 
 # What torch says on a rank whose neighbour died or hangs. Such a rank is a victim, not the cause.
@@ -18,6 +18,10 @@ _PEER_LOST = (
     "SocketImpl",
     "Socket Timeout",
     "Timed out waiting",  # gloo's own time-out
+    "wait timeout after",  # these four: the store through which a group is formed, when rank 0 is gone or hangs
+    "Failed to recv, got 0 bytes",
+    "Failed to send, sent 0 bytes",
+    "The client socket has timed out",
     "NCCL communicator was aborted",
     "Watchdog caught collective operation timeout",
 )
@@ -25,7 +29,7 @@ _PEER_LOST = (
 
 def report(attempt: Attempt, rank: int, error: BaseException) -> int:
     """Write the failure report of this rank and answer its exit code."""
-    mistake = isinstance(error, UserError)
+    ours = isinstance(error, LockstepError)  # a sentence that says all
     sys.stdout.flush()
     write_json(
         attempt.failure(rank),
@@ -37,12 +41,12 @@ def report(attempt: Attempt, rank: int, error: BaseException) -> int:
             "log_size": os.fstat(sys.stdout.fileno()).st_size,  # bytes; what follows in the log is this failure
             "error": type(error).__name__,
             "message": str(error),
-            "peer_lost": not mistake and any(sign in str(error) for sign in _PEER_LOST),
-            "traceback": None if mistake else "".join(traceback.format_exception(error)),
+            "peer_lost": not ours and any(sign in str(error) for sign in _PEER_LOST),
+            "traceback": None if ours else "".join(traceback.format_exception(error)),
             "exit_code": error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code,
         },
     )
-    if mistake:
+    if ours:
         print(error, flush=True)
     else:
         traceback.print_exception(error)

@@ -152,12 +152,13 @@ def _who_asked(request: Path) -> str | None:
     """What a request says of who asked, as a short line; None where there is no request.
 
     Whoever may write in the folder can put anything there: a link to a file of ours, which is not to be read out to
-    them, a pipe that nobody writes into, a line that plays with the terminal.
+    them, a pipe that nobody writes into, a line that plays with the terminal. Raises OSError where nobody can tell
+    whether there is one.
     """
     try:
         descriptor = os.open(request, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except PermissionError:  # of a colleague whose umask lets nobody read it
-        return SOMEBODY
+    except PermissionError:  # of a colleague whose umask lets nobody read it, or else the folder cannot be searched now
+        return SOMEBODY if stat.S_ISREG(os.lstat(request).st_mode) else None
     except OSError:
         return None
     try:

@@ -17,7 +17,7 @@ from train.heartbeat import Heartbeat, Progress
 from train.metrics import Sinks, Window
 from train.notice import Notice
 from train.pictures import Painter
-from train.skipped import SkippedSteps
+from train.skipped import NonFinite, SkippedSteps
 from train.step import Trainer
 
 
@@ -49,6 +49,9 @@ def train(
         try:
             result = trainer.step(step, rate, batches, saver.wait_for_copy)
             skipped.note(step, result)
+        except NonFinite:
+            saver.finish()
+            raise
         except Exception as error:
             error.add_note(f"in step {step}")
             raise

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from configs.length import Length
-from configs.run_dir import Attempt, RunDir, write_atomic
+from configs.run_dir import Attempt, RunDir, open_to_append, write_atomic
 from configs.scalars import format_time
 from train.distributed import World
 from train.engine import Engine
@@ -74,7 +74,8 @@ class Sinks:
 
         self.length, self.lost = length, 0
         _drop_rolled_back(run.metrics, first_step)
-        self.files = [open(path, "a", encoding="utf-8") for path in (attempt.metrics, run.metrics)]  # noqa: SIM115
+        paths = (attempt.metrics, run.metrics)
+        self.files = [open(open_to_append(path), "a", encoding="utf-8") for path in paths]  # noqa: SIM115
         # purge_step from the first writer on: only then does TensorBoard drop the steps that a later attempt repeats
         # (a run from the start draws its step-0 pictures again, too)
         purge_step = first_step if first_step > 1 else 0

@@ -97,12 +97,13 @@ def _load_part(kind: Any, path: Path, **options: Any) -> Any:
     libraries put random numbers in the place of the first two.
     """
     cure = "fetch the model again"
+    for file in path.glob("*.safetensors"):
+        with open(file, "rb") as opened:
+            opened.read(1)  # the machine's trouble raises here; the libraries hide what it was
     try:
         part, found = kind.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the machine's trouble, not the file's
-        raise UserError(f"{path}: does not load ({str(error).partition('. ')[0].strip()}); {cure}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: does not load ({' '.join(str(error).split())}); {cure}") from error
     missing = sorted(found["missing_keys"])
     if missing:
         raise UserError(f"{path}: its weights lack {_listed(missing)}; {cure}")

@@ -5,7 +5,7 @@ import torch
 from configs import checkpoints
 from configs.attempt_plan import AttemptPlan
 from configs.checkpoints import Checkpoint, Resume
-from configs.errors import LockstepError, UserError
+from configs.errors import LockstepError
 from configs.run_dir import Attempt, RunDir
 from train import fragments as state
 from train.distributed import World
@@ -17,8 +17,7 @@ def resume(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engin
     """Load the newest checkpoint that verifies and answer its step; 0 where the run has none yet.
 
     What does not verify is put in quarantine, and the one before it is tried. Raises LockstepError where there are
-    checkpoints and none of them is good, UserError where there were some and they are away: a run never starts again
-    in silence.
+    checkpoints and none of them is good, or there were some and they are away: a run never starts again in silence.
     """
     while True:
         candidates = world.broadcast(checkpoints.visible(run) if world.leads else None)
@@ -55,7 +54,7 @@ def _check_nothing_is_lost(run: RunDir, world: World) -> None:
         )
     name = world.broadcast(checkpoints.recorded(run) if world.leads else None)
     if name is not None:
-        raise UserError(
+        raise LockstepError(
             f"{run.checkpoints}: holds no checkpoint, and {name} was saved there, so no step is taken; bring the "
             "folder back (is its file system mounted here?), or give the run another name to start from the base model"
         )

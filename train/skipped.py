@@ -21,7 +21,8 @@ class NonFinite(LockstepError):
 
 
 class SkippedSteps:
-    """The skipped steps of the run, `total` of them in earlier attempts. All ranks call `note` together."""
+    """The skipped steps of the run, `total` of them in earlier attempts; a row of them is counted in this attempt only.
+    All ranks call `note` together."""
 
     def __init__(self, world: World, engine: Engine, stream: Stream, total: int):
         self.world, self.engine, self.stream, self.total = world, engine, stream, total
@@ -34,14 +35,14 @@ class SkippedSteps:
             return
         self.total += 1
         self.in_a_row += 1
-        reason = self._find_reason(result)
+        alarm, reason = self._find_reason(result)
         if self.world.leads:
-            print(f"{reason[0]}step {step} is skipped: {reason[1]}", flush=True)
+            print(f"{'ALARM: ' if alarm else ''}step {step} is skipped: {reason}", flush=True)
         if self.in_a_row == LIMIT:
-            raise NonFinite(f"steps {step - LIMIT + 1} to {step} were skipped, {LIMIT} in a row; the last: {reason[1]}")
+            raise NonFinite(f"steps {step - LIMIT + 1} to {step} were skipped, {LIMIT} in a row; the last: {reason}")
 
-    def _find_reason(self, result: StepResult) -> tuple[str, str]:
-        """`ALARM: ` where it is one, and which samples' loss or gradient it was."""
+    def _find_reason(self, result: StepResult) -> tuple[bool, str]:
+        """Whether it is a cause for alarm, and which samples' loss or gradient it was."""
         mine = [
             positions
             for positions, loss in zip(result.positions, result.micro_losses.tolist(), strict=True)
@@ -49,12 +50,12 @@ class SkippedSteps:
         ]
         spoiled = sorted((p for part in self.world.gather(mine) for p in part), key=lambda positions: positions[0])
         if spoiled:
-            return "ALARM: ", f"the loss is not finite at {self._name(spoiled)}"
+            return True, f"the loss is not finite at {self._name(spoiled)}"
         everything = [positions for part in self.world.gather(result.positions) for positions in part]
         span = f"positions {min(map(min, everything))}-{max(map(max, everything))}"
         if self.engine.loss_scale is not None:
-            return "", f"its gradient overflowed fp16 ({span}); the loss scale is {self.engine.loss_scale:g} now"
-        return "ALARM: ", f"its losses are finite and its gradient is not, {span}"
+            return False, f"its gradient overflowed fp16 ({span}); the loss scale is {self.engine.loss_scale:g} now"
+        return True, f"its losses are finite and its gradient is not, {span}"
 
     def _name(self, micro_batches: list[list[int]]) -> str:
         """Positions and images of the first few micro-batches."""

@@ -34,7 +34,8 @@ class Snapshot:
             self._copy()
             self.copied.set()
             self.spoiled = self._find_spoiled()
-            self.outcome = write(self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity)
+            if self.spoiled is None:
+                self.outcome = write(self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity)
         except OSError as error:
             self.outcome = f"{self.path}: {error.strerror}"
         finally:

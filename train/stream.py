@@ -4,9 +4,7 @@ Position p is place p mod N of epoch p // N. Step k consumes positions [(k−1)�
 consecutive positions that are dealt to the ranks in turn: the same cut gives the same micro-batches on any world size.
 """
 
-import errno
 import signal
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,16 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from configs.batch import BatchPlan
-from configs.dataset import Sample
+from configs.dataset import Sample, check_machine
 from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
 from train.images import load_square
 from train.permutation import permute
 from train.randomness import Purpose, generator, normal, uniform
-
-# What the system says of files that are missing, or whose damage sends a reader where there is nothing. All else that
-# it says is about this machine, now.
-_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EOVERFLOW}
 
 
 def samples_at(positions: Iterable[int], size: int, seed: int) -> list[int]:
@@ -109,7 +103,7 @@ class Stream(Dataset):
             try:
                 return load_square(path, self.data, crop_at, flip), sample.caption
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
-                _check_machine(path, error)
+                check_machine(path, error)
                 if self.data.on_bad_sample == "error":
                     cure = "mend or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
@@ -148,18 +142,6 @@ def micro_batches(
         if isinstance(micro_batch, LockstepError):
             raise micro_batch
         yield micro_batch
-
-
-def _check_machine(path: Path, error: Exception) -> None:
-    """Whether a sample is left out must not depend on who reads it: raises LockstepError where another machine, or this
-    one later, may read the file."""
-    if isinstance(error, MemoryError):
-        why = "out of memory"
-    elif isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
-        why = error.strerror
-    else:
-        return
-    raise LockstepError(f"{path}: cannot be read on {socket.gethostname()} ({why})") from None
 
 
 def _start_worker(_: int) -> None:

@@ -1,5 +1,6 @@
 """The dataset's listing: the same samples in the same order for launcher and ranks, and bad ones named."""
 
+import errno
 import json
 import os
 import zlib
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs.dataset import Sample, check_images, digest, from_lines, list_samples, settle, to_lines
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.schema import Data
 
 
@@ -43,6 +44,27 @@ def test_pairs_are_sorted_by_path(tmp_path: Path) -> None:
         image(tmp_path / name).with_suffix(".txt").write_text(f" {name}\n")
     found = [(sample.image, sample.caption) for sample in list_samples(tmp_path).samples]
     assert found == [(name, name) for name in ("a.jpg", "b.png", "sub/c.PNG")]
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_the_machines_trouble_is_no_bad_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """Skipped, they would be missing from the run for good."""
+    image(tmp_path / "a.png").with_suffix(".txt").write_text("a")
+    listing = list_samples(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise trouble
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", fail)
+        with pytest.raises(LockstepError, match=r"a.png: cannot be read on \S+ \("):
+            check_images(tmp_path, listing)
+    if isinstance(trouble, OSError):
+        monkeypatch.setattr(Path, "read_text", fail)
+        with pytest.raises(LockstepError, match=r"a.txt: cannot be read on \S+ \(Input/output error\)"):
+            list_samples(tmp_path)
 
 
 def test_missing_halves_are_named(tmp_path: Path) -> None:

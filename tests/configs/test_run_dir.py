@@ -35,8 +35,8 @@ def test_a_planted_link_is_not_written_through(shared: Path, private: Path) -> N
     assert not (shared / "stop").is_symlink()
 
 
-@pytest.mark.parametrize(("umask", "expected"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
-def test_a_state_file_has_the_mode_of_the_umask(tmp_path: Path, umask: int, expected: int) -> None:
+@pytest.mark.parametrize(("umask", "expected"), [(0o002, 0o644), (0o022, 0o644), (0o077, 0o600)])
+def test_a_state_file_is_its_owners_to_write_whatever_the_umask(tmp_path: Path, umask: int, expected: int) -> None:
     before = os.umask(umask)
     try:
         write_atomic(tmp_path / "state", "x")

@@ -27,6 +27,7 @@ TAGS = {
     "checkpoint/failed",
     "checkpoint/newest_step",
     "memory/peak_gib",
+    "optimizer/skipped",
 }
 
 

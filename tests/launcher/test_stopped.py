@@ -153,17 +153,18 @@ def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> 
 
 @pytest.fixture(scope="module")
 def failed(model: Path) -> dict[str, tuple[subprocess.CompletedProcess[str], RunDir]]:
-    """Two runs that fail in their ranks, side by side: on half an image, and on half a UNet."""
+    """Two runs that fail in their ranks, side by side: on half an image, and on half a tokenizer."""
     truncated, images_run = make_run(model, "truncated")
     for image in (truncated.parent / "images").glob("*.png"):
         image.write_bytes(image.read_bytes()[:400])
     broken = shutil.copytree(model, model.with_name("broken"))
-    weights = broken / "unet/diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    crashed, unet_run = make_run(model, "crashed", CONFIG.replace("../model", "../broken"))
+    (broken / "tokenizer/tokenizer.json").write_text('{"half')
+    crashed, tokenizer_run = make_run(model, "crashed", CONFIG.replace("../model", "../broken"))
     with ThreadPoolExecutor() as pool:
-        image, unet = pool.map(lambda run: lockstep("submit", run[0], *LOCAL, run[1]), [(truncated, 1), (crashed, 2)])
-    return {"image": (image, images_run), "unet": (unet, unet_run)}
+        image, tokenizer = pool.map(
+            lambda run: lockstep("submit", run[0], *LOCAL, run[1]), [(truncated, 1), (crashed, 2)]
+        )
+    return {"image": (image, images_run), "tokenizer": (tokenizer, tokenizer_run)}
 
 
 def test_an_image_that_does_not_decode_ends_the_run_with_its_name(failed: Any) -> None:
@@ -177,7 +178,7 @@ def test_an_image_that_does_not_decode_ends_the_run_with_its_name(failed: Any) -
 
 
 def test_a_crash_shows_the_traceback_of_the_first_rank_and_its_log(failed: Any) -> None:
-    shell, run = failed["unet"]
+    shell, run = failed["tokenizer"]
     assert shell.returncode == 1
     assert "Traceback" not in shell.stdout, "it is said once"
     assert "train/model.py" in shell.stderr

@@ -195,7 +195,7 @@ def test_a_rank_that_finds_no_gpu_stops_instead_of_training_on_the_cpu(cluster: 
     assert "is built without CUDA" in run.comment
     why = cluster.lockstep("why", run.dir.path).stdout
     assert "is built without CUDA, and this run is to train on GPUs" in why
-    assert "write gpus: none in the site profile to train on CPUs" in why
+    assert "or train on CPUs: gpus: none in the site profile" in why
 
 
 def test_what_people_see_and_ask_while_it_runs(cluster: Cluster) -> None:

@@ -4,8 +4,9 @@ Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}:
 rank, call (open, write, fsync, replace, rename, remove), on (a regular expression for the path), count (which call of
 them), when (before, after), and do (kill, slow, hang, full). A file `fired` in the attempt's folder says that it did.
 
-A fault {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on whichever rank;
-{"spoil": "ema", "after": step, "rank": rank} writes a NaN into that rank's average after the step.
+Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
+whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite, and
+{"spoil_average_after": step} writes a NaN into rank 1's average.
 
 Every rank also writes down the positions it consumes, step by step.
 """
@@ -21,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from deepspeed.accelerator import get_accelerator
 
 from configs import checkpoints, payload
@@ -30,18 +32,16 @@ from train.job import run_attempt
 from train.notice import Notice
 from train.step import Trainer
 
-SLOW = 0.3  # seconds that a slow rank takes longer for each write
+SLOW = 0.3  # seconds that a slow rank takes longer for each call, unless the fault has `seconds`
 
 
 def install(fault: dict, attempt: Attempt) -> None:
     """Make the file operations of this rank fail where the fault says."""
-    if "nan_at" in fault:
-        poison(set(fault["nan_at"]))
-        return
-    if "spoil" in fault:
-        spoil_average(fault["rank"], fault["after"])
-        return
-    if not fault or fault["rank"] != int(os.environ["RANK"]):
+    change_losses(set(fault.get("nan_at", ())), lambda loss: loss * float("nan"))
+    change_losses(set(fault.get("infinite_gradient_at", ())), InfiniteGradient.apply)
+    if "spoil_average_after" in fault:
+        spoil_average(fault["spoil_average_after"])
+    if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
         return
     seen = 0
 
@@ -52,7 +52,7 @@ def install(fault: dict, attempt: Attempt) -> None:
             if seen == fault["count"]:
                 (attempt.path / "fired").touch()
             if fault["do"] == "slow":
-                time.sleep(SLOW)
+                time.sleep(fault.get("seconds", SLOW))
             elif seen == fault["count"]:
                 if fault["do"] == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -83,23 +83,35 @@ def install(fault: dict, attempt: Attempt) -> None:
     setattr(module, name, struck(getattr(module, name)))
 
 
-def poison(positions: set[int]) -> None:
-    """As a broken sample or a broken GPU does: the gradients of these micro-batches are NaN."""
+class InfiniteGradient(torch.autograd.Function):
+    """The same loss, and a gradient as of an overflow in the backward pass."""
+
+    @staticmethod
+    def forward(_, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * float("inf")
+
+
+def change_losses(positions: set[int], change) -> None:
+    """As a broken sample or a broken GPU does, in the micro-batches that hold one of `positions`."""
     original = Trainer.micro_loss
 
     def micro_loss(self, micro_batch):
         loss = original(self, micro_batch)
-        return loss * float("nan") if positions & set(micro_batch["position"].tolist()) else loss
+        return change(loss) if positions & set(micro_batch["position"].tolist()) else loss
 
     Trainer.micro_loss = micro_loss
 
 
-def spoil_average(rank: int, after: int) -> None:
+def spoil_average(after: int) -> None:
     original = Ema.update
 
     def update(self, step):
         original(self, step)
-        if step == after and rank == int(os.environ["RANK"]):
+        if step == after and os.environ["RANK"] == "1":
             self.averages[0][0] = float("nan")
 
     Ema.update = update

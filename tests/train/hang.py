@@ -18,15 +18,17 @@ from train.failure import report
 def main(folder: str) -> None:
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", timeout=timedelta(seconds=2))
-    late = dist.distributed_c10d._get_default_store()
+    store = dist.distributed_c10d._get_default_store()
     if rank == 1:
-        late.wait(["reported"], timedelta(minutes=1))
+        store.wait(["reported"], timedelta(minutes=1))
+        store.set("seen", "")
         return
     try:
         dist.all_reduce(torch.zeros(1))
     except RuntimeError as error:
         report(Attempt(Path(folder)), rank, error)
-    late.set("reported", "")
+    store.set("reported", "")
+    store.wait(["seen"], timedelta(minutes=1))  # the store ends with this rank
 
 
 if __name__ == "__main__":

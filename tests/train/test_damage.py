@@ -9,6 +9,7 @@ import pytest
 
 from configs import checkpoints
 from configs.checkpoints import Resume
+from configs.errors import LockstepError
 from configs.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
@@ -155,7 +156,7 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
         codes, said, begun = resumed(run)
         assert codes == [1, 1]
         assert re.search(
-            r"UserError: .*holds no checkpoint, and step-\d+-a0001 was saved there, so no step is taken", said
+            r"LockstepError: .*holds no checkpoint, and step-\d+-a0001 was saved there, so no step is taken", said
         )
         assert begun is None
         assert "step 1/" not in said
@@ -166,6 +167,14 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
     assert codes == [0, 0], said[-3000:]
     assert begun is not None
     assert begun.step == 6, "nothing that came back is hidden"
+
+
+def test_a_damaged_record_is_named(saved, tmp_path):
+    run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
+    for content in ("", "{}", "[]", '{"checkpoint'):
+        run.attempt(1).saved.write_text(content)
+        with pytest.raises(LockstepError, match=r"attempts/0001/saved.json: is damaged"):
+            checkpoints.recorded(run)
 
 
 def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):

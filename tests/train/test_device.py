@@ -48,9 +48,19 @@ def test_a_gpu_node_without_working_cuda_is_an_error_and_blamed(node):
 
 def test_a_torch_without_cuda_is_the_users_to_mend_and_no_nodes_fault(node):
     node(0, cuda=None)
-    with pytest.raises(UserError, match=r"is built without CUDA.*gpus: none in the site profile") as refused:
+    with pytest.raises(UserError, match=r"is built without CUDA.*gpus: none in the site profile, or") as refused:
         distributed.join(1)
     assert not blamed(refused.value)
+
+
+def test_a_rank_that_is_to_use_the_cpu_uses_it_whatever_there_is(node, monkeypatch):
+    for visible in (0, 4):
+        node(visible, promised="0")
+        assert distributed._choose_device(0) == torch.device("cpu")
+    node(0, promised="")
+    assert distributed._choose_device(0) == torch.device("cpu"), "nothing is promised, and there is none"
+    node(4, promised="")
+    assert distributed._choose_device(3) == torch.device("cuda", 3)
 
 
 def test_each_rank_takes_the_gpu_of_its_own_number(node, monkeypatch):
@@ -76,6 +86,7 @@ def test_local_runs_must_find_the_gpus_that_the_driver_lists(tmp_path, monkeypat
     assert gpus.must_find_gpu({})
     assert gpus.must_find_gpu({"CUDA_VISIBLE_DEVICES": "0"})
     assert not gpus.must_find_gpu({"CUDA_VISIBLE_DEVICES": ""}), "who hides them wants the CPU"
+    assert not gpus.must_find_gpu({gpus.VARIABLE: "0"})
 
 
 def test_the_word_for_srun_is_in_every_job_that_asks_for_gpus():

@@ -78,6 +78,21 @@ def test_a_file_that_is_no_safetensors_is_refused_by_its_part(folder, part, cont
         load(folder)
 
 
+def test_the_machines_trouble_is_not_called_the_users(folder, monkeypatch):
+    """Another node, or this one later, may load the same folder."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")
+
+    monkeypatch.setattr(model.AutoencoderKL, "from_pretrained", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load(folder)
+    (folder / "vae" / WEIGHTS["vae"]).unlink()
+    (folder / "vae" / WEIGHTS["vae"]).mkdir()  # as good as any file that cannot be read, also for root
+    with pytest.raises(IsADirectoryError):
+        model._load_part(model.AutoencoderKL, folder / "vae")
+
+
 @pytest.mark.parametrize("part", WEIGHTS)
 def test_pickled_weights_are_refused_before_anything_is_queued(folder, part):
     path = folder / part / WEIGHTS[part]

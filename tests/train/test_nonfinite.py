@@ -78,8 +78,10 @@ def test_a_skipped_step_is_as_if_its_gradient_had_never_been(tmp_path, pipeline_
     """Offload must not remember it: the same weights come of it as without offload."""
     found = {}
     for offload in (False, True):
-        folder = tmp_path / str(offload) / "run"
-        run = new_run(folder, pipeline_folder, image_folder, zero=2, precision="bf16", micro_batch=3, offload=offload)
+        settings = {"zero": 2, "precision": "bf16", "micro_batch": 3, "offload": offload}
+        # offload adds the norm up in another order, so that clipping would differ in the last bit
+        settings["grad_clip"] = 1e6
+        run = new_run(tmp_path / str(offload) / "run", pipeline_folder, image_folder, **settings)
         codes, said = train(run, {"nan_at": [STEP_3]}, steps=6)
         assert codes == [0, 0], said[-3000:]
         found[offload] = values(run)
@@ -115,7 +117,7 @@ def test_twenty_skipped_steps_in_a_row_end_the_run_and_leave_what_was_good(
 def test_what_is_not_finite_is_never_committed(tmp_path, pipeline_folder, image_folder):
     """However it came about: here the average of one rank is made NaN after step 3."""
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, checkpoint={"every_steps": 1, "keep": 1})
-    codes, said = train(run, {"spoil": "ema", "after": 3, "rank": 1}, steps=6)
+    codes, said = train(run, {"spoil_average_after": 3}, steps=6)
     assert codes == [1, 1]
     assert re.search(
         r"ema of \S+ is not finite after step 3, so no checkpoint of it is kept; the newest is step 2", said
@@ -124,3 +126,32 @@ def test_what_is_not_finite_is_never_committed(tmp_path, pipeline_folder, image_
     left = checkpoints.visible(run)
     assert [checkpoint.step for checkpoint in left] == [2]
     assert is_finite(left[0])
+    assert not list(run.checkpoints.glob("tmp-*")), "and it takes no room"
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("bf16", "ALARM: step 3 is skipped: its losses are finite and its gradient is not, positions 24-35"),
+        ("fp16", "\nstep 3 is skipped: its gradient overflowed fp16 (positions 24-35); the loss scale is "),
+    ],
+)
+def test_a_gradient_that_overflows_is_told_from_a_loss(tmp_path, pipeline_folder, image_folder, precision, words):
+    """In fp16 it is how the loss scale is found, and no cause for alarm."""
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, zero=2, precision=precision)
+    codes, said = train(run, {"infinite_gradient_at": [STEP_3]}, steps=5)
+    assert codes == [0, 0], said[-3000:]
+    assert words in said
+    assert checkpoints.visible(run)[-1].manifest().skipped_steps == 1
+
+
+def test_a_save_in_flight_is_kept_when_skipped_steps_end_the_run(tmp_path, pipeline_folder, image_folder):
+    """Twenty skipped steps are faster here than the one save."""
+    settings = {"zero": 2, "precision": "bf16", "checkpoint": {"every_steps": 5, "keep": 2}, "steps": 40}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **settings)
+    slow = {"rank": 1, "call": "fsync", "on": "fragments", "count": 1, "when": "before", "do": "slow", "seconds": 20}
+    codes, said = train(run, slow | {"nan_at": list(range(5 * BATCH, 40 * BATCH))})
+    assert codes == [1, 1]
+    assert "steps 6 to 25 were skipped, 20 in a row" in said
+    assert said.index("step 25 is skipped") < said.index("saved step 5")
+    assert [checkpoint.step for checkpoint in checkpoints.visible(run)] == [5]

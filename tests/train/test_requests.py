@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.run_dir import RunDir, write_atomic
-from tests.shell import as_colleague, two_users
+from tests.shell import ORDINARY, as_colleague, two_users
 
 _HEAR = """
 import json, sys
@@ -20,15 +20,22 @@ from train.notice import Notice
 run, notice = RunDir(Path(sys.argv[1])), Notice()
 heartbeat = Heartbeat(run, run.attempt(1), 0, 1, notice, Progress(), 60)
 heartbeat.stop()
-heartbeat._hear()
-print(json.dumps([notice.reason, heartbeat.save_asked.is_set()]))
+try:
+    heartbeat._hear()
+finally:
+    print(json.dumps([notice.reason, heartbeat.save_asked.is_set()]))
 """
+
+
+def hear(run: RunDir, *before: str) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-c", _HEAR, str(run.path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def heard(run: RunDir) -> list[object]:
     """Why rank 0 is to stop, and whether it is to save."""
-    command = [sys.executable, "-c", _HEAR, str(run.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = hear(run)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -47,6 +54,14 @@ def test_a_request_says_who_asked(run: RunDir) -> None:
     assert not run.save_request.exists()
     assert run.stop_request.exists()
     assert heard(run) == ["stop asked for by Ada on login1", False]
+
+
+def test_a_folder_that_cannot_be_searched_asks_for_nothing(run: RunDir) -> None:
+    """As where a ticket for the file system has run out: nobody knows whether there is a request."""
+    run.control.chmod(0)
+    done = hear(run, *ORDINARY)
+    assert (done.returncode, json.loads(done.stdout)) == (1, [None, False])
+    assert "PermissionError" in done.stderr, "the heartbeat says so, and training goes on"
 
 
 @two_users

@@ -36,6 +36,17 @@ def until(condition, seconds: float = 60):
     return answer
 
 
+def test_a_checkpoint_stands_though_its_note_cannot_be_written(tmp_path, pipeline_folder, image_folder):
+    """The run's folder and its checkpoints may lie on two file systems, of which the one is full."""
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **SETTINGS)
+    full = {"rank": 0, "call": "replace", "on": "saved.json", "count": 1, "when": "before", "do": "full"}
+    ranks = start(run, full, steps=4)
+    assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+    assert "saved.json could not be written: No space left on device" in ranks.said()
+    assert "a checkpoint was not saved" not in ranks.said()
+    assert check_all_verify(run) == [2, 4]
+
+
 def steps_of(run: RunDir) -> list[int]:
     return [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
 
