@@ -29,23 +29,32 @@ def clear_requests(run: RunDir) -> None:
 
 def stop(run: RunDir) -> str:
     """The request stays until the next submit, so it also reaches a run that is still loading or in the queue."""
-    if training(run) is None and living(run) is None:
-        raise UserError(f"{run.path}: is neither training nor in the queue")
+    unsure = ""
+    if training(run) is None:
+        try:
+            lives = living(run) is not None
+        except LockstepError as error:  # the request reaches it all the same
+            lives, unsure = True, f", if it lives ({error})"
+        if not lives:
+            raise UserError(f"{run.path}: is neither training nor in the queue")
     write_atomic(run.stop_request, _who())
-    return "asked to save after the step under way, and to end; lockstep submit goes on from there"
+    return f"asked to save after the step under way, and to end{unsure}; lockstep submit goes on from there"
 
 
 def cancel(run: RunDir) -> Iterator[str]:
-    """Stop it with a checkpoint where that works in the time of a notice; then the job is cancelled."""
-    job = living(run)
-    if job is None:
-        if training(run) is None:
-            raise UserError(f"{run.path}: is neither training nor in the queue")
-        yield stop(run)
-        return
+    """Stop it with a checkpoint where that works in the time of a notice; then the job is cancelled.
+
+    Ranks that live are asked first, so that they end also where nobody can tell which job is theirs.
+    """
     attempt = training(run)
-    if job.state == "RUNNING" and attempt is not None:
+    if attempt is not None:
         yield stop(run)
+    job = living(run)
+    if job is None and attempt is None:
+        raise UserError(f"{run.path}: is neither training nor in the queue")
+    if job is None:
+        return
+    if job.state == "RUNNING" and attempt is not None:
         deadline = time.monotonic() + load(run.config).checkpoint.notice_seconds
         while training(run) is not None and time.monotonic() < deadline:
             time.sleep(POLL)

@@ -50,7 +50,7 @@ def living(run: RunDir) -> queue.Job | None:
     if job is not None and not job.over:
         raise LockstepError(
             f"{run.path}: SLURM does not answer, so nobody can tell whether job {job.id} of this run still lives; "
-            "nothing was done: try again once squeue answers"
+            "try again once squeue answers"
         )
     surely = job is not None and job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
     attempt = training(run)
