@@ -14,9 +14,14 @@ from configs.run_dir import RunDir, open_to_append
 PATIENCE = 1.0  # seconds: `status` tries the lock, too, and has it for an instant
 
 
+class HeldError(UserError):
+    """Somebody else has the run's lock."""
+
+
 @contextmanager
 def hold(run: RunDir) -> Iterator[int]:
-    """The lock's descriptor, for processes that may outlive this one. Raises UserError, naming the holder."""
+    """The lock's descriptor, for processes that may outlive this one. Raises HeldError, naming the holder, and
+    UserError where the run's folder cannot be written."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         file = open(open_to_append(run.lock), "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
@@ -25,7 +30,7 @@ def hold(run: RunDir) -> Iterator[int]:
     with file:
         if not _locked(file.fileno()):
             file.seek(0)
-            raise UserError(f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one")
+            raise HeldError(f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one")
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
         file.flush()

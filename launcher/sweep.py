@@ -15,7 +15,7 @@ from configs.schema import RunConfig
 from configs.submission import Submission
 from launcher import status
 from launcher.cluster import check_job, check_limits, check_partition, need_sbatch, prepare
-from launcher.holder import hold
+from launcher.holder import HeldError, hold
 from launcher.status_read import holder_lives
 from launcher.submit import Ready, check
 from slurm import request
@@ -65,7 +65,11 @@ def _choices(word: str) -> list[str]:
 
 
 def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
-    """Queue every point that is neither finished nor alive; a line about each. Raises UserError before anything is."""
+    """Queue every point that is neither finished nor alive; a line about each.
+
+    Raises UserError for what is wrong with a point before anything is queued, and where SLURM refuses an array, after
+    those before it.
+    """
     made = points(file, words)
     if len({(point.config.cluster.site, point.config.runs) for point in made}) > 1:
         raise UserError("sweep: cluster.site and runs are one for all; sweep each of them by itself")
@@ -76,7 +80,7 @@ def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     ready = [check(frozen(point.config)) for point in made]
     there, new = _by_content(made[0].config.runs), []
     for one in ready:
-        why, _ = _already(one, there)
+        why = _already(one, there)[0] or _is_kept(one.run)
         if why is None:
             new.append(one)
         else:
@@ -110,7 +114,12 @@ def _what_it_does(twin: RunDir) -> str | None:
     job = living(twin)
     if job is not None and not job.held:
         return f"is {row.state} as job {job.id}"
-    return f"is {row.state}" if holder_lives(twin) else None  # it is trained here, or just being submitted
+    return _is_kept(twin)
+
+
+def _is_kept(run: RunDir) -> str | None:
+    """That somebody has its lock: it is trained here, or just being submitted."""
+    return f"is {status.of(run).state}" if holder_lives(run) else None
 
 
 def _by_content(runs: str) -> dict[str, list[RunDir]]:
@@ -137,10 +146,16 @@ def _queue(group: list[Ready], site: Site, start: str) -> list[str]:
     lines: list[str] = []
     new: list[tuple[Ready, Job | None]] = []
     with ExitStack() as locks:
+        ours: list[Ready] = []
         for one in group:
-            locks.enter_context(hold(one.run))
+            try:
+                locks.enter_context(hold(one.run))
+            except HeldError as error:  # whoever has it trains this point, or submits it
+                lines.append(f"{one.config.name} is not queued: {error}")
+            else:
+                ours.append(one)
         there = _by_content(group[0].config.runs)
-        for one in group:
+        for one in ours:
             why, held = _already(one, there)  # once more: another sweep may have been quicker
             if why is None:
                 new.append((one, held))
