@@ -1,6 +1,7 @@
 """What SLURM says of jobs: one question for all of them, and which source answered."""
 
 import os
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -20,6 +21,7 @@ _NEVER = {  # reasons of SLURM's that no waiting cures
     "PartitionTimeLimit": f"the partition allows less time; {_CURE.format('a shorter cluster.time')}",
     "PartitionNodeLimit": f"the partition allows fewer or more nodes; {_CURE.format('other cluster.nodes')}",
 }
+_TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")  # of an array, `0,2-8:2`
 _SQUEUE = "%i|%T|%r|%N|%S|%e"  # in the order of Job's fields, as in the other two
 _SACCT = "JobID,State,Reason,NodeList,Start,End"
 _SCONTROL = ("JobState", "Reason", "NodeList", "StartTime", "EndTime")
@@ -61,13 +63,15 @@ def look(ids: list[str]) -> dict[str, Job]:
     """
     if not ids or shutil.which("squeue") is None:
         return {}
-    found, last = _squeue(ids), NOBODY
+    queued = _squeue(ids)
+    found, last = queued or {}, NOBODY
     if missing := [job for job in ids if job not in found]:
         found |= _sacct(missing)
     if missing := [job for job in ids if job not in found]:
         shown = _scontrol(missing)
-        if shown is not None:  # only the controller's word can mean that there is no such job
-            found, last = found | shown, "scontrol"
+        found |= shown or {}
+        if queued is not None and shown is not None:  # both have to answer to mean that there is no such job
+            last = "scontrol"
     return {job: found.get(job, Job(job, UNKNOWN, source=last)) for job in ids}
 
 
@@ -124,10 +128,13 @@ def cancel(job: str) -> None:
     subprocess.run(["scancel", job], check=False, capture_output=True)
 
 
-def _squeue(ids: list[str]) -> dict[str, Job]:
-    """All jobs of the user that are in the queue; asking for ids would fail for those that have left it."""
+def _squeue(ids: list[str]) -> dict[str, Job] | None:
+    """All jobs of the user that are in the queue; asking for ids would fail for those that have left it. None where it
+    does not answer."""
     lines = _lines(["squeue", "--noheader", "--array", "--states=all", "--me", f"--format={_SQUEUE}"])
-    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines or ()), set(ids)
+    if lines is None:
+        return None
+    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines), set(ids)
     return {job.id: job for job in jobs if job.id in wanted}
 
 
@@ -149,10 +156,24 @@ def _scontrol(ids: list[str]) -> dict[str, Job] | None:
     for line in lines:
         words = dict(word.partition("=")[::2] for word in line.split())
         if "JobState" in words:
-            array = words.get("ArrayJobId")
-            job = f"{array}_{words.get('ArrayTaskId')}" if array else words["JobId"]
-            jobs[job] = _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
-    return {job: jobs[job] for job in ids if job in jobs}
+            for job in _named(words, ids):
+                jobs[job] = _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
+    return jobs
+
+
+def _named(words: dict[str, str], ids: list[str]) -> list[str]:
+    """Which of `ids` are meant by a job as scontrol shows it: the tasks of an array that wait are one, `0-1%2`."""
+    array = words.get("ArrayJobId")
+    if array is None:
+        return [job for job in ids if job == words["JobId"]]
+    tasks = words.get("ArrayTaskId", "").partition("%")[0]
+    ranges = [(int(first), int(last or first), int(step or 1)) for first, last, step in _TASKS.findall(tasks)]
+    named = []
+    for job in ids:
+        owner, _, task = job.partition("_")
+        if owner == array and task and any(int(task) in range(low, high + 1, by) for low, high, by in ranges):
+            named.append(job)
+    return named
 
 
 def _job(fields: list[str], source: str) -> Job:

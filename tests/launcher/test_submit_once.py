@@ -129,6 +129,26 @@ def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> No
     assert [job and job.id for job in map(living, runs)] == ["5_0", "5_1"]
 
 
+@pytest.mark.parametrize("tasks", ["0-1%2", "0,1", "0-3:1%2"])
+def test_a_task_of_an_array_is_seen_where_only_the_controller_answers(desk: Desk, tasks: str) -> None:
+    """It shows the tasks that wait as one, and fails for ids that it does not know in whatever words."""
+    run = desk.submitted("5_1")
+    desk.does("squeue", AWAY)
+    shown = f"JobId=5 ArrayJobId=5 ArrayTaskId={tasks} JobState=PENDING Reason=Priority NodeList= StartTime=Unknown"
+    desk.does("scontrol", f'case "$*" in *5_*) exit 1;; esac; echo "{shown}"')
+    job = living(run)
+    assert (job and job.id, job and job.state, desk.lockstep("submit", desk.file)[0]) == ("5_1", "PENDING", 0)
+    assert desk.queued() == []
+
+
+def test_that_there_is_no_such_job_is_certain_only_where_squeue_answers(desk: Desk) -> None:
+    """What scontrol shows may be of another kind, or cut short."""
+    desk.submitted("5_1")
+    desk.does("squeue", AWAY)
+    code, output = desk.lockstep("submit", desk.file)
+    assert (code, desk.queued()) == (1, []), output
+
+
 @pytest.mark.parametrize("lines", ["NOTE: your last job 1 used 3 hours", "1", "Submitted batch job 1"])
 def test_the_id_is_the_one_that_squeue_shows(desk: Desk, lines: str) -> None:
     """Whatever a wrapper of sbatch prints."""
