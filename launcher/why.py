@@ -98,7 +98,10 @@ def _then(run: RunDir, attempt: Attempt, cause: Cause, row: Row) -> str:
     since = after if attempt.number > after else 0
     history = [outcome for outcome in outcomes(run, since) if outcome.attempt <= attempt.number]
     decision = decide(history)
-    over = not row.alive and row.source in ("squeue", "sacct", "scontrol") and attempt.number == row.attempt
+    newest = attempt.number == row.attempt
+    if decision.action == "go on" and row.state == "held" and newest:
+        return f"its job is held, and goes on {place} once it is released"
+    over = not row.alive and row.source in ("squeue", "sacct", "scontrol") and newest
     if decision.action == "go on" and over:
         return f"SLURM has ended its job and does not start it again; lockstep submit goes on {place}"
     words = {"go on": "it is started again by itself", "hold": "it is held for you", "done": "it is left at that"}

@@ -263,3 +263,13 @@ def test_the_last_whole_line_is_read_from_the_end(tmp_path: Path, before: int, h
     file.write_text("".join(lines) + half)
     assert (last_line(file) or {"step": None})["step"] == (before - 1 if before else None)
     assert last_line(tmp_path / "none") is None
+
+
+def test_why_of_a_job_that_slurm_holds_does_not_call_it_ended(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|launch failure limit exceeded requeued held||N/A|N/A"])
+    add_failure(add_attempt(run, on=("node1",), ago=99), 0, "node1", "no such layer", time.time())
+    assert "then     its job is held, and goes on from the start once it is released" in why(run), why(run)
+    assert "scontrol release 7" in why(run)
+    assert "ended its job" not in why(run)
