@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # brings pydantic: most commands only look into a folder
     from configs.schema import RunConfig
 
 PRIVATE = 0o755  # mode of a folder in which nobody but its owner may write
+SHARED = 0o1777  # less the umask: whoever may write there adds something, and moves or removes only what is theirs
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -42,14 +43,14 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def own_folder(folder: Path, mode: int, cure: str) -> None:
-    """Make a folder for this user's own things. Raises LockstepError, with the cure, where somebody else was first."""
+    """Make a folder for this user's own things. Raises UserError, with the cure, where somebody else was first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         what = "a link" if stat.S_ISLNK(found.st_mode) else "another user's"
-        raise LockstepError(f"{folder}: is {what}, so what is read and written there would be theirs to choose; {cure}")
+        raise UserError(f"{folder}: is {what}, so what is read and written there would be theirs to choose; {cure}")
 
 
 def open_to_append(path: Path) -> int:
@@ -194,7 +195,7 @@ class RunDir:
 
     @property
     def slurm(self) -> Path:
-        """What submitit and the batch shell write."""
+        """Jobs' scripts, and what their batch shells and srun print. Only its owner may write in it."""
         return self.path / "slurm"
 
     @property
@@ -266,10 +267,12 @@ class RunDir:
         Only its owner may write in it, whatever the umask: shells and srun open logs by name, and follow links.
         """
         number = self.attempts()[-1].number + 1 if self.attempts() else 1
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.attempt(number).path.parent.mkdir(SHARED, exist_ok=True)
         while True:
             attempt = self.attempt(number)
             try:
-                attempt.path.mkdir(PRIVATE, parents=True)
+                attempt.path.mkdir(PRIVATE)
             except FileExistsError:
                 number += 1
             else:

@@ -76,6 +76,7 @@ def check_partition(configs: list[RunConfig], site: Site) -> str | None:
 
 
 def _submit(ready: Ready, site: Site, held: queue.Job | None) -> str:
+    request.own_output(ready.run.slurm)
     before = prepare(ready, site, held)
     write_atomic(ready.run.sbatch, request.text(ready.run, ready.config, site))
     job = request.submit(ready.run, ready.config, site)

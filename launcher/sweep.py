@@ -169,10 +169,12 @@ def _queue(group: list[Ready], site: Site, start: str) -> list[str]:
 
 def _queue_array(new: list[tuple[Ready, Job | None]], site: Site, start: str) -> list[str]:
     """What `_queue` does, with the locks held and each run's job that is to go first."""
-    records = [prepare(one, site, held) for one, held in new]
     ready = [one for one, _ in new]
     digest = sha256("".join(f"{one.run.path}{one.submission.content}" for one in ready).encode()).hexdigest()
     folder = sweeps(ready[0].run.path.parent) / digest[:12]
+    for output in (folder, *(one.run.slurm for one in ready)):
+        request.own_output(output)
+    records = [prepare(one, site, held) for one, held in new]
     jobs = request.submit_array(folder, [one.run for one in ready], ready[0].config, site)
     for one, record, job in zip(ready, records, jobs, strict=True):
         replace(record, id=job).write(one.run)

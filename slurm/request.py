@@ -198,14 +198,16 @@ def _srun_arguments(site: Site, ranks: int) -> list[str]:
 
 def own_output(folder: Path) -> None:
     """Make the folder of a job's output, in which nobody else may write, whatever the umask: SLURM follows the links
-    that it finds there, under names that are easily guessed. Raises LockstepError where it is not ours."""
-    own_folder(folder, PRIVATE, "remove it, or name another folder with runs")
-    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~0o022)
+    that it finds there, under names that are easily guessed. Raises UserError where it is not ours alone."""
+    cure = "remove it, or name another folder with runs"
+    try:
+        own_folder(folder, PRIVATE, cure)
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~0o022)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made yours alone to write in ({error.strerror}); {cure}") from None
     for entry in os.scandir(folder):  # which others could make until now
         if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
-            raise LockstepError(
-                f"{entry.path}: is another user's, and SLURM may write your job's output to it; remove it"
-            )
+            raise UserError(f"{entry.path}: is another user's, and SLURM may write your job's output to it; remove it")
 
 
 def _command(site: Site) -> str:
