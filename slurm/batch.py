@@ -3,13 +3,15 @@
 Only the batch shell requeues: a requeue from a rank was seen to bring a cancelled job back.
 """
 
+import errno
 import json
 import os
 import shlex
-import shutil
+import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -54,6 +56,8 @@ def begin(run_dir: str) -> None:
     if record.id not in (None, job):
         print(f"lockstep: the run belongs to job {record.id} now", file=sys.stderr)
         sys.exit(1)
+    if record.id is None:  # whoever submitted it was killed before it could
+        replace(record, id=job).write(run)
     history = outcomes(run, after=record.after_attempt)
     decision = decide(history)
     if decision.action == "done":  # SLURM requeued it for a node that died after the end
@@ -75,8 +79,9 @@ def begin(run_dir: str) -> None:
     over = queue.moment(scontrol.fields(job).get("EndTime", ""))
     allocation = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
     allocation |= {"batch_host": given[0], "output": _output(), "time_is_over": over}
+    script = _read_own(run.sbatch)
     attempt = open_attempt(run, config, cut, allocation)
-    shutil.copy(run.sbatch, attempt.sbatch)
+    attempt.sbatch.write_bytes(script)
     said = "; ".join([decision.reason, *(f"without {node}, for a day: {why}" for node, why in left_out.items())])
     scontrol.comment(job, f"attempt {attempt.number}: {said}")
     _log(attempt, f"on {', '.join(nodes)}: {said}")
@@ -117,6 +122,22 @@ def _bad_nodes(run: RunDir, history: list[Outcome]) -> dict[str, str]:
     """Nodes to leave out, and why: those that failed lately, if the cluster can do without them."""
     bad = bad_nodes([outcome for outcome in history if _recent(run, outcome)])
     return bad if bad and scontrol.could_run_without(run.sbatch, bad) else {}
+
+
+def _read_own(path: Path) -> bytes:
+    """A file of ours, to be copied to where others may read it. Raises LockstepError for anything else that lies there,
+    such as a link to a file of ours that nobody else is to read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise LockstepError(f"{path}: is a link to {os.readlink(path)}, not the job's script; remove it") from None
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise LockstepError(f"{path}: is another user's, or no file, and not the job's script; remove it")
+        return file.read()
 
 
 def _output() -> dict[str, object]:

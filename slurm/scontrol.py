@@ -38,10 +38,15 @@ def fields(job: str) -> dict[str, str]:
 def requeue(job: str, without: Iterable[str] = ()) -> None:
     """Start it again when there is room, on nodes other than `without`. Ends this shell, now or soon.
 
+    Does nothing to a job that does not run: it was cancelled meanwhile, or its time is over, and a requeue would bring
+    it back.
     Where SLURM ends the shell before it is told about `without`, or refuses it, the job starts again all the same.
     """
+    found = fields(job)
+    if found.get("JobState") != "RUNNING":
+        return
     names = sorted(without)
-    before = sorted(hostnames(fields(job).get("ExcNodeList", "").replace("(null)", "")))
+    before = sorted(hostnames(found.get("ExcNodeList", "").replace("(null)", "")))
     _until_it_answers("requeue", job)
     if names == before:
         return
@@ -60,8 +65,11 @@ def forbid_requeue(job: str) -> None:
 
 
 def hold(job: str, reason: str) -> None:
-    """Put the job back into the queue, where it waits for a person. Ends this shell."""
+    """Put the job back into the queue, where it waits for a person. Ends this shell. As `requeue`, does nothing to a
+    job that does not run."""
     comment(job, reason)
+    if fields(job).get("JobState") != "RUNNING":
+        return
     _until_it_answers("requeuehold", job)
 
 

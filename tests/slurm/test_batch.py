@@ -117,7 +117,7 @@ def test_a_shell_that_is_killed_in_the_middle_leaves_no_job_held(lab: Lab, tmp_p
 
 
 def test_a_controller_that_is_away_is_waited_for(lab: Lab, tmp_path: Path) -> None:
-    """Until requeuehold has failed once, and then it is back."""
+    """Until it has failed to show the job once, and then it is back."""
     calls = tmp_path / "calls"
     scontrol = fake_scontrol(tmp_path, f'"$real" "$@"; code=$?; echo "$1: $code" >>{calls}; exit $code')
     script = ["--wrap", f"trap '' TERM; {ONCE}; sleep 1000"]
@@ -133,7 +133,7 @@ def test_a_controller_that_is_away_is_waited_for(lab: Lab, tmp_path: Path) -> No
             text=True,
         )
         with ended(process):
-            until(lambda: calls.exists() and "requeuehold: 1\n" in calls.read_text(), 2 * SECONDS)
+            until(lambda: calls.exists() and "show: 1\n" in calls.read_text(), 2 * SECONDS)
             lab.start_controller()
             assert process.stderr is not None
             assert process.wait(SECONDS) == 0, process.stderr.read()

@@ -1,0 +1,75 @@
+"""What the batch shell does beside a SLURM of shell scripts: what others left in the folder, and what people asked of
+the job meanwhile."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from configs.errors import LockstepError
+from slurm import scontrol
+from slurm.batch import batch
+from slurm.job import JobRecord
+from tests.launcher.desk import Desk
+
+
+def shows(desk: Desk, state: str) -> None:
+    """scontrol has job 7 in this state, and does what it is told."""
+    desk.does("scontrol", f'case "$*" in *hostnames*) echo node1;; show*) echo "JobId=7 JobState={state}";; esac')
+
+
+@pytest.fixture
+def in_job(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """The desk in the batch shell of job 7, which runs."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node1")
+    shows(desk, "RUNNING")
+    return desk
+
+
+def begin(path: Path) -> Result:
+    return CliRunner().invoke(batch, ["begin", str(path)])
+
+
+def test_a_script_that_is_a_link_is_not_copied(in_job: Desk) -> None:
+    """To where the whole team reads it."""
+    run, secret = in_job.submitted(), in_job.folder / "secret"
+    secret.write_text("mine alone")
+    run.slurm.mkdir()
+    run.sbatch.symlink_to(secret)
+    done = begin(run.path)
+    assert not [
+        path
+        for path in run.path.rglob("*")
+        if path.is_file() and "mine alone" in path.read_text("latin1") and not path.is_symlink()
+    ]
+    assert isinstance(done.exception, LockstepError), done
+    assert f"{run.sbatch}: is a link" in str(done.exception)
+
+
+def test_a_job_that_nobody_noted_down_is_noted_down_where_it_begins(in_job: Desk) -> None:
+    """Whoever submitted it was killed before."""
+    run = in_job.submitted(None)
+    run.slurm.mkdir()
+    run.sbatch.write_text("#!/bin/sh\n")
+    before = JobRecord.read(run)
+    done = begin(run.path)
+    assert done.exit_code == 0, done
+    assert run.attempt(1).sbatch.read_text() == "#!/bin/sh\n"
+    assert JobRecord.read(run) == JobRecord("7", before.site, before.after_attempt, before.submitted)
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT"])
+def test_a_job_that_was_cancelled_meanwhile_is_not_brought_back(in_job: Desk, state: str) -> None:
+    """Between the question whether it runs and the requeue lie others, and a controller that takes its time."""
+    shows(in_job, state)
+    scontrol.requeue("7", ["node2"])
+    scontrol.hold("7", "no such layer")
+    assert [words for words in in_job.told("scontrol") if words.startswith(("requeue", "release"))] == []
+
+
+def test_a_job_that_runs_is_requeued_and_held(in_job: Desk) -> None:
+    scontrol.requeue("7")
+    scontrol.hold("7", "no such layer")
+    told = in_job.told("scontrol")
+    assert ("requeue 7" in told, "requeuehold 7" in told) == (True, True), told
