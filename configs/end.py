@@ -25,6 +25,11 @@ class End:
         return self.notice is not None and not self.notice.startswith(("SIG", TIME_LIMIT))
 
     @property
+    def is_final(self) -> bool:
+        """Whether nothing goes on from it by itself."""
+        return self.reason == "finished" or self.asked_by_people
+
+    @property
     def exit_code(self) -> int:
         return FINISHED if self.reason == "finished" else ON_NOTICE
 

@@ -171,7 +171,7 @@ class RunDir:
     @classmethod
     def at(cls, folder: str | Path) -> "RunDir":
         """The run in `folder`. Raises UserError where there is none."""
-        run = cls(Path(folder).absolute())
+        run = cls(Path(os.path.abspath(folder)))  # without `..`, as its jobs' scripts have it
         if not run.config.is_file():
             raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
         return run

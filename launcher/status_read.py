@@ -39,8 +39,7 @@ class Records:
     @property
     def settled(self) -> bool:
         """Whether the end record is the last word, so that nobody else need be asked."""
-        over = self.end is not None and (self.end.reason == "finished" or self.end.asked_by_people)
-        return over and not self.waits_for_its_first
+        return self.end is not None and self.end.is_final and not self.waits_for_its_first
 
     @property
     def local(self) -> bool:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.end import End
 from configs.errors import LockstepError
 from configs.run_dir import Attempt, RunDir, write_json
 from slurm import queue
@@ -41,25 +42,57 @@ def living(run: RunDir) -> queue.Job | None:
     if not run.job.is_file():
         return None
     record = JobRecord.read(run)
-    if record.id is None:  # nobody has noted it down: whoever submitted it was killed, or sbatch's answer named none
-        found = [job for job, script in queue.with_scripts() if _starts(script, job.id, run)]
-        return found[-1] if found else None
-    job = queue.look([record.id]).get(record.id)
-    if job is not None and job.alive:
-        return job
-    if job is not None and not job.over:
+    name = f"job {record.id}" if record.id else "a job"
+    way_out = f"ask where that job runs; if that cluster is no more, remove {run.job}"
+    if not queue.has_slurm():
+        if _came_to_its_end(run, record):
+            return None
         raise LockstepError(
-            f"{run.path}: SLURM does not answer, so nobody can tell whether job {job.id} of this run still lives; "
-            "try again once squeue answers"
+            f"{run.path}: was given to {name}, and there is no SLURM on this machine to tell whether it still lives; "
+            + way_out
         )
-    surely = job is not None and job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
+    job = _noted(record.id) if record.id else _unnoted(run)
+    if job is None:
+        raise LockstepError(
+            f"{run.path}: SLURM does not answer, so nobody can tell whether {name} of this run still lives; "
+            f"try again once squeue answers, or {way_out}"
+        )
+    if job.alive:
+        return job
+    surely = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
     attempt = training(run)
     if not surely and attempt is not None and attempt.nodes.is_file():
         raise LockstepError(
-            f"{run.path}: SLURM here knows no living job {record.id}, but ranks of attempt {attempt.number} gave a "
-            f"sign of life within the last {FRESH:.0f} s; ask where that job runs, or try again in half a minute"
+            f"{run.path}: SLURM here knows no living job{f' {record.id}' if record.id else ''} of it, but ranks of "
+            f"attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s; ask where that job runs, or "
+            "try again in half a minute"
         )
     return None
+
+
+def _noted(number: str) -> queue.Job | None:
+    """What SLURM says of that job; None where it does not answer."""
+    job = queue.look([number])[number]
+    return job if job.alive or job.over else None
+
+
+def _unnoted(run: RunDir) -> queue.Job | None:
+    """The run's newest job, found by its script, for whoever submitted it was killed, or sbatch's answer named none.
+    Where there is none an unknown one; None where squeue does not answer."""
+    jobs = queue.with_scripts()
+    if jobs is None:
+        return None
+    found = [job for job, script in jobs if _starts(script, job.id, run)]
+    return found[-1] if found else queue.Job("", queue.UNKNOWN, source="squeue")
+
+
+def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
+    """Whether the newest attempt since the job was submitted says that nothing goes on by itself."""
+    newest = run.attempts()[-1:]
+    if not newest or newest[0].number <= record.after_attempt:
+        return False
+    end = End.read(newest[0])
+    return end is not None and end.is_final
 
 
 def training(run: RunDir) -> Attempt | None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from configs.errors import LockstepError
-
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, is of a job that may run
 UNKNOWN, NOBODY = "UNKNOWN", "nobody"
@@ -55,13 +53,18 @@ class Job:
         return self.state in ("PENDING", "REQUEUE_HOLD") and "requeued" in self.reason and "held" in self.reason
 
 
+def has_slurm() -> bool:
+    """Whether this machine can ask a SLURM at all."""
+    return shutil.which("squeue") is not None
+
+
 def look(ids: list[str]) -> dict[str, Job]:
     """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting;
     each is asked at most once for all of them, and scontrol once more about a single one that it does not know.
 
     Empty where there is no SLURM on this machine.
     """
-    if not ids or shutil.which("squeue") is None:
+    if not ids or not has_slurm():
         return {}
     queued = _squeue(ids)
     found, last = queued or {}, NOBODY
@@ -82,16 +85,12 @@ def moment(text: str) -> float | None:
     return None
 
 
-def with_scripts() -> list[tuple[Job, Path]]:
+def with_scripts() -> list[tuple[Job, Path]] | None:
     """The user's living jobs and the scripts they were made from, oldest first: for when nobody has noted down an id.
-
-    Empty where there is no SLURM on this machine. Raises LockstepError where squeue does not answer.
-    """
-    if shutil.which("squeue") is None:
-        return []
+    None where squeue does not answer."""
     lines = _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", f"--format={_SQUEUE}|%o"])
     if lines is None:
-        raise LockstepError("squeue does not answer, so nobody can tell which jobs are in the queue; try again later")
+        return None
     fields = [line.split("|", 6) for line in lines]  # a job's command may be anything, or none
     return [(_job(words, "squeue"), Path(words[6])) for words in fields if len(words) == 7]
 

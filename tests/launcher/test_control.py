@@ -15,7 +15,7 @@ def test_cancel_asks_ranks_of_a_job_that_is_not_known_here(desk: Desk) -> None:
     begun(run, step=3)
     code, output = desk.lockstep("cancel", run.path)
     assert run.stop_request.is_file(), output
-    assert (code, "knows no living job 7" in output) == (1, True), output
+    assert (code, "knows no living job 7 of it" in output) == (1, True), output
     assert desk.told("scancel") == []
 
 
