@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from configs.end import FINISHED
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.run_dir import RunDir, write_atomic
 from configs.scalars import format_time
 from configs.schema import RunConfig
@@ -77,19 +77,28 @@ def check_partition(configs: list[RunConfig], site: Site) -> str | None:
 
 def _submit(ready: Ready, site: Site, held: queue.Job | None) -> str:
     request.own_output(ready.run.slurm)
-    before = prepare(ready, site, held)
+    if held is not None:
+        cancel_held(ready.run, held)
+    before = prepare(ready, site)
     write_atomic(ready.run.sbatch, request.text(ready.run, ready.config, site))
     job = request.submit(ready.run, ready.config, site)
     replace(before, id=job).write(ready.run)
     return job
 
 
-def prepare(ready: Ready, site: Site, held: queue.Job | None) -> JobRecord:
-    """Write all that a job reads, once the one that is `held` is out of the queue. `job.json` says that one is being
-    submitted, should we be killed before it is."""
+def cancel_held(run: RunDir, held: queue.Job) -> None:
+    """Take the run's job that is held out of the queue. Raises LockstepError where somebody has just released it."""
+    queue.cancel(held.id, only_pending=True)
+    job = living(run)
+    if job is not None and not job.held:
+        words = queue.in_words(job)
+        raise LockstepError(f"{run.path}: job {job.id} was released meanwhile, and is {words}; nothing was queued")
+
+
+def prepare(ready: Ready, site: Site) -> JobRecord:
+    """Write all that a job reads, once no other one is in the queue. `job.json` says that one is being submitted,
+    should we be killed before it is."""
     run = ready.run
-    if held is not None:
-        queue.cancel(held.id)
     ready.write()
     newest = run.attempts()[-1].number if run.attempts() else 0
     record = JobRecord(None, site, newest, time.time())

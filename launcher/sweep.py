@@ -14,7 +14,7 @@ from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from configs.submission import Submission
 from launcher import status
-from launcher.cluster import check_job, check_limits, check_partition, need_sbatch, prepare
+from launcher.cluster import cancel_held, check_job, check_limits, check_partition, need_sbatch, prepare
 from launcher.holder import HeldError, hold
 from launcher.status_read import holder_lives
 from launcher.submit import Ready, check
@@ -174,7 +174,10 @@ def _queue_array(new: list[tuple[Ready, Job | None]], site: Site, start: str) ->
     folder = sweeps(ready[0].run.path.parent) / digest[:12]
     for output in (folder, *(one.run.slurm for one in ready)):
         request.own_output(output)
-    records = [prepare(one, site, held) for one, held in new]
+    for one, held in new:
+        if held is not None:
+            cancel_held(one.run, held)
+    records = [prepare(one, site) for one in ready]
     jobs = request.submit_array(folder, [one.run for one in ready], ready[0].config, site)
     for one, record, job in zip(ready, records, jobs, strict=True):
         replace(record, id=job).write(one.run)

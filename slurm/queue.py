@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from configs.errors import LockstepError
+
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, is of a job that may run
 UNKNOWN, NOBODY = "UNKNOWN", "nobody"
@@ -122,9 +124,13 @@ def reason_in_words(job: Job) -> str:
     return f"{job.reason}: {_NEVER[job.reason]}" if job.reason in _NEVER else job.reason
 
 
-def cancel(job: str) -> None:
-    """As `scancel` does."""
-    subprocess.run(["scancel", job], check=False, capture_output=True)
+def cancel(job: str, *, only_pending: bool = False) -> None:
+    """As `scancel` does; with `only_pending` nothing happens to a job that has started. Raises LockstepError where
+    SLURM refuses it, or does not answer, and the job is not over."""
+    words = ["--state=PENDING", job] if only_pending else [job]
+    done = subprocess.run(["scancel", *words], check=False, capture_output=True, text=True)
+    if done.returncode and not look([job])[job].over:
+        raise LockstepError(f"scancel {job}: {' '.join(done.stderr.split()).removeprefix('scancel: error: ')}")
 
 
 def _squeue(ids: list[str]) -> dict[str, Job] | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun
+from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun, ended, running
 
 
 def silence(desk: Desk) -> None:
@@ -44,3 +44,20 @@ def test_a_run_that_does_not_live_is_not_asked(desk: Desk, command: str) -> None
     code, output = desk.lockstep(command, run.path)
     assert (code, "is neither training nor in the queue" in output) == (2, True), output
     assert not run.stop_request.exists()
+
+
+def test_a_cancel_that_slurm_refuses_is_told(desk: Desk) -> None:
+    run = desk.submitted()
+    desk.knows(running("7"))
+    desk.does("scancel", "echo 'Access/permission denied' >&2; exit 1")
+    code, output = desk.lockstep("cancel", run.path)
+    assert (code, "scancel 7: Access/permission denied" in output) == (1, True), output
+
+
+def test_a_job_that_ended_before_its_cancel_is_no_failure(desk: Desk) -> None:
+    run = desk.submitted()
+    desk.knows(running("7"))
+    over = f"echo '{ended('7', 'COMPLETED')}' >{desk.slurm.folder}/squeue.answer"
+    desk.does("scancel", f"{over}; echo 'Job/step already completing or completed' >&2; exit 1")
+    code, output = desk.lockstep("cancel", run.path)
+    assert code == 0, output

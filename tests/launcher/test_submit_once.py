@@ -117,8 +117,26 @@ def test_only_a_held_job_is_cancelled_for_a_new_one(desk: Desk) -> None:
     desk.knows("7|PENDING|job requeued in held state||N/A|N/A")
     code, output = desk.lockstep("sweep", desk.file, "lr=1e-5,2e-5")
     assert code == 0, output
-    assert desk.told("scancel") == ["7"]
+    assert desk.told("scancel") == ["--state=PENDING 7"]
     assert len(desk.queued()) == 1
+
+
+@pytest.mark.parametrize("words", [("submit", "name=mine-lr-1e-5", "lr=1e-5"), ("sweep", "lr=1e-5,2e-5")])
+@pytest.mark.parametrize("scancel", ["released", "failed"])
+def test_a_held_job_that_is_released_meanwhile_is_not_cancelled(
+    desk: Desk, words: tuple[str, ...], scancel: str
+) -> None:
+    """It may run before scancel arrives; or scancel does not arrive."""
+    run = desk.submitted("7", "name=mine-lr-1e-5", "lr=1e-5")
+    desk.knows("7|PENDING|job requeued in held state||N/A|N/A")
+    release = f"echo '{running('7')}' >{desk.slurm.folder}/squeue.answer"
+    desk.does("scancel", release if scancel == "released" else "echo 'Kill job error: try again' >&2; exit 1")
+    before = run.config.stat().st_ino
+    code, output = desk.lockstep(words[0], desk.file, *words[1:])
+    assert (code, desk.queued()) == (1, []), output
+    said = "job 7 was released meanwhile" if scancel == "released" else "scancel 7: Kill job error: try again"
+    assert said in output, output
+    assert (JobRecord.read(run).id, run.config.stat().st_ino) == ("7", before)
 
 
 def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> None:

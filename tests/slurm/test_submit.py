@@ -113,3 +113,25 @@ def test_preempted_by_cancelling_without_grace_time(cluster: Cluster) -> None:
         record = Resume.read(run.dir.attempt(2))
         assert record is not None
         assert record.step == end.step
+
+
+def test_only_a_held_job_that_waits_is_cancelled_for_a_new_one(cluster: Cluster) -> None:
+    """`scancel --state=PENDING` takes a job that requeuehold has put back, and no job that runs."""
+    script = (
+        "#!/bin/sh\n[ ${SLURM_RESTART_COUNT:-0} = 0 ] || exec sleep 600\nscontrol requeuehold $SLURM_JOB_ID\nsleep 60\n"
+    )
+    words = ["sbatch", "--parsable", "--requeue", "-o", "/dev/null"]
+    job = cluster.run(*words, input=script, check=True).stdout.strip()
+
+    def shown() -> str:
+        return cluster.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r", check=True).stdout.strip()
+
+    cluster.until(lambda: shown().startswith("PENDING|") and "held" in shown(), 60, shown)
+    cluster.run("scontrol", "release", job, check=True)
+    cluster.until(lambda: shown().startswith("RUNNING|"), 180, shown)
+    cluster.run("scancel", "--state=PENDING", job)
+    assert shown().startswith("RUNNING|")
+    cluster.run("scontrol", "requeuehold", job, check=True)
+    cluster.until(lambda: shown().startswith("PENDING|") and "held" in shown(), 60, shown)
+    cluster.run("scancel", "--state=PENDING", job, check=True)
+    assert shown().startswith("CANCELLED|")
