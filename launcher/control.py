@@ -12,6 +12,7 @@ from slurm import queue
 from slurm.job import living, training
 
 POLL = 0.2
+CANCELLING = 120.0  # seconds that a job may take to end after scancel
 
 
 def save(run: RunDir) -> str:
@@ -65,12 +66,14 @@ def cancel(run: RunDir) -> Iterator[str]:
 
 
 def _wait_until_gone(job: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + CANCELLING
     while (now := queue.look([job]).get(job)) is not None and not now.over:
         if time.monotonic() > deadline:
-            raise LockstepError(
-                f"job {job} is still {now.state.lower()} two minutes after scancel; see scontrol show job {job}"
-            )
+            late = f"within {CANCELLING:.0f} s of scancel"
+            what = f"job {job} has not ended {late}: it is {now.state.lower()}"
+            if not now.alive:
+                what = f"SLURM has not told {late} whether job {job} has ended"
+            raise LockstepError(f"{what}; see scontrol show job {job}")
         time.sleep(1)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher import control
 from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun, ended, running
 
 
@@ -61,3 +62,13 @@ def test_a_job_that_ended_before_its_cancel_is_no_failure(desk: Desk) -> None:
     desk.does("scancel", f"{over}; echo 'Job/step already completing or completed' >&2; exit 1")
     code, output = desk.lockstep("cancel", run.path)
     assert code == 0, output
+
+
+def test_a_job_of_which_slurm_says_nothing_after_its_cancel(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = desk.submitted()
+    desk.knows(running("7"))
+    silent = f"printf '#!/bin/sh\\nexit 1\\n' >{desk.slurm.folder}"
+    desk.does("scancel", "; ".join(f"{silent}/{name}" for name in QUESTIONS))
+    monkeypatch.setattr(control, "CANCELLING", 0.0)
+    code, output = desk.lockstep("cancel", run.path)
+    assert (code, "SLURM has not told within 0 s of scancel whether job 7 has ended" in output) == (1, True), output
