@@ -1,22 +1,35 @@
-"""One question to SLURM that has to be answered."""
+"""One question to SLURM, put the same way by whoever asks."""
 
 import os
 import subprocess
+from collections.abc import Sequence
 
 from configs.errors import LockstepError, UserError
 
-PATIENCE = 60  # seconds
+PATIENCE = 30  # seconds for one answer
+_FILTERS = (
+    "SQUEUE_",
+    "SACCT_",
+    "SINFO_",
+    "SLURM_CLUSTERS",
+    "SLURM_TIME_FORMAT",
+)  # a person's own: they would hide jobs
 _NO_CLUSTER = "configuration source"  # no slurm.conf, and no name server that knows of one
 
 
+def run_question(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run this command of SLURM's without a person's own filters, for PATIENCE at most. Raises as subprocess does."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(_FILTERS)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
+
+
 def ask(*command: str) -> str:
-    """What this command of SLURM's prints.
+    """What this command of SLURM's prints, where it has to answer.
 
     Raises UserError where there is no cluster on this machine, LockstepError where it does not answer.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SINFO_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
+        done = run_question(command)
     except FileNotFoundError as error:
         raise _no_cluster(str(error)) from None
     except subprocess.TimeoutExpired:

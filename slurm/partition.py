@@ -4,7 +4,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.scalars import format_time, parse_time
 from slurm.ask import ask
 from slurm.site import Site
@@ -85,5 +85,10 @@ def _chosen(rules: list[Rules], site: Site) -> list[Rules]:
 
 def _lifts_limits(qos: str | None) -> bool:
     """Whether this quality of service lets jobs run longer than their partition has it."""
+    if qos is None:
+        return False
     words = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", "where", f"name={qos}", "format=flags"]
-    return qos is not None and "PartitionTimeLimit" in ask(*words)
+    try:
+        return "PartitionTimeLimit" in ask(*words)
+    except LockstepError:  # without accounting SLURM knows no quality of service, and the partition's limit stands
+        return False

@@ -1,6 +1,5 @@
 """What SLURM says of jobs: one question for all of them, and which source answered."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,12 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 from configs.errors import LockstepError
+from slurm.ask import run_question
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, is of a job that may run
 UNKNOWN, NOBODY = "UNKNOWN", "nobody"
-PATIENCE = 30  # seconds for one answer
-_FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # of a person's own: they would hide jobs
 _CURE = "cancel it and submit it again with another partition, or with {}"
 _NEVER = {  # reasons of SLURM's that no waiting cures
     "PartitionTimeLimit": f"the partition allows less time; {_CURE.format('a shorter cluster.time')}",
@@ -188,9 +186,8 @@ def _job(fields: list[str], source: str) -> Job:
 
 def _lines(command: list[str]) -> list[str] | None:
     """What the command answers; None where it fails or takes too long, for then the next source is asked."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_FILTERS)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
+        done = run_question(command)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.splitlines() if done.returncode == 0 else None

@@ -26,6 +26,7 @@ from configs.schema import RunConfig
 from slurm import queue
 from slurm.job import ARRAY
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL
+from slurm.scontrol import AWAY
 from slurm.shape import asked
 from slurm.site import Site
 
@@ -147,7 +148,8 @@ def _queue(folder: Path, script: str) -> str:
     if answer.returncode == 0 and len(numbers) == 1:
         return str(numbers[0])
     said = " ".join(f"{answer.stderr}\n{answer.stdout}".split())
-    if answer.returncode and job == "":
+    away = AWAY.search(said)  # a controller that is too busy to answer has often taken the job, and shows it later
+    if answer.returncode and job == "" and not away:
         raise UserError(f"SLURM refuses the job: {said}")
     raise LockstepError(
         f"sbatch does not tell the job's id ({said or 'it printed nothing'}), and squeue does not show it: it may be "
@@ -161,9 +163,10 @@ def _sbatch(*words: str, script: str = "") -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def _as_outside_jobs() -> Iterator[None]:
-    """Without the SLURM_* variables of a job we may be in, which sbatch takes for options; where SLURM is stays."""
+    """Without the SLURM_* variables of a job we may be in, which sbatch takes for options, and without our own ones,
+    which it hands on to the new job; where SLURM is stays."""
     where = os.environ.get("SLURM_CONF")
-    with clean_env():
+    with clean_env([name for name in os.environ if name.startswith("LOCKSTEP_")]):
         if where is not None:
             os.environ["SLURM_CONF"] = where
         yield

@@ -13,7 +13,7 @@ from pathlib import Path
 from configs.errors import LockstepError
 
 PATIENCE = 1800  # seconds for a controller that is away: giving up would end the run
-_AWAY = re.compile(
+AWAY = re.compile(
     r"[Uu]nable to contact|Unexpected message|timed out|Connection refused|[Cc]ommunication|No route|recv|Zero Bytes"
 )
 
@@ -107,7 +107,7 @@ def _until_it_answers(*words: str) -> str:
         try:
             return _scontrol(*words)
         except LockstepError as error:
-            if not _AWAY.search(str(error)) or time.monotonic() > deadline:
+            if not AWAY.search(str(error)) or time.monotonic() > deadline:
                 raise
             time.sleep(1)
 

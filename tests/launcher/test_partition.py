@@ -46,6 +46,28 @@ def test_a_quality_of_service_may_lift_the_limit(desk: Desk) -> None:
     assert "name=long" in desk.told("sacctmgr")[-1]
 
 
+def test_a_cluster_without_accounting_has_no_quality_of_service_that_lifts_the_limit(desk: Desk) -> None:
+    desk.has(SHORT)
+    desk.site("partition: short\nqos: long\n")
+    desk.does("sacctmgr", "echo 'You are not running a supported accounting_storage plugin' >&2; exit 1")
+    code, output = desk.lockstep("submit", desk.file, TIME)
+    assert (code, "more than the 00:01:00 that partition short allows" in output) == (2, True), output
+
+
+def test_a_person_s_own_filters_reach_no_question(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SQUEUE_FORMAT", "SACCT_FORMAT", "SINFO_FORMAT")
+    for name in names:
+        monkeypatch.setenv(name, "other")
+    seen = desk.folder / "seen"
+    for command in ("squeue", "scontrol"):
+        desk.does(command, f"env | grep -oE '^({'|'.join(names)})=' >>{seen}; exit 0")
+    desk.submitted()
+    desk.lockstep("submit", desk.file)
+    assert desk.told("squeue")
+    assert desk.told("scontrol")
+    assert seen.read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("reason", "cure"),
     [("PartitionTimeLimit", "a shorter cluster.time"), ("PartitionNodeLimit", "other cluster.nodes")],

@@ -1,5 +1,6 @@
 """A run has one job: what submit, sweep, prune and status do beside a run that lives, or of which nobody knows."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from configs.run_dir import RunDir, write_json
 from launcher import status
 from launcher.holder import hold
 from launcher.status_read import holder_lives
-from slurm import queue
+from slurm import ask
 from slurm.job import JobRecord, living
 from slurm.site import Site
 from tests.launcher.desk import AWAY, QUESTIONS, STEPS, SUBMIT, TEST_ONLY, Desk, begun, ended, running
@@ -34,7 +35,7 @@ def test_where_slurm_does_not_answer_nothing_is_queued(desk: Desk, words: tuple[
 
 def test_a_source_that_takes_too_long_has_not_answered(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.submitted()
-    monkeypatch.setattr(queue, "PATIENCE", 0.2)
+    monkeypatch.setattr(ask, "PATIENCE", 0.2)
     for name in QUESTIONS:
         desk.does(name, "exec sleep 60")
     assert (desk.lockstep("submit", desk.file)[0], desk.queued()) == (1, [])
@@ -230,6 +231,17 @@ def test_the_id_is_the_one_that_squeue_shows(desk: Desk, lines: str) -> None:
     assert JobRecord.read(RunDir(desk.folder / "runs/mine")).id == "4"
 
 
+def test_a_job_inherits_nothing_of_the_job_that_submits_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch exports what it has: a run on GPUs would train on CPUs, as the one around it does."""
+    for name in ("LOCKSTEP_GPUS", "LOCKSTEP_ATTEMPT", "LOCKSTEP_SRUN", "SLURM_JOB_ID"):
+        monkeypatch.setenv(name, "0")
+    seen = desk.folder / "seen"
+    desk.does("sbatch", f"env >>{seen}\n{SUBMIT}")
+    assert desk.lockstep("submit", desk.file)[0] == 0
+    assert [line for line in seen.read_text().splitlines() if line.startswith(("LOCKSTEP_", "SLURM_JOB"))] == []
+    assert os.environ["LOCKSTEP_GPUS"] == "0"
+
+
 def test_an_id_that_nobody_vouches_for_is_not_written_down(desk: Desk) -> None:
     desk.does("sbatch", f'{TEST_ONLY}; echo "your last job 1 used 3 hours"')
     desk.does("squeue", AWAY)
@@ -241,6 +253,14 @@ def test_an_id_that_nobody_vouches_for_is_not_written_down(desk: Desk) -> None:
     desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm}/submission.sh")
     assert "mine is job 4 already" in desk.lockstep("submit", desk.file)[1]
     assert len(desk.queued()) == 1
+
+
+def test_a_controller_that_was_too_busy_to_answer_sbatch_may_have_the_job(desk: Desk) -> None:
+    busy = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    desk.does("sbatch", f'{TEST_ONLY}; echo "{busy}" >&2; exit 1')
+    code, output = desk.lockstep("submit", desk.file)
+    assert (code, "it may be queued all the same" in output) == (1, True), output
+    assert "Socket timed out" in output
 
 
 def test_a_controller_that_is_away_is_told_in_its_own_words(desk: Desk) -> None:
