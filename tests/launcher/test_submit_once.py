@@ -1,21 +1,18 @@
 """A run has one job: what submit, sweep, prune and status do beside a run that lives, or of which nobody knows."""
 
 import os
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
 from configs.end import End
-from configs.errors import LockstepError
 from configs.run_dir import RunDir, write_json
 from launcher import status
 from launcher.holder import hold
 from launcher.status_read import holder_lives
 from slurm import ask
 from slurm.job import JobRecord, living
-from slurm.site import Site
 from tests.launcher.desk import AWAY, QUESTIONS, STEPS, SUBMIT, TEST_ONLY, Desk, begun, ended, running
 from tests.launcher.folders import make_run
 
@@ -184,41 +181,6 @@ def test_a_run_is_found_in_the_queue_by_any_path_to_it(desk: Desk, monkeypatch: 
     monkeypatch.chdir(desk.folder / "images")
     code, output = desk.lockstep("stop", "../runs/mine")
     assert (code, run.stop_request.is_file()) == (0, True), output
-
-
-LOCAL = ("--local", "--ranks", "1")
-
-
-@pytest.mark.parametrize("job", ["7", None])
-def test_where_there_is_no_slurm_a_run_that_was_given_to_it_is_left_alone(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, job: str | None
-) -> None:
-    """Its job may wait on the cluster whose folder this is."""
-    run = desk.submitted(job)
-    begun(run, end=End("notice", 4, None, "SIGTERM"), step=4, ago=99)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    code, output = desk.lockstep("submit", desk.file, *LOCAL)
-    assert (code, len(run.attempts())) == (1, 1), output
-    assert f"{run.path}: was given to {'job 7' if job else 'a job'}, and there is no SLURM on this machine" in output
-    assert f"if that cluster is no more, remove {run.job}" in output
-
-
-def test_a_job_whose_run_has_come_to_its_end_needs_no_slurm(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    run = desk.submitted()
-    begun(run, end=End("notice", 4, None, "stop asked for by Ada"), step=4, ago=99)
-    assert living(run) is None
-    JobRecord("8", Site(), 1, 0.0).write(run)  # submitted again since
-    with pytest.raises(LockstepError, match="was given to job 8"):
-        living(run)
-
-
-@pytest.mark.parametrize("job", ["7", None])
-def test_a_slurm_that_never_answers_has_a_way_out(desk: Desk, job: str | None) -> None:
-    run = desk.submitted(job)
-    for name in QUESTIONS:
-        desk.does(name, AWAY)
-    assert f"if that cluster is no more, remove {run.job}" in desk.lockstep("submit", desk.file, *LOCAL)[1]
 
 
 @pytest.mark.parametrize("lines", ["NOTE: your last job 1 used 3 hours", "1", "Submitted batch job 1"])
