@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from configs.errors import LockstepError, UserError
 
 PATIENCE = 30  # seconds for one answer
-_FILTERS = (
-    "SQUEUE_",
-    "SACCT_",
-    "SINFO_",
-    "SLURM_CLUSTERS",
-    "SLURM_TIME_FORMAT",
-)  # a person's own: they would hide jobs
+_FILTERS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # a person's own would hide jobs
 _NO_CLUSTER = "configuration source"  # no slurm.conf, and no name server that knows of one
 
 

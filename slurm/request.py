@@ -105,7 +105,6 @@ def check(run: RunDir, config: RunConfig, site: Site) -> str:
 
 def submit(run: RunDir, config: RunConfig, site: Site) -> str:
     """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
-    own_output(run.slurm)
     return _queue(run.slurm, text(run, config, site))
 
 
@@ -119,7 +118,6 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
 
     A task finds its run in `folder`. Raises UserError where SLURM refuses it.
     """
-    own_output(folder)
     write_json(folder / ARRAY, [str(run.path) for run in runs])
     which = f"$({_quoted(sys.executable)} -P -m slurm.batch which {_quoted(folder)})"
     wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
@@ -200,8 +198,9 @@ def _srun_arguments(site: Site, ranks: int) -> list[str]:
 
 
 def own_output(folder: Path) -> None:
-    """Make the folder of a job's output, in which nobody else may write, whatever the umask: SLURM follows the links
-    that it finds there, under names that are easily guessed. Raises UserError where it is not ours alone."""
+    """Make the folder of a job's output, before anything of the job is written. Nobody else may write in it, whatever
+    the umask: SLURM follows the links that it finds there, under names that are easily guessed. Raises UserError where
+    it is not ours alone."""
     cure = "remove it, or name another folder with runs"
     try:
         own_folder(folder, PRIVATE, cure)
