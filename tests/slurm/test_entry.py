@@ -74,7 +74,7 @@ def test_what_a_colleague_left_where_slurm_writes_is_refused(shared: Path) -> No
     run.slurm.mkdir(parents=True)
     assert as_colleague("ln", "-s", "/etc/passwd", run.slurm / "8_0_log.out").returncode == 0
     with pytest.raises(LockstepError, match=rf"^{run.slurm}/8_0_log.out: is another user's, .*; remove it"):
-        request.submit(run, config_of(run), Site())
+        request.own_output(run.slurm)
 
 
 @two_users
@@ -85,4 +85,4 @@ def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> Non
     words = ("ln", "-s", "/tmp", run.slurm) if planted == "link" else ("mkdir", run.slurm)
     assert as_colleague(*words).returncode == 0
     with pytest.raises(LockstepError, match=rf"^{run.slurm}: is (a link|another user's)"):
-        request.submit(run, config_of(run), Site())
+        request.own_output(run.slurm)
