@@ -129,7 +129,7 @@ def record_saved(attempt: Attempt, checkpoint: Path) -> None:
     write_json(attempt.saved, {"checkpoint": checkpoint.name})
 
 
-def recorded(run: RunDir) -> str | None:
+def find_recorded(run: RunDir) -> str | None:
     """A checkpoint that the records of `run` speak of, whether or not it is there; the newest attempt's first.
 
     Raises LockstepError, naming the file, for a record that does not read.

@@ -52,7 +52,7 @@ def _check_nothing_is_lost(run: RunDir, world: World) -> None:
             f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; mend one and take "
             f"`quarantined-` off its name, or give the run another name to start from the base model"
         )
-    name = world.broadcast(checkpoints.recorded(run) if world.leads else None)
+    name = world.broadcast(checkpoints.find_recorded(run) if world.leads else None)
     if name is not None:
         raise LockstepError(
             f"{run.checkpoints}: holds no checkpoint, and {name} was saved there, so no step is taken; bring the "

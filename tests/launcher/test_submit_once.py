@@ -267,11 +267,13 @@ def test_whoever_looks_at_a_run_does_not_keep_others_from_it(tmp_path: Path) -> 
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for looker in lookers:
         looker.start()
+    taken = 0
     try:
         for _ in range(300):
             with hold(run):
-                pass
+                taken += 1
     finally:
         enough.set()
         for looker in lookers:
             looker.join()
+    assert taken == 300

@@ -174,7 +174,7 @@ def test_a_damaged_record_is_named(saved, tmp_path):
     for content in ("", "{}", "[]", '{"checkpoint'):
         run.attempt(1).saved.write_text(content)
         with pytest.raises(LockstepError, match=r"attempts/0001/saved.json: is damaged"):
-            checkpoints.recorded(run)
+            checkpoints.find_recorded(run)
 
 
 def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):
