@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
 from bench.step_rank import Stage, make_model, make_stage
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
 from configs.deepspeed_config import render
-from configs.run_dir import Attempt, RunDir
 from configs.schema import Checkpoint as Policy
+from store.checkpoint import checkpoints
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir
 from tests.tiny import make_images
 from train import distributed
 from train.checkpoint import Saver

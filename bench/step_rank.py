@@ -25,12 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs.batch import BatchPlan, Shape
-from configs.dataset import list_samples
 from configs.deepspeed_config import render
 from configs.length import Length
 from configs.lr import learning_rate
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
+from store.dataset.listing import list_samples
+from store.run.run_dir import RunDir
 from tests.tiny import make_images
 from train import distributed, loop
 from train.checkpoint import Saver

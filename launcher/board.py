@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.run_dir import RunDir
+from store.run.run_dir import RunDir
 
 # TensorBoard keeps 10 pictures and 1,000 points of a tag unless told otherwise; 0 would mean none, not all
 KEPT = {"images": 10_000, "scalars": 1_000_000}

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from configs import checkpoints
-from configs.checkpoints import Checkpoint
 from configs.errors import UserError
 from configs.load import load
-from configs.retention import superfluous
-from configs.run_dir import RunDir
 from launcher.holder import hold
 from slurm.job import FRESH, living, training
 from slurm.queue import in_words
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Checkpoint
+from store.checkpoint.retention import superfluous
+from store.run.run_dir import RunDir
 
 
 @dataclass(frozen=True)

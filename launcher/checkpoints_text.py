@@ -3,17 +3,17 @@
 import json
 from dataclasses import asdict
 
-from configs.checkpoints import quarantined
-from configs.run_dir import RunDir
-from launcher import checkpoints as of
+from launcher import checkpoints
 from launcher.words import plural, size
+from store.checkpoint.checkpoints import quarantined
+from store.run.run_dir import RunDir
 
 SHOWN = 20  # tensors of a diff
 
 
 def listing(run: RunDir, *, verify: bool, as_json: bool) -> tuple[str, bool]:
     """The table, and whether nothing is wrong as far as anybody looked."""
-    rows = of.rows(run, verify=verify)
+    rows = checkpoints.rows(run, verify=verify)
     whole = not any(row.problems for row in rows)
     if as_json:
         return json.dumps([asdict(row) for row in rows], indent=2), whole
@@ -31,14 +31,14 @@ def listing(run: RunDir, *, verify: bool, as_json: bool) -> tuple[str, bool]:
 
 
 def pruned(run: RunDir, keep: int | None, *, as_json: bool) -> str:
-    gone = [checkpoint.step for checkpoint in of.prune(run, keep)]
+    gone = [checkpoint.step for checkpoint in checkpoints.prune(run, keep)]
     if as_json:
         return json.dumps({"removed": gone})
     return f"removed the checkpoints of {plural(len(gone), 'step')}: {', '.join(map(str, gone)) or 'none'}"
 
 
 def difference(run: RunDir, first: int, second: int, *, as_json: bool) -> str:
-    found = of.differences(run, first, second)
+    found = checkpoints.differences(run, first, second)
     if as_json:
         return json.dumps([asdict(one) for one in found], indent=2)
     lines = [f"{plural(len(found), 'tensor')} differ between step {first} and step {second}"]

@@ -5,7 +5,7 @@ import sys
 import click
 
 from configs.errors import UserError
-from configs.run_dir import RunDir
+from store.run.run_dir import RunDir
 
 
 @click.command()
@@ -31,9 +31,9 @@ def status(runs: tuple[str, ...], as_json: bool) -> None:
 @click.option("--attempt", type=click.IntRange(min=1), help="Of which attempt; the newest when left out.")
 def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
     """What a rank of RUN has printed."""
-    from launcher import logs as of
+    from launcher import logs
 
-    (of.follow if follow else of.show)(RunDir.at(run), rank, attempt)
+    (logs.follow if follow else logs.show)(RunDir.at(run), rank, attempt)
 
 
 @click.command()

@@ -5,9 +5,7 @@ import shutil
 import time
 from dataclasses import replace
 
-from configs.end import FINISHED
 from configs.errors import LockstepError, UserError
-from configs.run_dir import RunDir, write_atomic
 from configs.scalars import format_time
 from configs.schema import RunConfig
 from launcher.holder import hold
@@ -18,6 +16,8 @@ from slurm.partition import check_time, read_rules, warn_of_cancelling
 from slurm.shape import frozen
 from slurm.site import Site, load_site
 from slurm.survey import read_settings
+from store.run.end import FINISHED
+from store.run.run_dir import RunDir, write_atomic
 
 _CANNOT_NAME = "%\\\n\r"  # sbatch reads them as patterns and line ends in the names of its output files
 

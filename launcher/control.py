@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from configs.errors import LockstepError, UserError
 from configs.load import load
-from configs.run_dir import RunDir, write_atomic
 from slurm import queue
 from slurm.job import living, training
+from store.run.run_dir import RunDir, write_atomic
 
 POLL = 0.2
 CANCELLING = 120.0  # seconds that a job may take to end after scancel

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs.end import FINISHED
 from configs.load import load
-from configs.run_dir import RunDir
 from launcher import plan_text
 from launcher.local import submit_local
 from launcher.plan import Request, make_plan
+from store.run.end import FINISHED
+from store.run.run_dir import RunDir
 
 
 def run_demo(folder: Path) -> int:

@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from configs.errors import UserError
-from configs.run_dir import write_atomic
 from configs.scalars import format_time
 from launcher.words import plural
 from slurm import queue, request
@@ -24,6 +23,7 @@ from slurm.partition import warn_of_cancelling
 from slurm.rehearsal import LEAD, MINUTES, SIGNAL, WORD, start_file
 from slurm.site import Site, find_site, load_site, user_folder
 from slurm.survey import Survey, survey
+from store.run.run_dir import write_atomic
 
 POLL = 1.0
 

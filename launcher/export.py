@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs.checkpoints import find
 from configs.errors import LockstepError, UserError
-from configs.run_dir import RunDir, write_json
 from configs.schema import RunConfig
-from configs.submission import Submission
 from launcher.holder import hold
 from launcher.submit import check
+from store.checkpoint.checkpoints import find
+from store.run.run_dir import RunDir, write_json
+from store.run.submission import Submission
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from configs.attempt_plan import AttemptPlan
-from configs.run_dir import Attempt
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt
 
 
 class Follower:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from configs.errors import UserError
-from configs.run_dir import RunDir, open_to_append
+from store.run.run_dir import RunDir, open_to_append
 
 PATIENCE = 1.0  # seconds: `status` tries the lock, too, and has it for an instant
 

@@ -16,21 +16,22 @@ from typing import Any
 
 import psutil
 
-from configs import checkpoints, gpus
-from configs.attempt_plan import AttemptPlan
 from configs.batch import Shape, solve
-from configs.end import FINISHED, End
 from configs.errors import LockstepError, UserError
 from configs.lr import learning_rate
-from configs.run_dir import Attempt, RunDir, open_to_append
 from configs.schema import RunConfig
-from configs.submission import open_attempt
 from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import Ready, check, is_finished, threads_per_rank
 from launcher.words import plural, rate
 from slurm.job import living
 from slurm.queue import in_words
+from store.checkpoint import checkpoints
+from store.run import gpus
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import FINISHED, End
+from store.run.run_dir import Attempt, RunDir, open_to_append
+from store.run.submission import open_attempt
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from configs.attempt_plan import AttemptPlan
 from configs.errors import UserError
-from configs.run_dir import Attempt, RunDir
 from launcher import status
 from launcher.status_text import steps
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir
 
 POLL = 0.2  # seconds between two looks at the log
 ASK = 5.0  # seconds between two looks at the whole run, which ask SLURM, and only while the log stands still

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from configs.batch import BatchPlan, Shape, divisors, splits
-from configs.checkpoints import visible
-from configs.dataset import list_samples, settle
 from configs.deepspeed_config import render
 from configs.errors import UserError
 from configs.length import Length, length_of
 from configs.lr import learning_rate
 from configs.model_folder import check_model_folder
 from configs.model_size import States, activation_bytes, all_states, checkpoint_bytes, unet_parameters
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
-from configs.submission import cut
 from launcher.words import rate
+from store.checkpoint.checkpoints import visible
+from store.dataset.listing import list_samples, settle
+from store.run.run_dir import RunDir
+from store.run.submission import cut
 
 _SHAPES_SHOWN = 5
 

@@ -5,7 +5,6 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-from configs.run_dir import RunDir
 from launcher.status_read import Records, holder_lives, read
 from launcher.words import plural
 from slurm import queue
@@ -14,6 +13,7 @@ from slurm.history import outcomes
 from slurm.job import FRESH
 from slurm.queue import Job
 from slurm.requeue import decide
+from store.run.run_dir import RunDir
 
 WAITING = ("submitting", "submitted", "pending")
 ALIVE = (*WAITING, "running")

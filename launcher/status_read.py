@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.attempt_plan import AttemptPlan
-from configs.end import End
 from configs.errors import UserError
-from configs.run_dir import Attempt, RunDir
 from slurm.job import JobRecord
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir
 
 _TAIL = 4096  # bytes that hold the last line of metrics.jsonl
 

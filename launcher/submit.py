@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
 from configs.batch import BatchPlan, Shape
-from configs.code_version import code_version
-from configs.dataset import check_images, digest, list_samples, settle, to_lines
-from configs.end import End
 from configs.errors import UserError
 from configs.length import length_of
 from configs.load import dump, load
-from configs.run_dir import RunDir, write_atomic
 from configs.schema import RunConfig
-from configs.submission import Submission, cut
 from launcher.control import clear_requests
 from launcher.hub import resolve
+from store.checkpoint import checkpoints
+from store.dataset.listing import check_images, digest, list_samples, settle, to_lines
+from store.run.attempt_plan import AttemptPlan
+from store.run.code_version import code_version
+from store.run.end import End
+from store.run.run_dir import RunDir, write_atomic
+from store.run.submission import Submission, cut
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.load import load
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
-from configs.submission import Submission
 from launcher import status
 from launcher.cluster import cancel_held, check_job, check_limits, check_partition, need_sbatch, prepare
 from launcher.holder import HeldError, hold
@@ -23,6 +21,8 @@ from slurm.job import living, sweeps
 from slurm.queue import Job
 from slurm.shape import frozen
 from slurm.site import Site, load_site
+from store.run.run_dir import RunDir
+from store.run.submission import Submission
 
 _LIST = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 

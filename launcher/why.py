@@ -3,9 +3,6 @@
 import time
 from pathlib import Path
 
-from configs import checkpoints
-from configs.end import End
-from configs.run_dir import Attempt, RunDir
 from launcher import status
 from launcher.status import Row
 from launcher.status_text import steps
@@ -13,6 +10,9 @@ from slurm.cause import Cause, cause_of
 from slurm.history import outcomes
 from slurm.job import JobRecord
 from slurm.requeue import decide
+from store.checkpoint import checkpoints
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir
 
 
 def why(run: RunDir) -> str:

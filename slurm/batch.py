@@ -16,19 +16,19 @@ from pathlib import Path
 
 import click
 
-from configs import gpus
 from configs.batch import BatchPlan
-from configs.end import FAILED, FINISHED, End
 from configs.errors import LockstepError
 from configs.load import load
-from configs.run_dir import Attempt, RunDir
-from configs.submission import open_attempt
 from slurm import queue, scontrol
 from slurm.history import Outcome, outcomes
 from slurm.job import ARRAY, JobRecord
 from slurm.requeue import bad_nodes, decide
 from slurm.shape import largest_cut
 from slurm.site import Site
+from store.run import gpus
+from store.run.end import FAILED, FINISHED, End
+from store.run.run_dir import Attempt, RunDir
+from store.run.submission import open_attempt
 
 EXPIRY = 24 * 3600  # seconds after which a node that failed gets another chance
 BLOCKED = ("env", "--block-signal=USR2", "--block-signal=TERM")  # before a rank listens, a notice must not kill it

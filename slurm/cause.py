@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.attempt_plan import AttemptPlan
-from configs.run_dir import Attempt
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt
 
 Kind = Literal[
     "out of memory",

@@ -12,7 +12,7 @@ from contextlib import suppress
 import psutil
 
 from configs.errors import LockstepError
-from configs.run_dir import Attempt, RunDir, write_json
+from store.run.run_dir import Attempt, RunDir, write_json
 
 PORTS = range(15_000, 30_000)  # below Linux's ephemeral ports, where a probe's answer would soon be out of date
 PATIENCE = 300  # seconds until rank 0 has said where to meet

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from configs import checkpoints
-from configs.checkpoints import Resume
-from configs.end import End
-from configs.run_dir import RunDir
 from slurm.cause import Cause, cause_of
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Resume
+from store.run.end import End
+from store.run.run_dir import RunDir
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.end import End
 from configs.errors import LockstepError
-from configs.run_dir import Attempt, RunDir, write_json
 from slurm import queue
 from slurm.site import Site
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir, write_json
 
 ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
 FRESH = 30.0  # seconds for which a sign of life counts

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from configs.gpus import count_gpus
-from configs.run_dir import write_json
+from store.run.gpus import count_gpus
+from store.run.run_dir import write_json
 
 MINUTES, LEAD = 2, 60  # the job's time limit, and seconds before it at which the notice is asked for
 SIGNAL, WORD = "signal.json", "word"

@@ -21,7 +21,6 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import _make_sbatch_string
 
 from configs.errors import LockstepError, UserError
-from configs.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 from configs.schema import RunConfig
 from slurm import queue
 from slurm.job import ARRAY
@@ -29,6 +28,7 @@ from slurm.rehearsal import LEAD, MINUTES, SIGNAL
 from slurm.scontrol import AWAY
 from slurm.shape import asked
 from slurm.site import Site
+from store.run.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 
 
 def text(run: RunDir, config: RunConfig, site: Site) -> str:

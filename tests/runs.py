@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import checkpoints
 from configs.batch import Shape, solve
-from configs.dataset import digest, list_samples, to_lines
 from configs.load import dump, load
-from configs.run_dir import Attempt, RunDir, write_atomic
 from configs.schema import RunConfig
-from configs.submission import Submission, open_attempt
+from store.checkpoint import checkpoints
+from store.dataset.listing import digest, list_samples, to_lines
+from store.run.run_dir import Attempt, RunDir, write_atomic
+from store.run.submission import Submission, open_attempt
 
 
 def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:

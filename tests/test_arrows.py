@@ -1,4 +1,4 @@
-"""The house: configs ← slurm ← launcher and configs ← train; only train knows torch; the command starts without it."""
+"""The house: configs ← store ← slurm ← launcher, store ← train; only train knows torch; the command does without it."""
 
 import ast
 import subprocess
@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "configs": set[str](),
-    "slurm": {"configs"},
-    "launcher": {"configs", "slurm"},
-    "train": {"configs"},
+    "store": {"configs"},
+    "slurm": {"configs", "store"},
+    "launcher": {"configs", "store", "slurm"},
+    "train": {"configs", "store"},
 }
 HEAVY = {"torch", "deepspeed", "diffusers", "transformers"}
 
@@ -37,7 +38,7 @@ def test_packages_import_along_the_arrows(package: str) -> None:
         assert not against, f"{file.relative_to(ROOT)} imports {', '.join(against)}"
 
 
-@pytest.mark.parametrize("package", ["configs", "slurm", "launcher"])
+@pytest.mark.parametrize("package", ["configs", "store", "slurm", "launcher"])
 def test_only_train_imports_torch(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         assert not imported(file) & HEAVY, f"{file.relative_to(ROOT)} imports {imported(file) & HEAVY}"

@@ -11,7 +11,7 @@ import signal  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from configs.run_dir import RunDir  # noqa: E402
+from store.run.run_dir import RunDir  # noqa: E402
 from train.log import open_log  # noqa: E402
 
 # Ranks read what `submit` has fetched, and their logs hold no progress bars.

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from configs import checkpoints, payload
-from configs.attempt_plan import AttemptPlan
 from configs.errors import LockstepError
-from configs.manifest import NAME, FileEntry, Identity, Manifest
-from configs.retention import is_due, superfluous
-from configs.run_dir import Attempt, RunDir, sync_directory, write_atomic
 from configs.schema import Checkpoint as Policy
+from store.checkpoint import checkpoints, fragment_file
+from store.checkpoint.manifest import NAME, FileEntry, Identity, Manifest
+from store.checkpoint.retention import is_due, superfluous
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir, sync_directory, write_atomic
 from train import fragments as state
 from train.distributed import World
 from train.ema import Ema
@@ -117,11 +117,11 @@ class Saver:
         if not self.buffers:
             pinned = self.world.device.type == "cuda"
             self.buffers = [torch.empty(source.shape, pin_memory=pinned) for source in sources]
-        path = folder / payload.file_name(self.world.rank)
+        path = folder / fragment_file.file_name(self.world.rank)
         self.in_flight = Snapshot(self._draft(step), path, pieces, sources, self.buffers)
         return True
 
-    def _state(self) -> tuple[list[payload.Piece], list[torch.Tensor]]:
+    def _state(self) -> tuple[list[fragment_file.Piece], list[torch.Tensor]]:
         """What this rank owns: the pieces, and DeepSpeed's own storage of each."""
         engine, owned = self.engine.deepspeed, self.engine.owned
         state.ensure_moments(engine, owned)
@@ -129,7 +129,7 @@ class Saver:
         values |= {key: [f.moment(engine.basic_optimizer, key) for f in owned] for key in state.MOMENTS}
         if self.ema is not None:
             values["ema"] = self.ema.averages
-        pieces = [payload.Piece(kind, f.name, f.offset, f.length) for kind in values for f in owned]
+        pieces = [fragment_file.Piece(kind, f.name, f.offset, f.length) for kind in values for f in owned]
         return pieces, [value for kind in values for value in values[kind]]
 
     def _draft(self, step: int) -> Manifest:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import LockstepError, UserError
-from configs.gpus import gpu_is_promised
+from store.run.gpus import gpu_is_promised
 from train import extension
 
 

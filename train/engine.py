@@ -8,8 +8,8 @@ import torch
 from torch.optim import AdamW
 
 from configs.deepspeed_config import gradient_divisor
-from configs.manifest import layout_of
 from configs.schema import RunConfig
+from store.checkpoint.manifest import layout_of
 from train import fragments, zero3_linear
 
 

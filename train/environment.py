@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 import torch
 
-from configs.code_version import code_version
-from configs.run_dir import Attempt, write_atomic, write_json
+from store.run.code_version import code_version
+from store.run.run_dir import Attempt, write_atomic, write_json
 from train import distributed
 
 PACKAGES = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")

@@ -16,13 +16,13 @@ import torch
 from diffusers import UNet2DConditionModel, __version__
 from huggingface_hub import ModelCardData
 
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
-from configs.checkpoints import Checkpoint
 from configs.errors import LockstepError, UserError
 from configs.load import load
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Checkpoint
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import RunDir
 
 KINDS = {"ema": "ema", "raw": "weights"}
 # The parts of a StableDiffusionPipeline beside the UNet.

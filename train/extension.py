@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from configs.errors import LockstepError
-from configs.run_dir import own_folder
+from store.run.run_dir import own_folder
 
 
 def folder() -> Path:

@@ -7,7 +7,7 @@ import time
 import traceback
 
 from configs.errors import LockstepError
-from configs.run_dir import Attempt, write_json
+from store.run.run_dir import Attempt, write_json
 
 # What torch says on a rank whose neighbour died or hangs. Such a rank is a victim, not the cause.
 _PEER_LOST = (

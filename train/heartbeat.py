@@ -15,9 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-from configs.end import TIME_LIMIT
 from configs.errors import LockstepError
-from configs.run_dir import Attempt, RunDir, write_atomic
+from store.run.end import TIME_LIMIT
+from store.run.run_dir import Attempt, RunDir, write_atomic
 from train.failure import report
 from train.notice import Notice
 

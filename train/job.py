@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from transformers import logging as transformers_logging
 
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
-from configs.dataset import digest, from_lines
-from configs.end import End
 from configs.errors import LockstepError
 from configs.length import Length
 from configs.load import load
-from configs.run_dir import Attempt, RunDir
 from configs.schema import RunConfig
+from store.checkpoint import checkpoints
+from store.dataset.listing import digest, from_lines
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir
 from train import distributed, environment, loop, model
 from train.checkpoint import Saver
 from train.ema import Ema

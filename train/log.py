@@ -5,7 +5,7 @@ import io
 import os
 import sys
 
-from configs.run_dir import Attempt, open_to_append
+from store.run.run_dir import Attempt, open_to_append
 
 
 class Log(io.TextIOBase):

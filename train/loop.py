@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import torch
 
-from configs import checkpoints
-from configs.end import End
 from configs.length import Length
 from configs.lr import learning_rate
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
+from store.checkpoint import checkpoints
+from store.run.end import End
+from store.run.run_dir import RunDir
 from train.checkpoint import Saver
 from train.distributed import World
 from train.heartbeat import Heartbeat, Progress

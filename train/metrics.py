@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from configs.length import Length
-from configs.run_dir import Attempt, RunDir, open_to_append, write_atomic
 from configs.scalars import format_time
+from store.run.run_dir import Attempt, RunDir, open_to_append, write_atomic
 from train.distributed import World
 from train.engine import Engine
 from train.step import StepResult

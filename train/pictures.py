@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
+from store.run.run_dir import RunDir
 from train.distributed import World
 from train.engine import Engine
 from train.metrics import Sinks

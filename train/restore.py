@@ -2,11 +2,11 @@
 
 import torch
 
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
-from configs.checkpoints import Checkpoint, Resume
 from configs.errors import LockstepError
-from configs.run_dir import Attempt, RunDir
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Checkpoint, Resume
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir
 from train import fragments as state
 from train.distributed import World
 from train.ema import Ema

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from configs.manifest import FileEntry, Manifest
-from configs.payload import Piece, write
+from store.checkpoint.fragment_file import Piece, write
+from store.checkpoint.manifest import FileEntry, Manifest
 
 
 class Snapshot:

@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from configs.batch import BatchPlan
-from configs.dataset import Sample, check_machine
 from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
+from store.dataset.listing import Sample, check_machine
 from train.images import load_square
 from train.permutation import permute
 from train.randomness import Purpose, generator, normal, uniform

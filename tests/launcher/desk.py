@@ -10,14 +10,14 @@ from PIL import Image
 
 from configs.errors import LockstepError
 from configs.load import load
-from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
-from configs.submission import Submission
 from launcher.cli import cli
 from launcher.submit import Ready, check
 from slurm.job import JobRecord
 from slurm.shape import frozen
 from slurm.site import Site
+from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.submission import Submission
 from tests.launcher.folders import FakeSlurm, add_attempt, make_model_folder, moment
 
 QUESTIONS = ("squeue", "sacct", "scontrol")

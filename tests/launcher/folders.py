@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.attempt_plan import AttemptPlan
-from configs.end import End
 from configs.load import dump
 from configs.model_folder import PARTS, WEIGHTS
-from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
 from slurm.job import JobRecord
 from slurm.site import Site
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir, write_json
 
 STEPS = 100
 

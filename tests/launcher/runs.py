@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from configs.run_dir import RunDir
+from store.run.run_dir import RunDir
 from tests.shell import lockstep
 from tests.tiny import make_images
 from train import extension

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.length import Length
-from configs.run_dir import RunDir
+from store.run.run_dir import RunDir
 from tests.shell import lockstep, started, until
 from train.metrics import Sinks
 

@@ -13,10 +13,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from configs import checkpoints
 from configs.errors import LockstepError
-from configs.run_dir import RunDir
 from launcher.holder import hold
+from store.checkpoint import checkpoints
+from store.run.run_dir import RunDir
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of, metrics_of
 from tests.launcher.test_local import everything_in
 from tests.shell import lockstep

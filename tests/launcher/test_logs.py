@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.end import End
-from configs.run_dir import RunDir
 from launcher.holder import hold
+from store.run.end import End
+from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, add_attempt, make_run
 from tests.shell import lockstep, started, until
 

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from configs.end import End
 from configs.errors import LockstepError
 from slurm.job import JobRecord, living
 from slurm.site import Site
+from store.run.end import End
 from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun
 
 LOCAL = ("--local", "--ranks", "1")

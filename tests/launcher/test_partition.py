@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.end import End
 from launcher import status
 from launcher.doctor import examine
 from launcher.why import why
 from slurm.partition import read_rules, warn_of_cancelling
 from slurm.site import Site
+from store.run.end import End
 from tests.launcher.desk import Desk, begun, ended
 
 SHORT = "PartitionName=short Default=NO GraceTime=0 MaxTime=00:01:00 PriorityTier=10 State=UP PreemptMode=OFF"

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from configs.end import End
-from configs.run_dir import RunDir
 from launcher import status, status_text
 from launcher.cli import cli
 from launcher.holder import hold
 from launcher.status_read import last_line
 from launcher.why import why
+from store.run.end import End
+from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run, many, moment
 from tests.shell import lockstep
 

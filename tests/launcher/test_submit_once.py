@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.end import End
-from configs.run_dir import RunDir, write_json
 from launcher import status
 from launcher.holder import hold
 from launcher.status_read import holder_lives
 from slurm import ask
 from slurm.job import JobRecord, living
+from store.run.end import End
+from store.run.run_dir import RunDir, write_json
 from tests.launcher.desk import AWAY, QUESTIONS, STEPS, SUBMIT, TEST_ONLY, Desk, begun, ended, running
 from tests.launcher.folders import make_run
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from configs.run_dir import RunDir
 from launcher import sweep
 from launcher.holder import hold
+from store.run.run_dir import RunDir
 from tests.launcher.desk import Desk
 from tests.launcher.folders import add_attempt
 

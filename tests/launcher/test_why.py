@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.end import End
 from configs.errors import UserError
-from configs.run_dir import RunDir
 from launcher.holder import hold
 from launcher.why import why
+from store.run.end import End
+from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run
 from tests.shell import lockstep
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import psutil
 
-from configs.checkpoints import Resume
-from configs.end import End
-from configs.run_dir import Attempt, RunDir
 from slurm.lab import Lab
+from store.checkpoint.checkpoints import Resume
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir
 from tests.shell import ENVIRONMENT, LOCKSTEP
 from tests.tiny import make_images, make_pipeline
 

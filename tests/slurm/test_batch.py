@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.end import End
-from configs.submission import Submission
 from slurm.job import JobRecord
 from slurm.lab import Lab
 from slurm.site import Site
+from store.run.end import End
+from store.run.submission import Submission
 from tests.launcher.folders import add_attempt, make_run
 from tests.shell import ENVIRONMENT, ended, until
 from tests.slurm.runs import OVER

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs.errors import LockstepError
-from configs.run_dir import RunDir
 from configs.schema import RunConfig
 from slurm import request
 from slurm.site import Site
+from store.run.run_dir import RunDir
 from tests.shell import as_colleague, two_users
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from configs.end import End
 from slurm.cause import Cause
 from slurm.history import Outcome
 from slurm.requeue import LOSSES, TRIES, bad_nodes, decide
+from store.run.end import End
 
 CRASH = Cause("program", "rank 0 on node1 failed in step 1: ValueError: no", 0, "node1")
 KILLED = Cause("killed", "rank 3 on node2 was killed from outside in step 7", 3, "node2")

@@ -13,12 +13,12 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
-from configs.checkpoints import Resume
-from configs.end import End
 from slurm.lab import Lab
 from slurm.requeue import TRIES
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Resume
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import End
 from tests.runs import values
 from tests.shell import LOCKSTEP, lockstep
 from tests.slurm.runs import PROFILE, STEPS, Cluster, Run, lines

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.checkpoints import Resume
-from configs.end import End
 from slurm.job import JobRecord
+from store.checkpoint.checkpoints import Resume
+from store.run.end import End
 from tests.slurm.runs import Cluster
 
 AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from configs.run_dir import RunDir
 from launcher.sweep import points
+from store.run.run_dir import RunDir
 from tests.slurm.runs import Cluster, Run, lines
 
 

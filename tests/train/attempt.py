@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from configs import checkpoints, payload
-from configs.run_dir import Attempt, RunDir
+from store.checkpoint import checkpoints, fragment_file
+from store.run.run_dir import Attempt, RunDir
 from train.ema import Ema
 from train.job import run_attempt
 from train.notice import Notice
@@ -74,7 +74,7 @@ def install(fault: dict, attempt: Attempt) -> None:
 
     module, name = {
         "open": (builtins, "open"),
-        "write": (payload, "_write_all"),
+        "write": (fragment_file, "_write_all"),
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
         "rename": (os, "rename"),

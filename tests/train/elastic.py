@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from configs import checkpoints
-from configs.attempt_plan import AttemptPlan
-from configs.dataset import from_lines
 from configs.load import load
 from configs.lr import learning_rate
-from configs.run_dir import RunDir
+from store.checkpoint import checkpoints
+from store.dataset.listing import from_lines
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import RunDir
 from tests.gather import gather
 from tests.runs import new_run, next_attempt
 from train import distributed, model

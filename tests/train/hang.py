@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from configs.run_dir import Attempt
+from store.run.run_dir import Attempt
 from train.failure import report
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from configs import checkpoints
-from configs.checkpoints import Resume
 from configs.errors import LockstepError
-from configs.run_dir import RunDir
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Resume
+from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
 
-PROGRAM = Path(__file__).with_name("attempt.py")
+PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 
 
 @pytest.fixture(scope="module")

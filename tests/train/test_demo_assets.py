@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from configs.dataset import check_images, list_samples
 from configs.load import load
+from store.dataset.listing import check_images, list_samples
 from train.demo import grid, shapes
 
 BASE = Path(shapes.__file__).parent / "base"

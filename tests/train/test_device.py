@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from configs import gpus
 from configs.errors import UserError
 from slurm.cause import Cause
+from store.run import gpus
 from train import distributed
 
 

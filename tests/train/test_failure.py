@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from configs.errors import LockstepError
-from configs.run_dir import Attempt
+from store.run.run_dir import Attempt
 from tests.ranks import run_ranks
 from train.failure import report
 

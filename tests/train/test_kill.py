@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import checkpoints
-from configs.checkpoints import Resume
-from configs.run_dir import RunDir
+from store.checkpoint import checkpoints
+from store.checkpoint.checkpoints import Resume
+from store.run.run_dir import RunDir
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt, values
 
-PROGRAM = Path(__file__).with_name("attempt.py")
+PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 RANKS = 2
 SETTINGS = {"micro_batch": 3, "zero": 2, "checkpoint": {"every_steps": 2, "keep": 2}}
 FRAGMENTS, MANIFEST = r"/fragments-\d+", "manifest.json"

@@ -4,7 +4,7 @@ import pytest
 
 from configs.errors import LockstepError
 from configs.length import Length
-from configs.run_dir import RunDir
+from store.run.run_dir import RunDir
 from train.metrics import Sinks
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import checkpoints
-from configs.run_dir import RunDir
+from store.checkpoint import checkpoints
+from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt, values
 
-PROGRAM = Path(__file__).with_name("attempt.py")
+PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 BATCH = 12
 STEP_3 = 2 * BATCH  # its first position
 CASES = [

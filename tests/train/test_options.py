@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.run_dir import RunDir
+from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt, values
 
-PROGRAM = Path(__file__).with_name("attempt.py")
+PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 
 
 def trained(folder: Path, pipeline: Path, images: Path, **changes) -> RunDir:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.run_dir import RunDir, write_atomic
+from store.run.run_dir import RunDir, write_atomic
 from tests.shell import ORDINARY, as_colleague, two_users
 
 _HEAR = """

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import checkpoints
-from configs.end import End
-from configs.run_dir import RunDir, write_json
+from store.checkpoint import checkpoints
+from store.run.end import End
+from store.run.run_dir import RunDir, write_json
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt
 
-PROGRAM = Path(__file__).with_name("attempt.py")
+PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 SETTINGS = {"micro_batch": 3, "zero": 2, "checkpoint": {"every_steps": 2, "keep": 9}}
 
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from configs.batch import BatchPlan, Shape
-from configs.dataset import Sample, list_samples
 from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
+from store.dataset.listing import Sample, list_samples
 from train.images import load_square
 from train.stream import LatentShape, Stream, micro_batches, positions, samples_at
 

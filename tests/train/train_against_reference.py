@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from configs.batch import BatchPlan, Shape
-from configs.dataset import list_samples
 from configs.deepspeed_config import render
 from configs.lr import learning_rate
 from configs.schema import RunConfig
+from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import distributed, model
 from train.engine import Engine

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from configs.batch import BatchPlan, Shape
-from configs.dataset import list_samples
 from configs.deepspeed_config import render
 from configs.lr import learning_rate
 from configs.schema import RunConfig
+from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import distributed, model
 from train.ema import Ema, decay_at

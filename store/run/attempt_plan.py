@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from configs.batch import BatchPlan, Shape
-from configs.run_dir import Attempt, write_json
+from store.run.run_dir import Attempt, write_json
 
 
 @dataclass(frozen=True)

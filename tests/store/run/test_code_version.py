@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from configs.code_version import code_version
+from store.run.code_version import code_version
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def clone(tmp_path, monkeypatch):
     """A folder with one source file, where the packages are looked for; nothing is committed yet."""
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "loop.py").write_text("steps = 1\n")
-    monkeypatch.setattr("configs.code_version.ROOT", tmp_path)
+    monkeypatch.setattr("store.run.code_version.ROOT", tmp_path)
     return tmp_path
 
 
@@ -43,5 +43,5 @@ def test_inside_somebody_elses_clone_there_is_no_commit(clone, monkeypatch):
     git(clone, "init", "-q")
     git(clone, "add", ".")
     git(clone, "commit", "-qm", "theirs")
-    monkeypatch.setattr("configs.code_version.ROOT", clone / "train")
+    monkeypatch.setattr("store.run.code_version.ROOT", clone / "train")
     assert code_version().commit is None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("configs", "slurm", "launcher", "train")
-ROOT = Path(__file__).parents[1]
+PACKAGES = ("configs", "store", "slurm", "launcher", "train")
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def code_version() -> CodeVersion:
 
 
 def _digest() -> str:
-    """Of every file of the four packages, by its path and content."""
+    """Of every file of the five packages, by its path and content."""
     found = hashlib.sha256()
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         found.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())

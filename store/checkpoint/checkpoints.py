@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.attempt_plan import AttemptPlan
 from configs.errors import LockstepError, UserError
-from configs.manifest import NAME, FileEntry, Manifest, layout_of, sha256_of
-from configs.run_dir import Attempt, RunDir, sync_directory, write_json
+from store.checkpoint.manifest import NAME, FileEntry, Manifest, layout_of, sha256_of
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir, sync_directory, write_json
 
 if TYPE_CHECKING:
-    from configs.payload import Reader
+    from store.checkpoint.fragment_file import Reader
 
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
 _QUARANTINE = "quarantined-"
@@ -45,7 +45,7 @@ class Checkpoint:
 
     def reader(self) -> "Reader":
         """Its values. Verifies nothing: see `problems`."""
-        from configs.payload import Reader  # brings numpy: `plan` and `status` only look at names
+        from store.checkpoint.fragment_file import Reader  # brings numpy: `plan` and `status` only look at names
 
         return Reader([self.path / file.name for file in self.manifest().files])
 

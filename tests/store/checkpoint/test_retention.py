@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.retention import is_due, superfluous
 from configs.schema import Checkpoint
+from store.checkpoint.retention import is_due, superfluous
 
 steps = st.lists(st.integers(1, 1000), unique=True, max_size=30)
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from configs.run_dir import Attempt, write_json
+from store.run.run_dir import Attempt, write_json
 
 TIME_LIMIT = "the time limit"  # how a notice begins that the ranks give themselves
 FINISHED, ON_NOTICE, WRONG, FAILED = 0, 75, 2, 1

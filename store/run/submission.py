@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs import deepspeed_config
-from configs.attempt_plan import AttemptPlan
 from configs.batch import BatchPlan, Shape, solve
 from configs.length import length_of
-from configs.run_dir import Attempt, RunDir, write_json
 from configs.schema import RunConfig
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir, write_json
 
 
 @dataclass(frozen=True)

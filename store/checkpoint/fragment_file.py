@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from configs.manifest import FileEntry, Identity
+from store.checkpoint.manifest import FileEntry, Identity
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configs.dataset import Sample, check_images, digest, from_lines, list_samples, settle, to_lines
 from configs.errors import LockstepError, UserError
 from configs.schema import Data
+from store.dataset.listing import Sample, check_images, digest, from_lines, list_samples, settle, to_lines
 
 
 def image(path: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What lies on disk and everyone agrees on: run directory, dataset, checkpoints."""

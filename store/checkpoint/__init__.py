@@ -1,0 +1,1 @@
+"""Checkpoints on disk: their folders, manifests and fragments, and which of them are kept."""

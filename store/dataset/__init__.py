@@ -1,0 +1,1 @@
+"""What a dataset holds: its samples in their fixed order."""
