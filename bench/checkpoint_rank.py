@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
 from bench.step_rank import Stage, make_model, make_stage
-from configs.deepspeed_config import render
 from configs.schema import Checkpoint as Policy
+from configs.solve.deepspeed import render
 from store.checkpoint import checkpoints
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir

@@ -24,11 +24,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from configs.batch import BatchPlan, Shape
-from configs.deepspeed_config import render
-from configs.length import Length
-from configs.lr import learning_rate
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from configs.solve.deepspeed import render
+from configs.solve.learning_rate import learning_rate
+from configs.solve.length import Length
 from store.dataset.listing import list_samples
 from store.run.run_dir import RunDir
 from tests.tiny import make_images

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from configs.load import load
+from configs.reading.load import load
 from launcher.holder import hold
 from slurm.job import FRESH, living, training
 from slurm.queue import in_words

@@ -65,7 +65,7 @@ def plan(
 
     CONFIG is the run's YAML file; KEY=VALUE words change it, such as batch=256 or data.flip=true.
     """
-    from configs.load import load
+    from configs.reading.load import load
     from launcher import plan_text
     from launcher.plan import Request, make_plan
 
@@ -109,7 +109,7 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
     once, and the shell sees 0 for a run trained to its end, 75 for one stopped on notice, 2 for a mistake of yours, 1
     for a failure.
     """
-    from configs.load import load
+    from configs.reading.load import load
 
     if ranks is not None and not local:
         raise UserError("--ranks is for --local; on a cluster write cluster.nodes and cluster.gpus_per_node")
@@ -190,7 +190,7 @@ def doctor(folder: str, site: str, wait: int) -> None:
 @cli.command()
 def schema() -> None:
     """Print the config's JSON Schema, the manual of every key."""
-    from configs.json_schema import schema_text
+    from configs.reading.json_schema import schema_text
 
     click.echo(schema_text(), nl=False)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from configs.errors import LockstepError, UserError
-from configs.load import load
+from configs.reading.load import load
 from slurm import queue
 from slurm.job import living, training
 from store.run.run_dir import RunDir, write_atomic

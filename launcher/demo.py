@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs.load import load
+from configs.reading.load import load
 from launcher import plan_text
 from launcher.local import submit_local
 from launcher.plan import Request, make_plan

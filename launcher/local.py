@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 
-from configs.batch import Shape, solve
 from configs.errors import LockstepError, UserError
-from configs.lr import learning_rate
 from configs.schema import RunConfig
+from configs.solve.batch import Shape, solve
+from configs.solve.learning_rate import learning_rate
 from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import Ready, check, is_finished, threads_per_rank

@@ -9,14 +9,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from configs.batch import BatchPlan, Shape, divisors, splits
-from configs.deepspeed_config import render
 from configs.errors import UserError
-from configs.length import Length, length_of
-from configs.lr import learning_rate
 from configs.model_folder import check_model_folder
-from configs.model_size import States, activation_bytes, all_states, checkpoint_bytes, unet_parameters
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape, divisors, splits
+from configs.solve.deepspeed import render
+from configs.solve.learning_rate import learning_rate
+from configs.solve.length import Length, length_of
+from configs.solve.memory import States, activation_bytes, all_states, checkpoint_bytes, unet_parameters
 from launcher.words import rate
 from store.checkpoint.checkpoints import visible
 from store.dataset.listing import list_samples, settle

@@ -3,8 +3,8 @@
 import textwrap
 from typing import Any
 
-from configs.batch import BatchPlan
-from configs.model_size import States
+from configs.solve.batch import BatchPlan
+from configs.solve.memory import States
 from launcher.plan import Plan, every_split
 from launcher.words import amount, plural, rate, size
 

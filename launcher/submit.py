@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from configs.batch import BatchPlan, Shape
 from configs.errors import UserError
-from configs.length import length_of
-from configs.load import dump, load
+from configs.reading.load import dump, load
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from configs.solve.length import length_of
 from launcher.control import clear_requests
 from launcher.hub import resolve
 from store.checkpoint import checkpoints

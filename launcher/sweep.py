@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.load import load
+from configs.reading.load import load
 from configs.schema import RunConfig
 from launcher import status
 from launcher.cluster import cancel_held, check_job, check_limits, check_partition, need_sbatch, prepare

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from configs.batch import BatchPlan
 from configs.errors import LockstepError
-from configs.load import load
+from configs.reading.load import load
+from configs.solve.batch import BatchPlan
 from slurm import queue, scontrol
 from slurm.history import Outcome, outcomes
 from slurm.job import ARRAY, JobRecord

@@ -1,9 +1,9 @@
 """How many nodes a job asks for, and what is made of those it was given: always the same batch."""
 
-from configs.batch import BatchPlan, Shape, solve
 from configs.errors import UserError
 from configs.scalars import NodeRange
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape, solve
 
 
 def frozen(config: RunConfig) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from configs.errors import UserError
-from configs.load import load_section
+from configs.reading.load import load_section
 from configs.scalars import TimeLimit
 from configs.schema import Section
 

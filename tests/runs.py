@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.batch import Shape, solve
-from configs.load import dump, load
+from configs.reading.load import dump, load
 from configs.schema import RunConfig
+from configs.solve.batch import Shape, solve
 from store.checkpoint import checkpoints
 from store.dataset.listing import digest, list_samples, to_lines
 from store.run.run_dir import Attempt, RunDir, write_atomic

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load
+from configs.reading.load import load
 from configs.scalars import NodeRange
 from tests.shell import lockstep
 from tests.tiny import make_images, make_pipeline

@@ -7,8 +7,8 @@ import deepspeed
 import torch
 from torch.optim import AdamW
 
-from configs.deepspeed_config import gradient_divisor
 from configs.schema import RunConfig
+from configs.solve.deepspeed import gradient_divisor
 from store.checkpoint.manifest import layout_of
 from train import fragments, zero3_linear
 

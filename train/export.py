@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel, __version__
 from huggingface_hub import ModelCardData
 
 from configs.errors import LockstepError, UserError
-from configs.load import load
+from configs.reading.load import load
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint

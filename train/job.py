@@ -8,9 +8,9 @@ import torch
 from transformers import logging as transformers_logging
 
 from configs.errors import LockstepError
-from configs.length import Length
-from configs.load import load
+from configs.reading.load import load
 from configs.schema import RunConfig
+from configs.solve.length import Length
 from store.checkpoint import checkpoints
 from store.dataset.listing import digest, from_lines
 from store.run.attempt_plan import AttemptPlan

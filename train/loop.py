@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from configs.length import Length
-from configs.lr import learning_rate
 from configs.schema import RunConfig
+from configs.solve.learning_rate import learning_rate
+from configs.solve.length import Length
 from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import RunDir

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from configs.length import Length
 from configs.scalars import format_time
+from configs.solve.length import Length
 from store.run.run_dir import Attempt, RunDir, open_to_append, write_atomic
 from train.distributed import World
 from train.engine import Engine

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from configs.batch import BatchPlan
 from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
+from configs.solve.batch import BatchPlan
 from store.dataset.listing import Sample, check_machine
 from train.images import load_square
 from train.permutation import permute

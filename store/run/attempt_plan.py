@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from configs.batch import BatchPlan, Shape
+from configs.solve.batch import BatchPlan, Shape
 from store.run.run_dir import Attempt, write_json
 
 

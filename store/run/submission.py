@@ -5,10 +5,10 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from configs import deepspeed_config
-from configs.batch import BatchPlan, Shape, solve
-from configs.length import length_of
 from configs.schema import RunConfig
+from configs.solve import deepspeed
+from configs.solve.batch import BatchPlan, Shape, solve
+from configs.solve.length import length_of
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir, write_json
 
@@ -57,7 +57,7 @@ def open_attempt(run: RunDir, config: RunConfig, cut: BatchPlan, allocation: dic
     """
     plan = Submission.read(run).plan(config, cut)
     attempt = run.open_attempt()
-    write_json(attempt.deepspeed, deepspeed_config.render(config, cut))
+    write_json(attempt.deepspeed, deepspeed.render(config, cut))
     if allocation is not None:
         write_json(attempt.nodes, allocation)
     plan.write(attempt)

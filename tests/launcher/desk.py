@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from configs.errors import LockstepError
-from configs.load import load
+from configs.reading.load import load
 from configs.schema import RunConfig
 from launcher.cli import cli
 from launcher.submit import Ready, check

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import dump
 from configs.model_folder import PARTS, WEIGHTS
+from configs.reading.load import dump
 from configs.schema import RunConfig
 from slurm.job import JobRecord
 from slurm.site import Site

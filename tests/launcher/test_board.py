@@ -15,7 +15,7 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from configs.length import Length
+from configs.solve.length import Length
 from store.run.run_dir import RunDir
 from tests.shell import lockstep, started, until
 from train.metrics import Sinks

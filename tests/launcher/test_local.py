@@ -10,7 +10,7 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from configs.load import load
+from configs.reading.load import load
 from store.run.code_version import code_version
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of
 from tests.shell import lockstep, processes_of

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from configs import json_schema
-from configs.load import SCHEMA, load
+from configs.reading import json_schema
+from configs.reading.load import SCHEMA, load
 from launcher import cli
 
 POKEMON = """\

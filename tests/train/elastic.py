@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from configs.load import load
-from configs.lr import learning_rate
+from configs.reading.load import load
+from configs.solve.learning_rate import learning_rate
 from store.checkpoint import checkpoints
 from store.dataset.listing import from_lines
 from store.run.attempt_plan import AttemptPlan

@@ -10,10 +10,10 @@ from operator import attrgetter
 
 import torch
 
-from configs.batch import Shape, solve
-from configs.deepspeed_config import render
 from configs.errors import LockstepError
 from configs.schema import RunConfig
+from configs.solve.batch import Shape, solve
+from configs.solve.deepspeed import render
 from train import distributed, fragments
 from train.engine import Engine
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from configs.load import load
+from configs.reading.load import load
 from store.dataset.listing import check_images, list_samples
 from train.demo import grid, shapes
 

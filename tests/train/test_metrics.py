@@ -3,7 +3,7 @@
 import pytest
 
 from configs.errors import LockstepError
-from configs.length import Length
+from configs.solve.length import Length
 from store.run.run_dir import RunDir
 from train.metrics import Sinks
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.batch import BatchPlan, Shape
 from configs.errors import LockstepError, UserError
 from configs.schema import Data, RunConfig
+from configs.solve.batch import BatchPlan, Shape
 from store.dataset.listing import Sample, list_samples
 from train.images import load_square
 from train.stream import LatentShape, Stream, micro_batches, positions, samples_at

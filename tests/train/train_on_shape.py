@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from configs.batch import BatchPlan, Shape
-from configs.deepspeed_config import render
-from configs.lr import learning_rate
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from configs.solve.deepspeed import render
+from configs.solve.learning_rate import learning_rate
 from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import distributed, model

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from configs.batch import BatchPlan, Shape
-from configs.deepspeed_config import render
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from configs.solve.deepspeed import render
 from tests.gather import gather
 from train import distributed
 from train.engine import Engine

@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs.lr import learning_rate
 from configs.schema import RunConfig
+from configs.solve.learning_rate import learning_rate
 
 
 def rates(total: int, **keys: object) -> list[float]:

@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from configs import wording
 from configs.errors import ConfigError, Problem
+from configs.reading import messages
+from configs.reading.yaml_tree import Node, read_file, read_value, resolve
 from configs.schema import DISAGREEMENT, LENGTHS, RunConfig, Section
-from configs.yaml_tree import Node, read_file, read_value, resolve
 
 COMMAND_LINE = "command line"
 S = TypeVar("S", bound=Section)
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SCHEMA = Path(__file__).parent / "recipes" / "schema.json"
+SCHEMA = Path(__file__).parents[1] / "recipes" / "schema.json"
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -104,7 +104,7 @@ _Dumper.add_representer(str, _represent_text)
 def _least(root: type[Section]) -> str:
     required = [name for name, field in root.model_fields.items() if field.is_required() and name != "name"]
     required = required or list(root.model_fields)[:1]
-    return " and ".join(wording.example(root, (name,)) for name in required)
+    return " and ".join(messages.example(root, (name,)) for name in required)
 
 
 def _override(tree: Node, word: str, problems: list[Problem]) -> Node:
@@ -163,7 +163,7 @@ def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
                     Problem(
                         node.place,
                         f"model: '{node.value}' is neither a folder beside the config nor a hub id; "
-                        f"write {wording.example(RunConfig, ('model',))}, or the path of a diffusers folder",
+                        f"write {messages.example(RunConfig, ('model',))}, or the path of a diffusers folder",
                     )
                 )
             continue
@@ -191,7 +191,7 @@ def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Pr
                 stands = tree.at((key,))
                 problems.append(Problem(_key_place(stands) if stands else tree.place, text))
         elif kind == "extra_forbidden" and node is not None:
-            text, key = wording.unknown_key(root, path)
+            text, key = messages.unknown_key(root, path)
             suggested.add(key)
             problems.append(Problem(_key_place(node), text))
         elif kind == "missing" and not isinstance(path[-1], int):
@@ -201,11 +201,13 @@ def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Pr
                 path, node = path[:-1], tree.at(path[:-1])
             place, source = (node.place, node.source) if node else (tree.place, "")
             given = node.value if node else None
-            problems.append(Problem(place, wording.wrong_value(root, kind, path, source, given, context, found["msg"])))
+            problems.append(
+                Problem(place, messages.wrong_value(root, kind, path, source, given, context, found["msg"]))
+            )
     for path in missing:
-        if wording.dotted(path) not in suggested:  # a mistyped key answers for the key it stands for
+        if messages.dotted(path) not in suggested:  # a mistyped key answers for the key it stands for
             parent = tree.at(path[:-1]) or tree
-            problems.append(Problem(_key_place(parent), wording.missing_key(root, path)))
+            problems.append(Problem(_key_place(parent), messages.missing_key(root, path)))
     return problems
 
 

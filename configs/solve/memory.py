@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.deepspeed_config import ZERO3_LIVE_PARAMETERS
+from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
 
 SD1, SD2, SDXL = 859_520_964, 865_910_724, 2_567_463_684
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.batch import BatchPlan, Shape, solve, splits
 from configs.errors import UserError
 from configs.scalars import NodeRange
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape, solve, splits
 
 
 def config(**keys: object) -> RunConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.model_size import (
+from configs.solve.memory import (
     SD1,
     Precision,
     activation_bytes,

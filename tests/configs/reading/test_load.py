@@ -8,11 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.load import dump, load
+from configs.reading.load import dump, load
+from configs.reading.messages import all_keys, section_at
+from configs.reading.yaml_tree import resolve
 from configs.scalars import NodeRange
 from configs.schema import RunConfig
-from configs.wording import all_keys, section_at
-from configs.yaml_tree import resolve
 
 LEAST = "model: org/model\ndata: {images: ./images}\n"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from configs.batch import Shape, solve
-from configs.deepspeed_config import render
 from configs.schema import RunConfig
+from configs.solve.batch import Shape, solve
+from configs.solve.deepspeed import render
 from train import distributed
 from train.model import DTYPES
 

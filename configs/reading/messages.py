@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from configs.reading.synonyms import SYNONYMS
 from configs.schema import Section
-from configs.synonyms import SYNONYMS
 
 Path = tuple[str | int, ...]
 Root = type[Section]  # the model that paths start from

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.length import length_of
 from configs.schema import RunConfig
+from configs.solve.length import length_of
 
 
 def config(**keys: object) -> RunConfig:

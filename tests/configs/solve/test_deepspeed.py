@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from configs.batch import Shape, solve
-from configs.deepspeed_config import render
 from configs.schema import RunConfig
+from configs.solve.batch import Shape, solve
+from configs.solve.deepspeed import render
 
 ONE = Shape(1, 1)
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from configs.batch import BatchPlan
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan
 
 # Parameters that ZeRO-3 keeps whole at one time. DeepSpeed's own 1e9 would keep a whole Stable Diffusion UNet, which
 # is what the user of ZeRO-3 wants to avoid.

@@ -1,0 +1,1 @@
+"""From YAML text to a RunConfig, and what to say where that does not work."""

@@ -1,0 +1,1 @@
+"""What follows from a config: batch, length, learning rate, memory, the DeepSpeed config."""
