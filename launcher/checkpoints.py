@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from configs.errors import UserError
 from configs.reading.load import load
 from launcher.holder import hold
-from slurm.job import FRESH, living, training
-from slurm.queue import in_words
+from slurm.job.record import FRESH, living, training
+from slurm.query.queue import in_words
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.retention import superfluous

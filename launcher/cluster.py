@@ -10,12 +10,13 @@ from configs.scalars import format_time
 from configs.schema import RunConfig
 from launcher.holder import hold
 from launcher.submit import Ready, check, is_finished
-from slurm import queue, request
-from slurm.job import JobRecord, living
-from slurm.partition import check_time, read_rules, warn_of_cancelling
-from slurm.shape import frozen
+from slurm.job import request
+from slurm.job.nodes import frozen
+from slurm.job.record import JobRecord, living
+from slurm.query import queue
+from slurm.query.partitions import check_time, read_rules, warn_of_cancelling
+from slurm.query.survey import read_settings
 from slurm.site import Site, load_site
-from slurm.survey import read_settings
 from store.run.end import FINISHED
 from store.run.run_dir import RunDir, write_atomic
 

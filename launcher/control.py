@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from configs.errors import LockstepError, UserError
 from configs.reading.load import load
-from slurm import queue
-from slurm.job import living, training
+from slurm.job.record import living, training
+from slurm.query import queue
 from store.run.run_dir import RunDir, write_atomic
 
 POLL = 0.2

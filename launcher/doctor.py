@@ -18,11 +18,12 @@ import yaml
 from configs.errors import UserError
 from configs.scalars import format_time
 from launcher.words import plural
-from slurm import queue, request
-from slurm.partition import warn_of_cancelling
-from slurm.rehearsal import LEAD, MINUTES, SIGNAL, WORD, start_file
+from slurm.job import request
+from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL, WORD, start_file
+from slurm.query import queue
+from slurm.query.partitions import warn_of_cancelling
+from slurm.query.survey import Survey, survey
 from slurm.site import Site, find_site, load_site, user_folder
-from slurm.survey import Survey, survey
 from store.run.run_dir import write_atomic
 
 POLL = 1.0

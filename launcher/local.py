@@ -24,8 +24,8 @@ from launcher.follow import Follower
 from launcher.holder import hold
 from launcher.submit import Ready, check, is_finished, threads_per_rank
 from launcher.words import plural, rate
-from slurm.job import living
-from slurm.queue import in_words
+from slurm.job.record import living
+from slurm.query.queue import in_words
 from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from launcher.status_read import Records, holder_lives, read
 from launcher.words import plural
-from slurm import queue
-from slurm.cause import cause_of
-from slurm.history import outcomes
-from slurm.job import FRESH
-from slurm.queue import Job
-from slurm.requeue import decide
+from slurm.job.record import FRESH
+from slurm.query import queue
+from slurm.query.queue import Job
+from slurm.recovery.cause import cause_of
+from slurm.recovery.history import outcomes
+from slurm.recovery.requeue import decide
 from store.run.run_dir import RunDir
 
 WAITING = ("submitting", "submitted", "pending")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from slurm.job import JobRecord
+from slurm.job.record import JobRecord
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir

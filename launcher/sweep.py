@@ -16,10 +16,10 @@ from launcher.cluster import cancel_held, check_job, check_limits, check_partiti
 from launcher.holder import HeldError, hold
 from launcher.status_read import holder_lives
 from launcher.submit import Ready, check
-from slurm import request
-from slurm.job import living, sweeps
-from slurm.queue import Job
-from slurm.shape import frozen
+from slurm.job import request
+from slurm.job.nodes import frozen
+from slurm.job.record import living, sweeps
+from slurm.query.queue import Job
 from slurm.site import Site, load_site
 from store.run.run_dir import RunDir
 from store.run.submission import Submission

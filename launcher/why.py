@@ -6,10 +6,10 @@ from pathlib import Path
 from launcher import status
 from launcher.status import Row
 from launcher.status_text import steps
-from slurm.cause import Cause, cause_of
-from slurm.history import outcomes
-from slurm.job import JobRecord
-from slurm.requeue import decide
+from slurm.job.record import JobRecord
+from slurm.recovery.cause import Cause, cause_of
+from slurm.recovery.history import outcomes
+from slurm.recovery.requeue import decide
 from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir

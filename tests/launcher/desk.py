@@ -13,8 +13,8 @@ from configs.reading.load import load
 from configs.schema import RunConfig
 from launcher.cli import cli
 from launcher.submit import Ready, check
-from slurm.job import JobRecord
-from slurm.shape import frozen
+from slurm.job.nodes import frozen
+from slurm.job.record import JobRecord
 from slurm.site import Site
 from store.run.run_dir import Attempt, RunDir, write_json
 from store.run.submission import Submission

@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.model_folder import PARTS, WEIGHTS
 from configs.reading.load import dump
 from configs.schema import RunConfig
-from slurm.job import JobRecord
+from slurm.job.record import JobRecord
 from slurm.site import Site
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from configs.errors import LockstepError
-from slurm.job import JobRecord, living
+from slurm.job.record import JobRecord, living
 from slurm.site import Site
 from store.run.end import End
 from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun

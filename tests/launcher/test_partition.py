@@ -8,7 +8,7 @@ import pytest
 from launcher import status
 from launcher.doctor import examine
 from launcher.why import why
-from slurm.partition import read_rules, warn_of_cancelling
+from slurm.query.partitions import read_rules, warn_of_cancelling
 from slurm.site import Site
 from store.run.end import End
 from tests.launcher.desk import Desk, begun, ended

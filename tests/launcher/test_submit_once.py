@@ -9,8 +9,8 @@ import pytest
 from launcher import status
 from launcher.holder import hold
 from launcher.status_read import holder_lives
-from slurm import ask
-from slurm.job import JobRecord, living
+from slurm.job.record import JobRecord, living
+from slurm.query import ask
 from store.run.end import End
 from store.run.run_dir import RunDir, write_json
 from tests.launcher.desk import AWAY, QUESTIONS, STEPS, SUBMIT, TEST_ONLY, Desk, begun, ended, running

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slurm.job.doctor_job import LEAD, start_file
 from slurm.lab import Lab
-from slurm.rehearsal import LEAD, start_file
 from tests.shell import ENVIRONMENT, LOCKSTEP
 
 Words = tuple[object, ...]

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
 from slurm.lab import Lab
-from slurm.requeue import TRIES
+from slurm.recovery.requeue import TRIES
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Resume
 from store.run.attempt_plan import AttemptPlan

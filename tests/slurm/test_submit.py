@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.job import JobRecord
+from slurm.job.record import JobRecord
 from store.checkpoint.checkpoints import Resume
 from store.run.end import End
 from tests.slurm.runs import Cluster

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from slurm.cause import Cause
+from slurm.recovery.cause import Cause
 from store.run import gpus
 from train import distributed
 
@@ -90,7 +90,7 @@ def test_local_runs_must_find_the_gpus_that_the_driver_lists(tmp_path, monkeypat
 
 
 def test_the_word_for_srun_is_in_every_job_that_asks_for_gpus():
-    from slurm.request import of_site
+    from slurm.job.request import of_site
     from slurm.site import Site
 
     found = {kind: " ".join(of_site(Site(gpus=kind), 4)["srun_args"]) for kind in ("gpus-per-node", "gres", "none")}

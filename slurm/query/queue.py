@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from configs.errors import LockstepError
-from slurm.ask import run_question
+from slurm.query.ask import run_question
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, is of a job that may run

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from configs.errors import LockstepError, UserError
 from configs.scalars import format_time, parse_time
-from slurm.ask import ask
+from slurm.query.ask import ask
 from slurm.site import Site
 
 

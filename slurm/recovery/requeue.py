@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from slurm.history import Outcome
+from slurm.recovery.history import Outcome
 
 TRIES = 3  # attempts in a row that may fail without a new checkpoint before people are asked
 LOSSES = 10  # the same for attempts whose machine was taken away

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from slurm.cause import Cause, cause_of
+from slurm.recovery.cause import Cause, cause_of
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Resume
 from store.run.end import End

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.job import JobRecord
+from slurm.job.record import JobRecord
 from slurm.lab import Lab
 from slurm.site import Site
 from store.run.end import End
@@ -23,7 +23,7 @@ FINISHED = End("finished", 100, "step-00000100-a0001")
 ASKED = End("notice", 40, "step-00000040-a0001", "stop asked for by Ada")
 ON_SIGNAL = End("notice", 40, "step-00000040-a0001", "SIGTERM")
 ONCE = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0'  # its second start has nothing to do
-ENDING = (sys.executable, "-P", "-m", "slurm.batch", "end")
+ENDING = (sys.executable, "-P", "-m", "slurm.job.batch_script", "end")
 SECONDS = 60
 
 
@@ -88,7 +88,15 @@ def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None
     run.sbatch.write_text("#!/bin/sh\n")
     first = run.attempt(1)
     look = f'[ -e {first.plan} ] && {{ [ -e {first.nodes} ] && echo whole || echo half; }} >>{seen}; exec "$real" "$@"'
-    words = ["env", f"PATH={fake_scontrol(tmp_path, look)}", sys.executable, "-P", "-m", "slurm.batch", "begin"]
+    words = [
+        "env",
+        f"PATH={fake_scontrol(tmp_path, look)}",
+        sys.executable,
+        "-P",
+        "-m",
+        "slurm.job.batch_script",
+        "begin",
+    ]
     settle(lab, submit_shell(lab, tmp_path, *words, str(run.path)))
     assert first.plan.is_file(), (tmp_path / "output").read_text()
     assert set(seen.read_text().split()) == {"whole"}

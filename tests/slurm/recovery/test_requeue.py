@@ -2,9 +2,9 @@
 
 import pytest
 
-from slurm.cause import Cause
-from slurm.history import Outcome
-from slurm.requeue import LOSSES, TRIES, bad_nodes, decide
+from slurm.recovery.cause import Cause
+from slurm.recovery.history import Outcome
+from slurm.recovery.requeue import LOSSES, TRIES, bad_nodes, decide
 from store.run.end import End
 
 CRASH = Cause("program", "rank 0 on node1 failed in step 1: ValueError: no", 0, "node1")

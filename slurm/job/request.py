@@ -22,11 +22,11 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
-from slurm import queue
-from slurm.job import ARRAY
-from slurm.rehearsal import LEAD, MINUTES, SIGNAL
-from slurm.scontrol import AWAY
-from slurm.shape import asked
+from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL
+from slurm.job.nodes import asked
+from slurm.job.record import ARRAY
+from slurm.query import queue
+from slurm.query.scontrol import AWAY
 from slurm.site import Site
 from store.run.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 
@@ -53,8 +53,8 @@ def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
 
 
 def rehearsal(folder: Path, site: Site) -> str:
-    """The script of `lockstep doctor`'s job (see slurm/rehearsal.py), with the words that a run's job has."""
-    command = f"{shlex.quote(sys.executable)} -P -m slurm.rehearsal {_quoted(folder)}"
+    """The script of `lockstep doctor`'s job (see slurm/job/doctor_job.py), with the words that a run's job has."""
+    command = f"{shlex.quote(sys.executable)} -P -m slurm.job.doctor_job {_quoted(folder)}"
     once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
     return _make_sbatch_string(
         command=command,
@@ -119,7 +119,7 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
     A task finds its run in `folder`. Raises UserError where SLURM refuses it.
     """
     write_json(folder / ARRAY, [str(run.path) for run in runs])
-    which = f"$({_quoted(sys.executable)} -P -m slurm.batch which {_quoted(folder)})"
+    which = f"$({_quoted(sys.executable)} -P -m slurm.job.batch_script which {_quoted(folder)})"
     wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
     count = len(runs) if len(runs) > 1 else None  # of one, it is a job like any other
     script = _make_sbatch_string(command=_command(site), folder=folder, map_count=count, **wanted)
@@ -171,9 +171,9 @@ def _as_outside_jobs() -> Iterator[None]:
 
 
 def _setup(run: str, site: Site) -> list[str]:
-    """The batch shell's part before the ranks: the site's lines, then what `slurm.batch begin` decides. `run` is the
-    shell's word for the run's folder."""
-    begin = f'{_quoted(sys.executable)} -P -m slurm.batch begin "$run"'
+    """The script's part before the ranks: the site's lines, then what `slurm.job.batch_script begin` decides.
+    `run` is the shell's word for the run's folder."""
+    begin = f'{_quoted(sys.executable)} -P -m slurm.job.batch_script begin "$run"'
     site_lines = ["set -e", *site.setup, "set +e"] if site.setup else []
     begin_lines = ["trap '' TERM", f"run={run}", f"attempt=$({begin}) || exit $?", "trap - TERM", 'eval "$attempt"']
     return ["export PYTHONSAFEPATH=1", *site_lines, *begin_lines]
@@ -181,7 +181,12 @@ def _setup(run: str, site: Site) -> list[str]:
 
 def _teardown() -> list[str]:
     """The batch shell's part after the ranks. A requeue ends this very shell with SIGTERM, in the middle of it."""
-    return ["code=$?", "trap '' TERM", f'{_quoted(sys.executable)} -P -m slurm.batch end "$run" $code', "exit $?"]
+    return [
+        "code=$?",
+        "trap '' TERM",
+        f'{_quoted(sys.executable)} -P -m slurm.job.batch_script end "$run" $code',
+        "exit $?",
+    ]
 
 
 def _srun_arguments(site: Site, ranks: int) -> list[str]:
@@ -215,12 +220,12 @@ def own_output(folder: Path) -> None:
 def _command(site: Site) -> str:
     """The ranks' command; the batch shell knows the run's folder as `run`. Not submitit's own, which unpickles at every
     start what lies in the run's folder, where a colleague may have put a pickle of theirs."""
-    return f'{_python(site)} -u -P -m slurm.entry "$run"'
+    return f'{_python(site)} -u -P -m slurm.job.rank_entry "$run"'
 
 
 def _python(site: Site) -> str:
-    """The command of a rank, behind what `slurm.batch begin` puts there: srun's options for the nodes of this attempt,
-    and `env` to block the notice's signals until the rank is ready for them."""
+    """The command of a rank, behind what `slurm.job.batch_script begin` puts there: srun's options for this attempt's
+    nodes, and `env` to block the notice's signals until the rank is ready for them."""
     words = [sys.executable]
     if site.container and site.container.kind == "apptainer":
         mounts = [word for folder in site.container.mounts for word in ("--bind", folder)]

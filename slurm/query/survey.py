@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from configs.errors import UserError
 from configs.scalars import format_time
-from slurm.ask import ask
-from slurm.partition import Rules, read_rules
+from slurm.query.ask import ask
+from slurm.query.partitions import Rules, read_rules
 from slurm.site import Site
 
 

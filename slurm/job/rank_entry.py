@@ -1,4 +1,4 @@
-"""`python -P -m slurm.entry RUN_DIR`, in every task of the job: become one rank of the attempt."""
+"""`python -P -m slurm.job.rank_entry RUN_DIR`, in every task of the job: become one rank of the attempt."""
 
 import json
 import os

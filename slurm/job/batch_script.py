@@ -1,4 +1,4 @@
-"""The batch shell's two words, `python -P -m slurm.batch begin|end RUN_DIR`: on the first node, before and after srun.
+"""What the job's script runs before and after srun, on the first node: `python -P -m slurm.job.batch_script`.
 
 Only the batch shell requeues: a requeue from a rank was seen to bring a cancelled job back.
 """
@@ -19,11 +19,11 @@ import click
 from configs.errors import LockstepError
 from configs.reading.load import load
 from configs.solve.batch import BatchPlan
-from slurm import queue, scontrol
-from slurm.history import Outcome, outcomes
-from slurm.job import ARRAY, JobRecord
-from slurm.requeue import bad_nodes, decide
-from slurm.shape import largest_cut
+from slurm.job.nodes import largest_cut
+from slurm.job.record import ARRAY, JobRecord
+from slurm.query import queue, scontrol
+from slurm.recovery.history import Outcome, outcomes
+from slurm.recovery.requeue import bad_nodes, decide
 from slurm.site import Site
 from store.run import gpus
 from store.run.end import FAILED, FINISHED, End
@@ -172,6 +172,6 @@ def _log(attempt: Attempt, text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        batch(prog_name="python -m slurm.batch")
+        batch(prog_name="python -m slurm.job.batch_script")
     except LockstepError as error:
         sys.exit(f"lockstep: {error}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import LockstepError
-from slurm import queue
+from slurm.query import queue
 from slurm.site import Site
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir, write_json

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from configs.errors import LockstepError
-from slurm import scontrol
-from slurm.batch import batch
-from slurm.job import JobRecord
+from slurm.job.batch_script import batch
+from slurm.job.record import JobRecord
+from slurm.query import scontrol
 from tests.launcher.desk import Desk
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import LockstepError
 from configs.schema import RunConfig
-from slurm import request
+from slurm.job import request
 from slurm.site import Site
 from store.run.run_dir import RunDir
 from tests.shell import as_colleague, two_users
