@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from configs.reading.load import load
-from launcher import plan_text
-from launcher.local import submit_local
-from launcher.plan import Request, make_plan
+from launcher.plan import plan_text
+from launcher.plan.plan import Request, make_plan
+from launcher.submit.local import submit_local
 from store.run.end import FINISHED
 from store.run.run_dir import RunDir
 

@@ -17,7 +17,7 @@ import yaml
 
 from configs.errors import UserError
 from configs.scalars import format_time
-from launcher.words import plural
+from launcher.format import plural
 from slurm.job import request
 from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL, WORD, start_file
 from slurm.query import queue

@@ -47,7 +47,7 @@ def test_only_train_imports_torch(package: str) -> None:
 @pytest.mark.parametrize("words", [["--help"], ["plan", "laptop.yaml", "--samples", "100", "model=me/mine"]])
 def test_the_command_starts_without_torch(words: list[str]) -> None:
     code = (
-        "import sys; from launcher.cli import main\n"
+        "import sys; from launcher.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         f"print('loaded:', *sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"

@@ -95,7 +95,9 @@ def test_links_lead_somewhere():
 
 
 def test_the_words_are_the_help_s_words():
-    done = subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli.main", "--help"], capture_output=True, text=True, check=True
+    )
     for word in ("sample", "micro-batch", "batch", "step", "epoch", "timestep"):
         assert re.search(rf"^  {word} ", done.stdout, re.MULTILINE)
         assert f"| {word} |" in README

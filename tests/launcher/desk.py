@@ -11,8 +11,8 @@ from PIL import Image
 from configs.errors import LockstepError
 from configs.reading.load import load
 from configs.schema import RunConfig
-from launcher.cli import cli
-from launcher.submit import Ready, check
+from launcher.cli.main import cli
+from launcher.submit.prepare import Ready, check
 from slurm.job.nodes import frozen
 from slurm.job.record import JobRecord
 from slurm.site import Site

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from launcher.sweep import points
+from launcher.submit.sweep import points
 from store.run.run_dir import RunDir
 from tests.slurm.runs import Cluster, Run, lines
 

@@ -1,0 +1,47 @@
+"""`lockstep export`: started as a process of its own, because it needs torch and this package does not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from configs.errors import LockstepError, UserError
+from configs.schema import RunConfig
+from launcher.run_lock import hold
+from launcher.submit.prepare import check
+from store.checkpoint.checkpoints import find
+from store.run.run_dir import RunDir, write_json
+from store.run.submission import Submission
+
+
+def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
+    command = [sys.executable, "-P", "-m", "train.export", str(run.path), "--out", out]
+    command += ["--step", str(step)] if step is not None else []
+    command += ["--weights", weights] if weights is not None else []
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=os.environ | quiet, check=False).returncode
+
+
+def forked(config: RunConfig, parent: str) -> RunConfig:
+    """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder.
+
+    Everything else is checked before anything is written. Raises UserError where the run was begun otherwise.
+    """
+    run, source = RunDir(Path(config.runs, config.name)), RunDir.at(parent)
+    if run.path == source.path:
+        raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
+    onto = config.model_copy(update={"model": str(run.base)})
+    origin = run.base / "origin.json"
+    if origin.is_file():
+        if (before := json.loads(origin.read_text())["run"]) != str(source.path):
+            raise UserError(f"{run.path}: was forked from {before}; give this one another name")
+        return onto
+    newest = find(source, None)
+    check(config.model_copy(update={"model": Submission.read(source).model_folder}))
+    with hold(run):
+        if code := run_export(source, newest.step, "raw", str(run.base)):
+            kind = UserError if code == UserError.exit_code else LockstepError
+            raise kind(f"{parent}: its weights could not be exported, so there is nothing to fork from")
+        write_json(origin, {"run": str(source.path), "checkpoint": newest.path.name})
+    return onto

@@ -1,0 +1,1 @@
+"""What runs do and did: status, logs, the reason of a failure, TensorBoard."""

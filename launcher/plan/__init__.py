@@ -1,0 +1,1 @@
+"""`lockstep plan`: what a run will be."""

@@ -1,0 +1,1 @@
+"""`lockstep submit` and `sweep`: check everything, write the run, start it."""

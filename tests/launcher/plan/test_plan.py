@@ -1,0 +1,237 @@
+"""`lockstep plan` and `lockstep schema` as a user meets them."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+from configs.reading import json_schema
+from configs.reading.load import SCHEMA, load
+from launcher.cli import main
+
+POKEMON = """\
+name: pokemon
+model: stable-diffusion-v1-5/stable-diffusion-v1-5
+data: {images: ./pokemon, resolution: 512, crop: center, flip: true}
+batch: 256
+micro_batch: 8
+epochs: 20
+lr: 1e-5
+warmup_steps: 100
+precision: bf16
+zero: 2
+ema: true
+checkpoint: {every_steps: 200, keep: 3}
+pictures: {every_steps: 100, prompts: [a red dragon, a blue fox]}
+cluster: {site: mycluster, nodes: 2-8, gpus_per_node: 4, time: 12:00:00}
+runs: /scratch/me/runs
+"""
+
+# States: 859,520,964 parameters × (2 in bf16 + (4 gradients + 12 masters and moments + 4 EMA) / 8 ranks) bytes.
+# Activations: 14 GiB were counted at micro-batch 16. Checkpoint: 16 bytes per parameter.
+SCREEN = """\
+pokemon → /scratch/me/runs/pokemon (new)
+batch    256 = 8 micro-batch × 4 accumulation × 8 ranks (2 nodes × 4)
+length   10,000 samples → 39.06 steps/epoch; 20 epochs → 782 steps (192 samples into the next)
+lr       0 → 1e-5 at step 100, then constant
+memory   ZeRO-2: model states 3.6 GiB/GPU + activations ~7.0 GiB (estimate)
+disk     12.8 GiB per checkpoint, keeps 3; 900.0 GiB free
+shapes   1×4: 8×8 | 2×4: 8×4 ← | 4×4: 8×2 | 8×4: 8×1
+pictures /scratch/me/runs/pokemon/pictures
+next     lockstep submit pokemon.yaml
+"""
+
+
+class Shell(NamedTuple):
+    """What the user's shell sees."""
+
+    code: int
+    out: str
+    err: str
+
+
+Lockstep = Callable[..., Shell]
+
+
+@pytest.fixture
+def lockstep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lockstep:
+    """Runs a command line in a folder that holds pokemon.yaml, on a disk with 900 GiB free and an empty model cache."""
+    (tmp_path / "pokemon.yaml").write_text(POKEMON)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 900 * 2**30))  # type: ignore[attr-defined]
+
+    def run(*words: str) -> Shell:
+        monkeypatch.setattr(sys, "argv", ["lockstep", *words])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        captured = capsys.readouterr()
+        return Shell(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def plan_json(lockstep: Lockstep, *words: str) -> dict[str, Any]:
+    shell = lockstep("plan", "pokemon.yaml", "--json", *words)
+    assert shell.code == 0, shell.err
+    found: dict[str, Any] = json.loads(shell.out)
+    return found
+
+
+def test_the_plan_on_one_screen(lockstep: Lockstep) -> None:
+    assert lockstep("plan", "pokemon.yaml", "--samples", "10000") == (0, SCREEN, "")
+
+
+def test_the_seed_examples(lockstep: Lockstep) -> None:
+    one = ("cluster.nodes=1", "cluster.gpus_per_node=1", "--samples", "1000")
+    tenth = plan_json(lockstep, "batch=100", "micro_batch=100", *one)
+    assert (tenth["steps_per_epoch"], tenth["total_steps"], tenth["samples_into_next_epoch"]) == (10, 200, 0)
+    eighth = plan_json(lockstep, "batch=800", "micro_batch=100", *one)
+    assert (eighth["gradient_accumulation_steps"], eighth["world_size"]) == (8, 1)
+    text = lockstep("plan", "pokemon.yaml", "batch=100", "micro_batch=100", *one).out
+    assert "1,000 samples → 10 steps/epoch; 20 epochs → 200 steps\n" in text
+
+
+def test_json_has_the_numbers_and_the_deepspeed_config(lockstep: Lockstep) -> None:
+    found = plan_json(lockstep, "--samples", "10000")
+    assert (found["batch"], found["micro_batch"], found["gradient_accumulation_steps"]) == (256, 8, 4)
+    assert (found["world_size"], found["total_steps"], found["steps_per_epoch"]) == (8, 782, 39.0625)
+    assert found["deepspeed"]["train_batch_size"] == 256
+    assert found["deepspeed"]["train_micro_batch_size_per_gpu"] == 8
+    assert found["memory"]["unet_parameters"] == 859_520_964
+    assert found["checkpoint"]["bytes"] == 16 * 859_520_964
+    assert {(s["zero"], s["offload"]) for s in found["memory"]["states"]} == {
+        (zero, offload) for zero in (1, 2, 3) for offload in (False, True)
+    }
+    for shape in found["shapes"]:
+        ranks = shape["nodes"] * shape["gpus_per_node"]
+        assert ranks * shape["micro_batch"] * shape["gradient_accumulation_steps"] == 256
+    assert len(plan_json(lockstep, "schedule=cosine", "--samples", "10000")["lr"]) == 5
+    assert json.loads(lockstep("plan", "pokemon.yaml", "--samples", "10000", "--deepspeed").out) == found["deepspeed"]
+
+
+def test_another_shape_keeps_the_batch(lockstep: Lockstep) -> None:
+    found = plan_json(lockstep, "--samples", "10000", "--nodes", "4", "--gpus-per-node", "2")
+    assert (found["batch"], found["micro_batch"], found["gradient_accumulation_steps"]) == (256, 8, 4)
+    assert "cluster.nodes=4 cluster.gpus_per_node=2" in found["next"]
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_what_does(lockstep: Lockstep) -> None:
+    shell = lockstep("plan", "pokemon.yaml", "--samples", "10000", "--nodes", "3")
+    assert (shell.code, shell.out) == (2, "")
+    assert "256 / 12 is not whole; nearest batches that do: 192 and 288; node counts that do: 1, 2, 4" in shell.err
+
+
+def test_bad_input_ends_with_2_and_one_message(lockstep: Lockstep, tmp_path: Path) -> None:
+    for words, answer in [
+        (("none.yaml",), "none.yaml: no such file"),
+        (("pokemon.yaml", "bach=3"), "command line: unknown key bach; did you mean batch?"),
+        (("pokemon.yaml",), "pokemon: no such folder; correct it, or pass --samples N"),
+        (("pokemon.yaml", "model=./none", "--samples", "9"), f"{tmp_path}/none: no such folder"),
+        (("pokemon.yaml", "--samples", "0"), "0 is not in the range"),
+    ]:
+        shell = lockstep("plan", *words)
+        assert (shell.code, shell.out) == (2, "")
+        assert answer in shell.err
+        assert "Traceback" not in shell.err
+
+
+def test_planning_counts_the_images_and_writes_nothing(lockstep: Lockstep, tmp_path: Path) -> None:
+    (tmp_path / "pokemon").mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"pokemon/{number}.png")
+        (tmp_path / f"pokemon/{number}.txt").write_text("a dragon")
+    before = sorted(tmp_path.rglob("*"))
+    found = plan_json(lockstep, "runs=./runs")
+    assert (found["dataset_samples"], found["run_dir"]) == (3, str(tmp_path / "runs/pokemon"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_started_run_says_where_it_continues(lockstep: Lockstep, tmp_path: Path) -> None:
+    run = tmp_path / "runs/pokemon"
+    run.mkdir(parents=True)
+    (run / "run.yaml").touch()
+    words = ("plan", "pokemon.yaml", "--samples", "10000", "runs=./runs")
+    assert "(started, no checkpoint yet)" in lockstep(*words).out
+    for name in ("step-00000200-a0001", "step-00000400-a0002", "step-00000600-a0002.tmp"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    assert "(goes on after step 400)" in lockstep(*words).out
+
+
+def test_what_is_not_known_is_not_guessed(lockstep: Lockstep) -> None:
+    text = lockstep("plan", "pokemon.yaml", "--samples", "10", "model=me/unheard-of").out
+    assert "model states unknown" in text
+    assert "activations (not included)" in text
+    assert "checkpoint size unknown" in text
+    assert plan_json(lockstep, "--samples", "10", "model=me/unheard-of")["memory"]["unet_parameters"] is None
+    assert "activations (not included)" in lockstep("plan", "pokemon.yaml", "--samples", "9", "data.resolution=768").out
+
+
+def test_warnings_come_before_the_start(lockstep: Lockstep) -> None:
+    text = lockstep("plan", "pokemon.yaml", "--samples", "100", "checkpoint.keep=99").out
+    assert "note     warm-up takes 100 steps and the run 8" in text
+    assert "99 checkpoints and the one being written do not fit into the free space" in " ".join(text.split())
+
+
+def test_lengths_in_steps_and_samples(lockstep: Lockstep, tmp_path: Path) -> None:
+    (tmp_path / "pokemon.yaml").write_text(POKEMON.replace("epochs: 20", "steps: 100"))
+    found = lockstep("plan", "pokemon.yaml", "--samples", "10000").out
+    assert "100 steps → 25,600 samples, 2.56 epochs" in found
+    (tmp_path / "pokemon.yaml").write_text(POKEMON.replace("epochs: 20", "samples: 1_000"))
+    found = lockstep("plan", "pokemon.yaml", "--samples", "10000").out
+    assert "1,000 samples → 4 steps (24 samples more, to fill the last batch)" in " ".join(found.split())
+
+
+def test_a_dataset_smaller_than_the_batch(lockstep: Lockstep) -> None:
+    text = lockstep("plan", "pokemon.yaml", "--samples", "10").out
+    assert "10 samples → 0.0391 steps/epoch; 20 epochs → 1 step (56 samples more, to fill the last batch)" in " ".join(
+        text.split()
+    )
+    assert "lr       0 → 1e-7 at step 1, all of it warm-up" in text
+
+
+def test_shapes_memory_and_explain(lockstep: Lockstep) -> None:
+    text = lockstep("plan", "pokemon.yaml", "--samples", "10000", "--shapes", "--memory", "--explain").out
+    assert text.startswith(SCREEN.rstrip("\n"))
+    assert "64×4    1×1" in text
+    assert "8×4 ←" in text
+    assert "ZeRO-3 + offload" in text
+    flat = " ".join(text.split())
+    assert "10,000 / 256 = 39.06 steps. 782 steps × 256 = 200,192 samples = 20.02 epochs" in flat
+    assert "one step of this run trains on 256 timesteps at once" in flat
+    for word in ("sample", "micro-batch", "world size", "batch", "step", "epoch", "timestep"):
+        assert f"\n{word} " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_schema_documents_every_key_and_ships_current(lockstep: Lockstep) -> None:
+    shell = lockstep("schema")
+    assert shell.code == 0
+    assert SCHEMA.read_text() == shell.out == json_schema.schema_text(), (
+        "run: lockstep schema > configs/recipes/schema.json"
+    )
+    schema = json.loads(shell.out)
+    assert schema["required"] == ["model", "data"]
+    for section in (schema, *schema["$defs"].values()):
+        for key, field in section["properties"].items():
+            assert field.get("description"), f"{key} has no description"
+
+
+@pytest.mark.parametrize("recipe", sorted(SCHEMA.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_names_its_command(recipe: Path) -> None:
+    first, command, *_ = recipe.read_text().splitlines()
+    assert first == "# yaml-language-server: $schema=./schema.json"
+    assert command == f"# lockstep plan {recipe.name}"
+    assert load(recipe).name == recipe.stem
+
+
+def test_help_lists_the_commands_in_the_order_of_a_run(lockstep: Lockstep) -> None:
+    text = lockstep("--help").out
+    commands = text.partition("Commands:")[2]
+    assert commands.index("plan") < commands.index("schema")
+    assert "step         one update of the weights, after one batch" in text
