@@ -27,12 +27,12 @@ from store.checkpoint import checkpoints
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from tests.tiny import make_images
-from train import distributed
-from train.checkpoint import Saver
-from train.engine import Engine
-from train.heartbeat import Progress
-from train.objective import loss
-from train.restore import resume
+from train import process_group
+from train.checkpoint.restore import resume
+from train.checkpoint.saver import Saver
+from train.engines.zero import Engine
+from train.objective.loss import loss
+from train.resilience.heartbeat import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
 AFTER = 2  # steps that are made after a save at least, so that a copy behind them is waited for
@@ -41,7 +41,7 @@ AFTER = 2  # steps that are made after a save at least, so that a copy behind th
 class Bench:
     """One engine that trains on samples in memory, and everything that saves it."""
 
-    def __init__(self, asked: SimpleNamespace, world: distributed.World, stage: Stage):
+    def __init__(self, asked: SimpleNamespace, world: process_group.World, stage: Stage):
         self.asked, self.world, self.stage = asked, world, stage
         self.folder = Path(asked.folder)
         self.engine = self.new_engine()
@@ -240,7 +240,7 @@ def other(bench: Bench) -> dict[str, float]:
 
 def main(options: str) -> None:
     asked = SimpleNamespace(**json.loads(options))
-    world = distributed.join(asked.world_size)
+    world = process_group.join(asked.world_size)
     images = Path(asked.folder, "images")
     if world.leads and not images.exists():
         make_images(images, 16, 10 * asked.side)

@@ -32,18 +32,18 @@ from configs.solve.length import Length
 from store.dataset.listing import list_samples
 from store.run.run_dir import RunDir
 from tests.tiny import make_images
-from train import distributed, loop
-from train.checkpoint import Saver
+from train import loop, process_group
+from train.checkpoint.saver import Saver
+from train.data.images import load_square
+from train.data.stream import Stream, micro_batches, positions
 from train.demo.make_base import make_tokenizer
-from train.ema import Ema
-from train.engine import Engine
-from train.heartbeat import Heartbeat, Progress
-from train.images import load_square
-from train.metrics import Sinks, Window
-from train.model import DTYPES, Model
-from train.objective import loss
+from train.engines.ema import Ema
+from train.engines.zero import Engine
+from train.models.stable_diffusion import DTYPES, Model
+from train.objective.loss import loss
+from train.reporting.metrics import Sinks, Window
+from train.resilience.heartbeat import Heartbeat, Progress
 from train.step import StepResult, Trainer
-from train.stream import Stream, micro_batches, positions
 
 WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": (320, 640, 1280, 1280)}
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
@@ -83,7 +83,7 @@ class Stage:
     """One ZeRO stage on one world: what the contestants share."""
 
     asked: SimpleNamespace
-    world: distributed.World
+    world: process_group.World
     model: InMemory
     config: RunConfig
     plan: BatchPlan
@@ -124,7 +124,7 @@ class Stage:
         return statistics.median(found)
 
 
-def make_stage(asked: SimpleNamespace, world: distributed.World, model: Model, images: Path) -> Stage:
+def make_stage(asked: SimpleNamespace, world: process_group.World, model: Model, images: Path) -> Stage:
     plan = BatchPlan(Shape(1, world.size), asked.micro_batch, asked.accumulation)
     cut = {"batch": plan.batch, "micro_batch": plan.micro_batch, "precision": asked.precision, "zero": asked.stage}
     data = {"images": str(images), "resolution": 8 * asked.side}
@@ -282,7 +282,7 @@ def encoding(stage: Stage, model: Model) -> dict[str, float]:
 
 def main(options: str) -> None:
     asked = SimpleNamespace(**json.loads(options))
-    world = distributed.join(asked.world_size)
+    world = process_group.join(asked.world_size)
     with tempfile.TemporaryDirectory() as temporary:
         model = make_model(asked, world.device)
         stage = make_stage(asked, world, model, make_images(Path(temporary, "images"), 64, 10 * asked.side))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.shell import TEAM
-from train import extension
+from train.engines import cpu_extension
 
 # DeepSpeed's extension is compiled once for all tests, where runs have it too.
-os.environ["TORCH_EXTENSIONS_DIR"] = str(extension.folder())
+os.environ["TORCH_EXTENSIONS_DIR"] = str(cpu_extension.folder())
 
 
 @pytest.fixture

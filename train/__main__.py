@@ -1,6 +1,6 @@
 """`python -P -m train RUN_DIR [--attempt N]`: one rank of one attempt. The launcher starts it once per GPU."""
 
-from train.notice import Notice
+from train.resilience.stop_signal import Notice
 
 NOTICE = Notice()  # before anything slow is imported: a notice that comes early must not kill
 
@@ -12,7 +12,7 @@ import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from store.run.run_dir import RunDir  # noqa: E402
-from train.log import open_log  # noqa: E402
+from train.resilience.log import open_log  # noqa: E402
 
 # Ranks read what `submit` has fetched, and their logs hold no progress bars.
 QUIET = {
@@ -38,14 +38,14 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     try:
-        from train.distributed import finds_gpu
+        from train.process_group import finds_gpu
 
         os.environ["DS_ACCELERATOR"] = "cuda" if finds_gpu() else "cpu"  # else it warns as it looks
-        from train.job import run_attempt
+        from train.attempt import run_attempt
 
         return run_attempt(run, attempt, NOTICE).exit_code
     except BaseException as error:  # noqa: BLE001  (the rank dies of it, and says so first)
-        from train.failure import report
+        from train.resilience.failure import report
 
         return report(attempt, rank, error)
 

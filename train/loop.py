@@ -11,13 +11,13 @@ from configs.solve.length import Length
 from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import RunDir
-from train.checkpoint import Saver
-from train.distributed import World
-from train.heartbeat import Heartbeat, Progress
-from train.metrics import Sinks, Window
-from train.notice import Notice
-from train.pictures import Painter
-from train.skipped import NonFinite, SkippedSteps
+from train.checkpoint.saver import Saver
+from train.process_group import World
+from train.reporting.metrics import Sinks, Window
+from train.reporting.sample_images import Painter
+from train.resilience.heartbeat import Heartbeat, Progress
+from train.resilience.skipped import NonFinite, SkippedSteps
+from train.resilience.stop_signal import Notice
 from train.step import Trainer
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from train.ema import Ema
-from train.engine import Engine
-from train.model import Model
-from train.objective import loss
+from train.engines.ema import Ema
+from train.engines.zero import Engine
+from train.models.stable_diffusion import Model
+from train.objective.loss import loss
 
 
 @dataclass(frozen=True)

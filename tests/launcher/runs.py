@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from store.run.run_dir import RunDir
 from tests.shell import lockstep
 from tests.tiny import make_images
-from train import extension
+from train.engines import cpu_extension
 
 STEPS, REPORT = 30, 5
 CONFIG = f"""\
@@ -76,8 +76,8 @@ class Trained:
 
 def leave_a_stale_lock() -> None:
     """As a killed build leaves it; nobody else is building meanwhile."""
-    build = extension.own_place() / "deepspeed_shm_comm"
+    build = cpu_extension.own_place() / "deepspeed_shm_comm"
     build.mkdir(parents=True, exist_ok=True)
-    with open(extension.folder() / ".flock", "w") as file:
+    with open(cpu_extension.folder() / ".flock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         (build / "lock").touch()

@@ -9,7 +9,7 @@ from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt, values
 
-PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
+PROGRAM = Path(__file__).with_name("faulty_attempt.py")
 
 
 def trained(folder: Path, pipeline: Path, images: Path, **changes) -> RunDir:

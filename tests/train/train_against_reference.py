@@ -17,10 +17,11 @@ from configs.solve.deepspeed import render
 from configs.solve.learning_rate import learning_rate
 from store.dataset.listing import list_samples
 from tests.gather import gather
-from train import distributed, model
-from train.engine import Engine
+from train import process_group
+from train.data.stream import Stream, micro_batches
+from train.engines.zero import Engine
+from train.models import stable_diffusion
 from train.step import Trainer
-from train.stream import Stream, micro_batches
 
 STEPS, MICRO, ACCUMULATION = 5, 3, 2
 LR, WARMUP, CLIP, BETA1, BETA2, EPS, DECAY = 1e-3, 2, 0.5, 0.9, 0.999, 1e-8, 1e-2
@@ -84,8 +85,8 @@ def main(folder: str, images: str, zero: str) -> None:
         precision="fp32",
     )
     plan = BatchPlan(Shape(1, 1), MICRO, ACCUMULATION)
-    world = distributed.join(1)
-    parts = model.load(config, Path(folder), world.device)
+    world = process_group.join(1)
+    parts = stable_diffusion.load(config, Path(folder), world.device)
     listed = list_samples(Path(images)).samples
     stream = Stream(config, listed, parts.tokenizer, parts.latent_shape(config.data.resolution))
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))

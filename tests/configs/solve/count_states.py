@@ -13,8 +13,8 @@ import torch
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve
 from configs.solve.deepspeed import render
-from train import distributed
-from train.model import DTYPES
+from train import process_group
+from train.models.stable_diffusion import DTYPES
 
 
 def live() -> int:
@@ -27,7 +27,7 @@ def live() -> int:
 
 def count(zero: int, precision: str) -> float:
     before = live()
-    distributed.join(1)
+    process_group.join(1)
     model = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(8)]).to(DTYPES[precision])
     parameters = sum(p.numel() for p in model.parameters())
     config = RunConfig(name="a", model="m", data={"images": "i"}, zero=zero, precision=precision, batch=1)

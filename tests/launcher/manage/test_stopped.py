@@ -181,7 +181,7 @@ def test_a_crash_shows_the_traceback_of_the_first_rank_and_its_log(failed: Any) 
     shell, run = failed["tokenizer"]
     assert shell.returncode == 1
     assert "Traceback" not in shell.stdout, "it is said once"
-    assert "train/model.py" in shell.stderr
+    assert "train/models/stable_diffusion.py" in shell.stderr
     last = re.fullmatch(
         r"rank (\d) failed first(, and 1 more followed)?; its log is (.*)", shell.stderr.splitlines()[-1]
     )

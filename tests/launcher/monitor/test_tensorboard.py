@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from configs.solve.length import Length
 from store.run.run_dir import RunDir
 from tests.shell import lockstep, started, until
-from train.metrics import Sinks
+from train.reporting.metrics import Sinks
 
 LENGTH = Length(steps=200, batch=4, dataset=100)
 PICTURE = "pictures/00 a red circle"

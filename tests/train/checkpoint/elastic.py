@@ -1,0 +1,144 @@
+"""The program of test_elastic: make checkpoints on this world, or load others' on it and train on.
+
+Arguments: make|load, the root folder, the pipeline folder, the image folder, and cases as JSON:
+make: [[zero, precision], …]; load: [[zero, precision, [source, …]], …], a source being a run's name. MORE in the
+environment says how many steps are made after the saved one.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from configs.reading.load import load
+from configs.solve.learning_rate import learning_rate
+from store.checkpoint import checkpoints
+from store.dataset.listing import from_lines
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import RunDir
+from tests.gather import gather
+from tests.runs import new_run, next_attempt
+from train import process_group
+from train.checkpoint.restore import resume
+from train.checkpoint.saver import Saver
+from train.data.stream import Stream, micro_batches
+from train.engines import zero_state as state
+from train.engines.ema import Ema
+from train.engines.zero import Engine
+from train.models import stable_diffusion
+from train.resilience.heartbeat import Progress
+from train.step import Trainer
+
+SAVED, MORE = 3, int(os.environ["MORE"])
+MICRO = {1: 6, 2: 3, 3: 2, 4: 3}
+
+
+class Case:
+    """One engine on this world, and the run it trains at the moment."""
+
+    def __init__(self, world, pipeline: Path, images: Path, root: Path, zero: int, precision: str):
+        self.world, self.root = world, root
+        self.name = f"{precision}-zero{zero}-ranks{world.size}"
+        self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
+        run, attempt = self.open(self.name, pipeline, images)
+        self.config, self.plan = load(run.config), AttemptPlan.read(attempt)
+        self.parts = stable_diffusion.load(self.config, pipeline, world.device)
+        self.engine = Engine(self.parts.unet, self.config, json.loads(attempt.deepspeed.read_text()), world.device)
+        self.ema = Ema(self.config.ema, self.engine.owned)
+        self.trainer = Trainer(self.parts, self.engine, self.ema, world.device)
+        self.run, self.attempt = run, attempt
+
+    def open(self, name: str, pipeline: Path | None = None, images: Path | None = None):
+        """The run `name`, made by rank 0 where it is not there, and its next attempt."""
+        run = RunDir(self.root / name)
+        if self.world.leads:
+            if not run.path.exists():
+                new_run(run.path, pipeline, images, **self.changes)
+            next_attempt(run, self.world.size, **self.changes)
+        self.world.barrier()
+        return run, run.attempts()[-1]
+
+    def train(self, steps: range) -> dict:
+        """Losses of the steps, and of the first step's micro-batches by their positions."""
+        samples = self.run.dataset.read_text()
+        stream = Stream(self.config, from_lines(samples), self.parts.tokenizer, self.parts.latent_shape(32))
+        batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
+        losses, first, original = [], {}, Trainer.micro_loss
+
+        def watched(micro_batch):
+            loss = original(self.trainer, micro_batch)
+            if len(losses) == 0:
+                first[str(micro_batch["position"].tolist())] = loss.item()
+            return loss
+
+        self.trainer.micro_loss = watched
+        for step in steps:
+            rate = learning_rate(self.config, step, SAVED + MORE)
+            mean = self.trainer.step(step, rate, batches, lambda: None).loss
+            losses.append(self.world.sum([mean.item()])[0] / self.world.size)
+        firsts = {key: value for part in self.world.gather(first) for key, value in part.items()}
+        return {
+            "losses": losses,
+            "first": firsts,
+            "cut": MICRO[self.world.size],
+            "end": self.world.gather(self._digest()),
+        }
+
+    def _values(self) -> dict[str, list[torch.Tensor]]:
+        """What this rank owns of weights, moments and averages."""
+        optimizer, owned = self.engine.deepspeed.basic_optimizer, self.engine.owned
+        values = {"weights": [f.master for f in owned], "ema": self.ema.averages}
+        return values | {key: [f.moment(optimizer, key) for f in owned] for key in state.MOMENTS}
+
+    def _digest(self) -> str:
+        found = hashlib.sha256()
+        for pieces in self._values().values():
+            for piece in pieces:
+                found.update(piece.numpy().tobytes())
+        return found.hexdigest()
+
+    def make(self) -> None:
+        resume(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
+        saver = Saver(
+            self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0, Progress()
+        )
+        self.train(range(1, SAVED + 1))
+        saver.boundary(SAVED, notice=False, asked=False, last=True, skipped=False)
+        after = self.train(range(SAVED + 1, SAVED + MORE + 1))
+        if self.world.leads:
+            (self.run.path / "after.json").write_text(json.dumps(after))
+
+    def load(self, source: str) -> None:
+        self.run, self.attempt = self.open(source)
+        self.plan = AttemptPlan.read(self.attempt)
+        assert resume(self.run, self.attempt, self.plan, self.world, self.engine, self.ema) == SAVED
+        self._check_bits()
+        after = self.train(range(SAVED + 1, SAVED + MORE + 1))
+        if self.world.leads:
+            (self.run.path / f"on-{self.name}.json").write_text(json.dumps(after))
+
+    def _check_bits(self) -> None:
+        """Weights, moments and averages as they were saved, and the passes see these weights."""
+        reader = checkpoints.visible(self.run)[-1].reader()
+        for kind, pieces in self._values().items():
+            whole = gather(self.world, self.engine.owned, pieces)
+            for name, tensor in (whole or {}).items():
+                saved = torch.from_numpy(reader.read(kind, name, 0, tensor.numel()))
+                assert torch.equal(tensor, saved), f"{kind} of {name}"
+
+
+def main(mode: str, root: str, pipeline: str, images: str, cases: str) -> None:
+    world = process_group.join(int(os.environ["WORLD_SIZE"]))
+    for zero, precision, *sources in json.loads(cases):
+        case = Case(world, Path(pipeline), Path(images), Path(root), zero, precision)
+        if mode == "make":
+            case.make()
+        for source in sources[0] if sources else ():
+            case.load(source)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,163 @@
+"""What a training square shows: nothing hidden, nothing clipped, and no more memory than the square needs."""
+
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.schema import Data
+from train.data.images import load_square
+
+WHITE = [255, 255, 255]
+
+
+def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The square's pixels as they are displayed: (side, side, 3) of 0 … 255."""
+    square = load_square(path, Data(images="x", resolution=side), crop_at, False)
+    return np.rint((square.transpose(1, 2, 0) + 1) * 127.5).astype(int)
+
+
+def saved(image: Image.Image, path: Path, **how: object) -> Path:
+    image.save(path, **how)
+    return path
+
+
+def tif(values: object, dtype: type, path: Path) -> Path:
+    """An 8 × 8 grey image of one value per pixel, or of one for all."""
+    return saved(Image.fromarray(np.broadcast_to(np.asarray(values, dtype), (8, 8))), path)
+
+
+RAMP = np.arange(64).reshape(8, 8) / 63  # 0 … 1, from black to white
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_keeps_its_greys(tmp_path: Path, suffix: str) -> None:
+    path = saved(Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16)), tmp_path / f"grey.{suffix}")
+    assert Image.open(path).mode == "I;16"
+    assert (levels(path) == np.rint(RAMP * 255)[..., None]).all()
+
+
+def test_32_bit_grey_within_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    path = tif(np.rint(RAMP * 65535), np.int32, tmp_path / "grey.tif")
+    assert Image.open(path).mode == "I"
+    assert (levels(path) == np.rint(RAMP * 255)[..., None]).all()
+
+
+def test_floats_from_0_to_1_keep_their_greys(tmp_path: Path) -> None:
+    path = tif(RAMP, np.float32, tmp_path / "grey.tif")
+    assert Image.open(path).mode == "F"
+    assert (levels(path) == np.rint(RAMP * 255)[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "shown"),
+    [(65536, np.int32, "65536"), (-1, np.int32, "-1"), (1.5, np.float32, "1.5"), (np.nan, np.float32, "nan")],
+)
+def test_numbers_without_a_stated_meaning_are_refused(tmp_path: Path, value: float, dtype: type, shown: str) -> None:
+    """A height map in metres is no picture; which of its values would be white?"""
+    values = np.zeros((8, 8))
+    values[3, 4] = value
+    path = tif(values, dtype, tmp_path / "map.tif")
+    with pytest.raises(ValueError, match=rf"its values reach from .*{shown}.*save it"):
+        levels(path)
+
+
+def transparent(mode: str, path: Path) -> Path:
+    """Left half black, right half of a colour that is transparent, in one of the ways a file can say so."""
+    image = Image.new("P" if mode == "PA" else mode, (8, 8))
+    hidden = {"RGBA": (255, 0, 0, 0), "LA": (99, 0), "RGB": (255, 0, 255), "L": 7, "P": 1, "PA": 1}[mode]
+    if mode in ("P", "PA"):
+        image.putpalette([0, 0, 0, 255, 0, 255])
+    if mode in ("RGBA", "LA"):
+        image.paste((0, 0, 0, 255) if mode == "RGBA" else (0, 255), (0, 0, 8, 8))
+    image.paste(hidden, (4, 0, 8, 8))
+    if mode == "PA":
+        return saved(image, path, transparency=bytes([255, 0]))
+    return saved(image, path) if mode in ("RGBA", "LA") else saved(image, path, transparency=hidden)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "P", "PA"])
+def test_transparency_is_white(tmp_path: Path, mode: str) -> None:
+    shown = levels(transparent(mode, tmp_path / "image.png"))
+    assert (shown[:, :4] == 0).all()
+    assert (shown[:, 4:] == WHITE).all()
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path: Path) -> None:
+    shown = levels(saved(Image.new("RGBA", (8, 8), (255, 0, 0, 128)), tmp_path / "image.png"))
+    assert shown[0, 0].tolist() == [255, 127, 127]
+
+
+def test_one_grey_of_16_bits_may_be_transparent(tmp_path: Path) -> None:
+    """Only that one: its neighbour, which is the same in 8 bits, stays."""
+    grey = np.zeros((8, 8), np.uint16)
+    grey[:, 2:4], grey[:, 4:] = 1001, 1000
+    path = saved(Image.fromarray(grey), tmp_path / "grey.png")
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + chunk(b"tRNS", (1000).to_bytes(2, "big")) + data[33:])
+    shown = levels(path)
+    assert (shown[:, :2] == 0).all()
+    assert (shown[:, 2:4] == round(1001 / 257)).all()
+    assert (shown[:, 4:] == WHITE).all()
+
+
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow has let go of the lower 8 bits of the pixels that it would have to be compared with."""
+    header = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", (8).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0]))
+    pixels = zlib.compress((b"\0" + bytes(8 * 6)) * 8)
+    (tmp_path / "a.png").write_bytes(
+        header + chunk(b"tRNS", b"\1\0\2\0\3\0") + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(ValueError, match="transparent colour in 16 bits; save it with an alpha channel"):
+        levels(tmp_path / "a.png")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG file."""
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (100, 37), (20, 61), (64, 64), (64, 200), (601, 64)])
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.5, 0.5), (0.3, 0.8), (0.999, 0.999)])
+def test_the_square_is_a_part_of_the_resized_image(
+    tmp_path: Path, size: tuple[int, int], at: tuple[float, float]
+) -> None:
+    """Only what the square shows is resized, and it shows what resizing all of the image would show: one of 255 levels
+    apart at the most, from rounding, in less than one of a thousand values."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path / "noise.png")
+    width, height = (max(64, round(length * 64 / min(size))) for length in size)
+    whole = Image.open(path).resize((width, size[1]), Image.Resampling.LANCZOS)
+    whole = whole.resize((width, height), Image.Resampling.LANCZOS)  # Pillow itself takes either side first
+    left, top = int(at[0] * (width - 63)), int(at[1] * (height - 63))
+    expected = np.asarray(whole.crop((left, top, left + 64, top + 64))).astype(int)
+    apart = np.abs(levels(path, 64, at) - expected)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_a_thin_image_takes_no_more_memory_than_its_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = saved(Image.new("RGB", size, "red"), tmp_path / "thin.png")
+    done = subprocess.run([sys.executable, "-c", _PEAK, str(path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64, "MiB"
+    assert (levels(path) == [255, 0, 0]).all()
+
+
+_PEAK = """
+import re, sys
+from pathlib import Path
+from configs.schema import Data
+from train.images import load_square
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+before = peak()
+load_square(Path(sys.argv[1]), Data(images="x", resolution=512), (0.5, 0.5), False)
+print(peak() - before)
+"""

@@ -1,0 +1,182 @@
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.errors import LockstepError, UserError
+from configs.schema import Data, RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from store.dataset.listing import Sample, list_samples
+from train.data.images import load_square
+from train.data.stream import LatentShape, Stream, micro_batches, positions, samples_at
+
+
+class Tokenizer:
+    """Tokens are the caption's letters: enough to see which caption came through."""
+
+    model_max_length = 16
+
+    def __call__(self, caption, **_):
+        padded = [*caption.encode()[:16], *[0] * (16 - len(caption))]
+        return type("Encoded", (), {"input_ids": torch.tensor([padded])})
+
+
+def stream(folder: Path, **data) -> Stream:
+    settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
+    config = RunConfig(name="s", model="m", data=settings, seed=3)
+    return Stream(config, list_samples(folder).samples, Tokenizer(), LatentShape(4, 8, 1000))
+
+
+def caption(item: dict) -> str:
+    return bytes(item["tokens"].tolist()).rstrip(b"\0").decode()
+
+
+@pytest.mark.parametrize(("nodes", "micro", "accumulation"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (2, 2, 3), (4, 3, 1)])
+def test_each_step_deals_its_batch_out_exactly_once(nodes, micro, accumulation):
+    plan = BatchPlan(Shape(nodes, 1), micro, accumulation)
+    for step in (1, 2, 7):
+        dealt = [p for rank in range(nodes) for part in positions(plan, rank, step) for p in part]
+        assert sorted(dealt) == list(range((step - 1) * 12, step * 12))
+
+
+def test_an_epoch_of_the_stream_is_the_dataset(image_folder):
+    assert sorted(samples_at(range(20, 40), 20, 0)) == list(range(20))
+    assert samples_at(range(20), 20, 0) != samples_at(range(20, 40), 20, 0)
+
+
+def test_a_range_over_several_epochs_is_what_its_positions_are_alone():
+    alone = [index for position in range(15, 130) for index in samples_at([position], 20, 7)]
+    assert samples_at(range(15, 130), 20, 7) == alone
+
+
+def test_a_sample_is_the_same_however_it_is_reached(image_folder):
+    source = stream(image_folder, crop="random", flip=True)
+    alone, among = source.sample(17), source[range(12, 24)]
+    for key, value in alone.items():
+        assert torch.equal(value, among[key][5]), key
+
+
+def test_worker_processes_change_nothing(image_folder):
+    plan = BatchPlan(Shape(1, 1), 4, 2)
+    here = list(micro_batches(stream(image_folder), plan, 0, range(2, 4), pin_memory=False))
+    there = list(micro_batches(stream(image_folder, workers=2), plan, 0, range(2, 4), pin_memory=False))
+    assert [one["position"].tolist() for one in here] == [list(range(p, p + 4)) for p in range(8, 24, 4)]
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(here, there, strict=True) for key in a)
+
+
+def test_caption_dropout_drops_about_the_share_asked_for(image_folder):
+    kept = [caption(stream(image_folder, caption_dropout=0.3).sample(p)) for p in range(400)]
+    assert 0.2 < kept.count("") / len(kept) < 0.4
+    assert "" not in [caption(stream(image_folder, caption_dropout=0).sample(p)) for p in range(50)]
+
+
+def test_timesteps_cover_the_whole_schedule(image_folder):
+    drawn = np.array([stream(image_folder).sample(p)["timestep"].item() for p in range(300)])
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    assert abs(drawn.mean() - 499.5) < 60
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_does_not_decode_stops_with_its_name(tmp_path, workers):
+    folder = broken_folder(tmp_path)
+    batches = micro_batches(
+        stream(folder, workers=workers), BatchPlan(Shape(1, 1), 2, 1), 0, range(1, 3), pin_memory=False
+    )
+    with pytest.raises(UserError, match=r"b\.png: does not decode .*on_bad_sample: skip"):
+        list(batches)
+
+
+def test_skipping_takes_the_next_sample_and_names_the_bad_one(tmp_path, capsys):
+    folder = broken_folder(tmp_path)
+    source = stream(folder, on_bad_sample="skip", caption_dropout=0)
+    assert sorted(caption(source.sample(p)) for p in range(2)) == ["a", "a"]
+    assert "skipped" in (said := capsys.readouterr().out)
+    assert "b.png" in said
+
+
+def broken_folder(tmp_path: Path) -> Path:
+    """a.png is whole; b.png has a good header and no pixels."""
+    for name in "ab":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[:60])
+    return tmp_path
+
+
+def square(image: Image.Image, tmp_path: Path, crop_at=(0.5, 0.5), flip=False, **save) -> np.ndarray:
+    path = tmp_path / f"image.{save.pop('suffix', 'png')}"
+    image.save(path, **save)
+    return load_square(path, Data(images="x", resolution=32), crop_at, flip)
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste("blue", (width // 2, 0, width, height))
+    return image
+
+
+def test_the_short_side_is_resized_and_the_crop_is_where_it_was_asked(tmp_path):
+    left, right = (square(halves(200, 100), tmp_path, crop_at=(x, 0.5)) for x in (0, 0.999))
+    assert left.shape == (3, 32, 32)
+    assert left.dtype == np.float32
+    assert left[0].mean() > 0.9  # all red
+    assert right[2].mean() > 0.9  # all blue
+    middle = square(halves(200, 100), tmp_path)
+    assert middle[0, :, 0].mean() > 0.9
+    assert middle[2, :, -1].mean() > 0.9
+
+
+def test_flip_mirrors(tmp_path):
+    assert square(halves(32, 32), tmp_path, flip=True)[2, 0, 0] == 1.0
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways: turn it 270° counter-clockwise to view
+    turned = square(halves(64, 64), tmp_path, suffix="jpg", exif=exif, quality=95)
+    assert turned[0, 0].mean() > 0.8  # red on top
+    assert turned[2, -1].mean() > 0.8  # blue at the bottom
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    assert square(Image.new(mode, (50, 40)), tmp_path, suffix=suffix).shape == (3, 32, 32)
+
+
+def test_samples_are_listed_relative_to_their_folder(image_folder):
+    size = (image_folder / "000.png").stat().st_size
+    assert list_samples(image_folder).samples[0] == Sample("000.png", "a red circle 0", size)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_machine_cannot_read_is_no_bad_sample(tmp_path, monkeypatch, policy, workers):
+    """Another rank, or the next attempt, reads it: were it left out here, the stream would depend on the machine."""
+
+    def disk_fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = broken_folder(tmp_path)
+    monkeypatch.setattr("train.data.stream.load_square", disk_fails)
+    source = stream(folder, workers=workers, on_bad_sample=policy)
+    batches = micro_batches(source, BatchPlan(Shape(1, 1), 2, 1), 0, range(1, 3), pin_memory=False)
+    with pytest.raises(LockstepError, match=r"[ab]\.png: cannot be read on .* \(Input/output error\)") as refusal:
+        list(batches)
+    assert refusal.value.exit_code == 1
+
+
+def test_memory_that_runs_out_is_no_bad_sample(tmp_path, monkeypatch):
+    def memory_ends(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("train.data.stream.load_square", memory_ends)
+    with pytest.raises(LockstepError, match=r"[ab]\.png: cannot be read on .* \(out of memory\)"):
+        stream(broken_folder(tmp_path), on_bad_sample="skip").sample(0)

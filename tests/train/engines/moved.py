@@ -1,0 +1,63 @@
+"""The program of test_moved: an engine per ZeRO stage, and the self-test after each name of DeepSpeed's was taken away.
+
+Prints one line per name: the stage, the name and what the self-test said.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+
+import torch
+
+from configs.errors import LockstepError
+from configs.schema import RunConfig
+from configs.solve.batch import Shape, solve
+from configs.solve.deepspeed import render
+from train import process_group
+from train.engines import zero_state
+from train.engines.zero import Engine
+
+
+@contextmanager
+def without(engine: object, dotted: str) -> Iterator[None]:
+    """As in a version that has no such attribute."""
+    path, _, name = dotted.rpartition(".")
+    owner = attrgetter(path)(engine) if path else engine
+    places = [place for place in (owner, *type(owner).__mro__) if name in vars(place)]
+    kept = [vars(place)[name] for place in places]
+    for place in places:
+        delattr(place, name)
+    try:
+        yield
+    finally:
+        for place, value in zip(places, kept, strict=True):
+            setattr(place, name, value)
+
+
+def said(engine: object) -> str:
+    try:
+        zero_state.self_test(engine)
+    except LockstepError as error:
+        return str(error)
+    return "all is there"
+
+
+def main() -> None:
+    world = process_group.join(int(os.environ["WORLD_SIZE"]))
+    for zero in range(4):
+        config = RunConfig(name="moved", model="-", data={"images": "-"}, batch=2, zero=zero)
+        engine = Engine(torch.nn.Linear(4, 4), config, render(config, solve(config, Shape(1, 1))), world.device)
+        inner = engine.deepspeed
+        print(zero, "nothing", said(inner), sep="|")
+        for name in (*zero_state._COUNTERS, *zero_state._TOUCHED[zero]):
+            with without(inner, name):
+                print(zero, name, said(inner), sep="|")
+        found = zero_state.owned_fragments
+        zero_state.owned_fragments = lambda engine, found=found: found(engine)[1:]
+        print(zero, "a weight", said(inner), sep="|")
+        zero_state.owned_fragments = found
+
+
+if __name__ == "__main__":
+    main()

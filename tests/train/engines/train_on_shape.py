@@ -1,0 +1,109 @@
+"""The program of test_shapes: train the same run on this world, once per case, and write down all that happened.
+
+Arguments: the pipeline folder, the image folder, the folder for the records, and cases as JSON:
+[[zero, precision, micro_batch, accumulation], …].
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from configs.solve.deepspeed import render
+from configs.solve.learning_rate import learning_rate
+from store.dataset.listing import list_samples
+from tests.gather import gather
+from train import process_group
+from train.data.stream import Stream, micro_batches
+from train.engines.ema import Ema, decay_at
+from train.engines.zero import Engine
+from train.models import stable_diffusion
+from train.step import Trainer
+
+STEPS = 20
+
+
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def record(world, config, plan, folder: Path) -> dict:
+    """20 steps of the real trainer; every micro-batch's positions, noise, timesteps and loss."""
+    parts = stable_diffusion.load(config, Path(config.model), world.device)
+    samples = list_samples(Path(config.data.images)).samples
+    stream = Stream(config, samples, parts.tokenizer, parts.latent_shape(config.data.resolution))
+    engine = Engine(parts.unet, config, render(config, plan), world.device)
+    ema = Ema(config.ema, engine.owned)
+    trainer = Trainer(parts, engine, ema, world.device)
+    passes, original = [], trainer.micro_loss
+
+    def watched(micro_batch):
+        loss = original(micro_batch)
+        passes.append(
+            {
+                "positions": micro_batch["position"].tolist(),
+                "noise": [digest(x) for x in micro_batch["noise"]],
+                "posterior": [digest(x) for x in micro_batch["posterior"]],
+                "pixels": [digest(x) for x in micro_batch["pixels"]],
+                "tokens": micro_batch["tokens"].tolist(),
+                "timesteps": micro_batch["timestep"].tolist(),
+                "loss": loss.item(),
+            }
+        )
+        return loss
+
+    trainer.micro_loss = watched
+    losses, norms = [], []
+    reference = gather(world, engine.owned, [f.master for f in engine.owned])
+    batches = micro_batches(stream, plan, world.rank, range(1, STEPS + 1), pin_memory=False)
+    for step in range(1, STEPS + 1):
+        mean = trainer.step(step, learning_rate(config, step, STEPS), batches, lambda: None).loss
+        losses.append(world.sum([mean.item()])[0] / world.size)
+        norms.append(engine.gradient_norm())
+        if step <= 3:  # the average of whole tensors, to hold the sharded one against
+            masters = gather(world, engine.owned, [f.master for f in engine.owned])
+            averages = gather(world, engine.owned, ema.averages)
+            if world.leads:
+                for name, whole in reference.items():
+                    whole.lerp_(masters[name], 1 - decay_at(step, config.ema.decay))
+                    assert torch.equal(whole, averages[name]), f"the sharded average of {name} differs at step {step}"
+    final = gather(world, engine.owned, [f.master for f in engine.owned])
+    if world.leads:
+        torch.save(final, folder / f"{name_of(config, world)}.pt")
+    return {"losses": losses, "norms": norms, "passes": passes}
+
+
+def name_of(config, world) -> str:
+    return f"{config.precision}-zero{config.zero}-ranks{world.size}"
+
+
+def main(model_folder: str, images: str, records: str, cases: str) -> None:
+    folder = Path(records)
+    cases = json.loads(cases)
+    world = None
+    for zero, precision, micro, accumulation in cases:
+        world = world or process_group.join(12 // (micro * accumulation))
+        config = RunConfig(
+            name="shapes",
+            model=model_folder,
+            data={"images": images, "resolution": 32, "crop": "random", "flip": True, "workers": 0},
+            batch=12,
+            micro_batch=micro,
+            steps=STEPS,
+            lr=1e-4,
+            warmup_steps=2,
+            zero=zero,
+            precision=precision,
+            ema=True,
+        )
+        plan = BatchPlan(Shape(1, world.size), micro, accumulation)
+        happened = record(world, config, plan, folder)
+        (folder / f"{name_of(config, world)}-rank{world.rank}.json").write_text(json.dumps(happened))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

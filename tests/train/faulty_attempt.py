@@ -1,0 +1,160 @@
+"""One rank of a real attempt, with faults: the program that the fault tests run.
+
+Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}:
+rank, call (open, write, fsync, replace, rename, remove), on (a regular expression for the path), count (which call of
+them), when (before, after), and do (kill, slow, hang, full). A file `fired` in the attempt's folder says that it did.
+
+Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
+whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite, and
+{"spoil_average_after": step} writes a NaN into rank 1's average.
+
+Every rank also writes down the positions it consumes, step by step.
+"""
+
+import builtins
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from store.checkpoint import checkpoints, fragment_file
+from store.run.run_dir import Attempt, RunDir
+from train.attempt import run_attempt
+from train.engines.ema import Ema
+from train.resilience.stop_signal import Notice
+from train.step import Trainer
+
+SLOW = 0.3  # seconds that a slow rank takes longer for each call, unless the fault has `seconds`
+
+
+def install(fault: dict, attempt: Attempt) -> None:
+    """Make the file operations of this rank fail where the fault says."""
+    change_losses(set(fault.get("nan_at", ())), lambda loss: loss * float("nan"))
+    change_losses(set(fault.get("infinite_gradient_at", ())), InfiniteGradient.apply)
+    if "spoil_average_after" in fault:
+        spoil_average(fault["spoil_average_after"])
+    if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
+        return
+    seen = 0
+
+    def strike(path: object) -> None:
+        nonlocal seen
+        if re.search(fault["on"], str(path)):
+            seen += 1
+            if seen == fault["count"]:
+                (attempt.path / "fired").touch()
+            if fault["do"] == "slow":
+                time.sleep(fault.get("seconds", SLOW))
+            elif seen == fault["count"]:
+                if fault["do"] == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if fault["do"] == "hang":
+                    time.sleep(3600)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def struck(original):
+        def call(target, *arguments, **keywords):
+            path = path_of(target)
+            if fault["when"] == "before":
+                strike(path)
+            result = original(target, *arguments, **keywords)
+            if fault["when"] == "after":
+                strike(path)
+            return result
+
+        return call
+
+    module, name = {
+        "open": (builtins, "open"),
+        "write": (fragment_file, "_write_all"),
+        "fsync": (os, "fsync"),
+        "replace": (os, "replace"),
+        "rename": (os, "rename"),
+        "remove": (checkpoints, "remove"),
+    }[fault["call"]]
+    setattr(module, name, struck(getattr(module, name)))
+
+
+class InfiniteGradient(torch.autograd.Function):
+    """The same loss, and a gradient as of an overflow in the backward pass."""
+
+    @staticmethod
+    def forward(_, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * float("inf")
+
+
+def change_losses(positions: set[int], change) -> None:
+    """As a broken sample or a broken GPU does, in the micro-batches that hold one of `positions`."""
+    original = Trainer.micro_loss
+
+    def micro_loss(self, micro_batch):
+        loss = original(self, micro_batch)
+        return change(loss) if positions & set(micro_batch["position"].tolist()) else loss
+
+    Trainer.micro_loss = micro_loss
+
+
+def spoil_average(after: int) -> None:
+    original = Ema.update
+
+    def update(self, step):
+        original(self, step)
+        if step == after and os.environ["RANK"] == "1":
+            self.averages[0][0] = float("nan")
+
+    Ema.update = update
+
+
+def path_of(target: object) -> str:
+    """The path behind a path, an open file, a descriptor or a checkpoint."""
+    if isinstance(target, checkpoints.Checkpoint):
+        return str(target.path)
+    if isinstance(target, Path):
+        return str(target)
+    if hasattr(target, "name"):
+        return str(target.name) if not isinstance(target.name, int) else os.readlink(f"/proc/self/fd/{target.name}")
+    return os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
+
+
+def write_positions(run: RunDir, number: str) -> None:
+    log = open(run.path / f"positions-{number}-{os.environ['RANK']}", "a", buffering=1)  # noqa: SIM115
+    original = Trainer.step
+
+    def step(self, of, rate, micro_batches, before_update):
+        def watched():
+            for micro_batch in micro_batches:
+                with contextlib.suppress(OSError):  # on a disk that a test has filled
+                    print(json.dumps([of, micro_batch["position"].tolist()]), file=log)
+                yield micro_batch
+
+        return original(self, of, rate, watched(), before_update)
+
+    Trainer.step = step
+
+
+def main(run_dir: str, number: str, fault: str) -> None:
+    run = RunDir(Path(run_dir))
+    notice = Notice()
+    write_positions(run, number)
+    attempt = run.attempt(int(number))
+    get_accelerator().is_fp16_supported = lambda: True  # torch computes fp16 on a CPU, if slowly
+    install(json.loads(fault), attempt)
+    end = run_attempt(run, attempt, notice)
+    sys.stdout.flush()
+    os._exit(end.exit_code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

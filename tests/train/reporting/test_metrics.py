@@ -1,0 +1,18 @@
+"""Where a run's metrics go, in a folder in which others may put what they like."""
+
+import pytest
+
+from configs.errors import LockstepError
+from configs.solve.length import Length
+from store.run.run_dir import RunDir
+from train.reporting.metrics import Sinks
+
+
+def test_metrics_are_not_written_through_a_link(tmp_path):
+    run = RunDir(tmp_path / "run")
+    attempt = run.open_attempt()
+    profile = tmp_path / "profile"
+    run.metrics.symlink_to(profile)
+    with pytest.raises(LockstepError, match=r"metrics.jsonl: is a link to .*profile"):
+        Sinks(run, attempt, 1, Length(10, 2, 20))
+    assert not profile.exists()

@@ -1,0 +1,101 @@
+"""Which device a rank takes, and what it says where there is none for it. The GPUs are faked: torch is told of them."""
+
+import re
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from slurm.recovery.cause import Cause
+from store.run import gpus
+from train import process_group
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """Make this process rank `local_rank` of a node on which torch finds `visible` GPUs."""
+
+    def fake(visible: int, local_rank: int = 0, promised: str = "1", cuda: str | None = "13.0") -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        for name, value in {"RANK": 0, "LOCAL_RANK": local_rank, "WORLD_SIZE": 1, gpus.VARIABLE: promised}.items():
+            monkeypatch.setenv(name, str(value))
+
+    return fake
+
+
+def blamed(error: BaseException) -> bool:
+    """Whether the node would be left out for this error, as its rank's report words it."""
+    return Cause("program", f"rank 0 on node1 failed: {type(error).__name__}: {error}", 0, "node1").blames_node
+
+
+@pytest.mark.parametrize(("visible", "local_rank"), [(1, 3), (4, 4)])
+def test_a_rank_without_a_gpu_of_its_own_is_told_so_and_its_node_is_not_blamed(node, visible, local_rank):
+    node(visible, local_rank)
+    with pytest.raises(UserError, match=rf"rank {local_rank} of those on \S+ finds {visible} GPU") as refused:
+        process_group.join(1)
+    assert "--gpu-bind=none" in str(refused.value)
+    assert not blamed(refused.value)
+
+
+def test_a_gpu_node_without_working_cuda_is_an_error_and_blamed(node):
+    node(0)
+    with pytest.raises(process_group.NoDevice, match=r"no CUDA device works on \S+ \(torch .*, CUDA 13.0\)") as refused:
+        process_group.join(1)
+    assert blamed(refused.value)
+
+
+def test_a_torch_without_cuda_is_the_users_to_mend_and_no_nodes_fault(node):
+    node(0, cuda=None)
+    with pytest.raises(UserError, match=r"is built without CUDA.*gpus: none in the site profile, or") as refused:
+        process_group.join(1)
+    assert not blamed(refused.value)
+
+
+def test_a_rank_that_is_to_use_the_cpu_uses_it_whatever_there_is(node, monkeypatch):
+    for visible in (0, 4):
+        node(visible, promised="0")
+        assert process_group._choose_device(0) == torch.device("cpu")
+    node(0, promised="")
+    assert process_group._choose_device(0) == torch.device("cpu"), "nothing is promised, and there is none"
+    node(4, promised="")
+    assert process_group._choose_device(3) == torch.device("cuda", 3)
+
+
+def test_each_rank_takes_the_gpu_of_its_own_number(node, monkeypatch):
+    taken = []
+
+    def stop(device: torch.device) -> None:
+        taken.append(device)
+        raise InterruptedError  # the rest of join needs a real one
+
+    monkeypatch.setattr(torch.cuda, "set_device", stop)
+    for local_rank in (0, 3):
+        node(4, local_rank)
+        with pytest.raises(InterruptedError):
+            process_group.join(1)
+    assert taken == [torch.device("cuda", 0), torch.device("cuda", 3)]
+
+
+def test_local_runs_must_find_the_gpus_that_the_driver_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "_DRIVER", tmp_path)
+    assert not gpus.must_find_gpu({})
+    (tmp_path / "0000:01:00.0").mkdir()
+    assert gpus.count_gpus() == 1
+    assert gpus.must_find_gpu({})
+    assert gpus.must_find_gpu({"CUDA_VISIBLE_DEVICES": "0"})
+    assert not gpus.must_find_gpu({"CUDA_VISIBLE_DEVICES": ""}), "who hides them wants the CPU"
+    assert not gpus.must_find_gpu({gpus.VARIABLE: "0"})
+
+
+def test_the_word_for_srun_is_in_every_job_that_asks_for_gpus():
+    from slurm.job.request import of_site
+    from slurm.site import Site
+
+    found = {kind: " ".join(of_site(Site(gpus=kind), 4)["srun_args"]) for kind in ("gpus-per-node", "gres", "none")}
+    assert {kind: bool(re.search("--gpu-bind=none", words)) for kind, words in found.items()} == {
+        "gpus-per-node": True,
+        "gres": True,
+        "none": False,
+    }

@@ -1,0 +1,86 @@
+"""One rank's part of an attempt: put the pieces together, run the loop, export, write down how it ended."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from transformers import logging as transformers_logging
+
+from configs.errors import LockstepError
+from configs.reading.load import load
+from configs.schema import RunConfig
+from configs.solve.length import Length
+from store.checkpoint import checkpoints
+from store.dataset.listing import digest, from_lines
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import End
+from store.run.run_dir import Attempt, RunDir
+from train import loop, process_group
+from train.checkpoint.export import export
+from train.checkpoint.restore import resume
+from train.checkpoint.saver import Saver
+from train.data.stream import Stream, micro_batches
+from train.engines.ema import Ema
+from train.engines.zero import Engine
+from train.models import stable_diffusion
+from train.reporting import environment
+from train.reporting.metrics import Sinks
+from train.reporting.sample_images import Painter
+from train.resilience.heartbeat import Heartbeat, Progress
+from train.resilience.skipped import SkippedSteps
+from train.resilience.stop_signal import Notice
+from train.step import Trainer
+
+
+def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
+    """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
+    config, plan = load(run.config), AttemptPlan.read(attempt)
+    world = process_group.join(plan.batch_plan.shape.world_size)
+    _prepare_torch(config, world)
+    length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
+    if world.leads:
+        environment.record(attempt, world)
+    progress = Progress()
+    heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
+
+    parts = stable_diffusion.load(config, Path(plan.model_folder), world.device)
+    lines = run.dataset.read_text(encoding="utf-8")
+    if digest(lines) != plan.dataset_digest:
+        raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
+    stream = Stream(config, from_lines(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
+    engine = Engine(parts.unet, config, json.loads(attempt.deepspeed.read_text()), world.device)
+    ema = Ema(config.ema, engine.owned) if config.ema else None
+    trainer = Trainer(parts, engine, ema, world.device)
+    start = resume(run, attempt, plan, world, engine, ema)
+    progress.step = start
+    saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start, progress)
+    skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
+    painter = Painter(config, parts, engine, world) if config.pictures else None
+
+    steps = range(start + 1, length.steps + 1)
+    sinks = Sinks(run, attempt, steps.start, length) if world.leads else None
+    batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
+    end = loop.train(
+        config, run, length, steps, world, trainer, skipped, batches, saver, painter, sinks, notice, heartbeat
+    )
+    progress.now("exporting")
+    heartbeat.stop()
+    if end.reason == "finished" and world.leads:
+        export(run, checkpoints.visible(run)[-1], config.exported, run.pipeline)
+        print(f"exported {run.pipeline}", flush=True)
+    world.barrier()
+    if sinks is not None:
+        sinks.close()
+        end.write(attempt)
+    world.barrier()
+    return end
+
+
+def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
+    transformers_logging.disable_progress_bar()
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
+    if config.deterministic and world.device.type == "cuda":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,1 @@
+"""The stream: from positions to tensors."""

@@ -1,0 +1,1 @@
+"""What shards the training state, steps it, and names its fragments."""

@@ -1,0 +1,27 @@
+"""The exponential moving average of the weights, kept in pieces: each rank averages the fragments it owns."""
+
+import torch
+
+from configs.schema import Ema as EmaConfig
+from train.engines.zero_state import Fragment
+
+
+def decay_at(step: int, largest: float) -> float:
+    """Share of the average kept at `step`: (1 + k) / (10 + k), at most `largest`.
+
+    Without this warm-up, 0.9999 would still be 82 % base model after 2,000 steps.
+    """
+    return min(largest, (1 + step) / (10 + step))
+
+
+class Ema:
+    """θ̄ ← d θ̄ + (1 − d) θ in fp32 after each step; 4 bytes per parameter over all ranks together."""
+
+    def __init__(self, config: EmaConfig, fragments: list[Fragment]):
+        self.decay = config.decay
+        self.masters = [fragment.master for fragment in fragments]
+        self.averages = [master.detach().clone() for master in self.masters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        torch._foreach_lerp_(self.averages, self.masters, 1 - decay_at(step, self.decay))

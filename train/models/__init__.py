@@ -1,0 +1,1 @@
+"""The models that are trained, loaded by the libraries' own code."""

@@ -1,0 +1,1 @@
+"""What is learnt: noise, target and loss."""

@@ -1,0 +1,128 @@
+"""The process group: the only file that names torch.distributed."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs.errors import LockstepError, UserError
+from store.run.gpus import gpu_is_promised
+from train.engines import cpu_extension
+
+
+class NoDevice(LockstepError):
+    """This node has no GPU that works, though GPUs were asked for."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this rank is, its device, and the CPU group on which ranks agree without waiting for the device."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    cpu_group: Any
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.cpu_group)
+
+    def agree(self, flags: list[bool]) -> list[bool]:
+        """Each flag that is true on at least one rank, on every rank."""
+        values = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return [bool(value) for value in values]
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sums over the ranks, in fp64."""
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.cpu_group)
+        return total.tolist()
+
+    def max(self, values: list[float]) -> list[float]:
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return largest.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value`, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        return box[0]
+
+
+def join(expected_size: int) -> World:
+    """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
+
+    Without these variables this process is a world of one.
+    """
+    rank, local_rank, size = (int(os.environ.setdefault(name, alone)) for name, alone in _ALONE)
+    if size != expected_size:
+        raise LockstepError(f"this attempt was planned for {expected_size} ranks, but WORLD_SIZE is {size}")
+    device = _choose_device(local_rank)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        cpu_extension.build()
+    address = "env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:0"
+    dist.init_process_group(
+        backend="nccl" if cuda else "gloo",
+        init_method=address,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(minutes=30),
+        device_id=device if cuda else None,
+    )
+    cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+    return World(rank, local_rank, size, device, cpu_group)
+
+
+def finds_gpu() -> bool:
+    """Whether this rank may train on a GPU, and CUDA works here."""
+    return gpu_is_promised() is not False and torch.cuda.is_available()
+
+
+def _choose_device(local_rank: int) -> torch.device:
+    """The GPU of this rank, or the CPU where that was promised, or nothing was and there is no GPU.
+
+    Raises NoDevice where CUDA does not work on this node, UserError where more ranks than GPUs were started on it: two
+    ranks on one GPU, or ranks that each see only their own one, which DeepSpeed and NCCL do not stand.
+    """
+    if not finds_gpu():
+        if not gpu_is_promised():
+            return torch.device("cpu")
+        if torch.version.cuda is None and torch.version.hip is None:
+            raise UserError(
+                f"torch {torch.__version__} is built without CUDA, and this run is to train on GPUs: install a build "
+                "for your driver, or train on CPUs: gpus: none in the site profile, or here CUDA_VISIBLE_DEVICES="
+            )
+        raise NoDevice(
+            f"no CUDA device works on {socket.gethostname()} (torch {torch.__version__}, CUDA {torch.version.cuda}), "
+            "and this run is to train on GPUs; see what nvidia-smi says there"
+        )
+    visible = torch.cuda.device_count()
+    if local_rank >= visible:
+        raise UserError(
+            f"rank {local_rank} of those on {socket.gethostname()} finds {visible} GPU{'s' * (visible > 1)}: start no "
+            "more ranks than GPUs, and let each rank see all GPUs of its node (srun --gpu-bind=none, as Lockstep asks "
+            f"for; CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+        )
+    return torch.device("cuda", local_rank)
+
+
+_ALONE = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # DeepSpeed looks for them too

@@ -1,0 +1,1 @@
+"""What only watches: metrics, sample images, the environment."""

@@ -1,0 +1,79 @@
+"""Sample pictures while training: the ranks share the prompts, each prompt has its own seed. Watches only."""
+
+import re
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+from configs.schema import RunConfig
+from store.run.run_dir import RunDir
+from train.engines.zero import Engine
+from train.models.stable_diffusion import Model
+from train.process_group import World
+from train.reporting.metrics import Sinks
+
+
+class Painter:
+    """Draws the prompts with the weights as they are trained (not the average), under any ZeRO stage.
+
+    Under ZeRO 3 a forward pass is a collective, so every rank draws equally often, where need be a prompt again.
+    """
+
+    def __init__(self, config: RunConfig, model: Model, engine: Engine, world: World):
+        assert config.pictures is not None
+        self.pictures, self.side, self.world = config.pictures, config.data.resolution, world
+        self.model, self.unet = model, engine.unet
+        self.pipeline = StableDiffusionPipeline(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            unet=self.unet,
+            scheduler=_sampler(model),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def draw(self, run: RunDir, step: int, sinks: Sinks | None) -> None:
+        """Draw all prompts; rank 0 (the one with `sinks`) writes them as PNGs and to TensorBoard."""
+        prompts = self.pictures.prompts
+        rounds = -(-len(prompts) // self.world.size)
+        mine = [(self.world.rank + i * self.world.size) % len(prompts) for i in range(rounds)]
+        self.unet.eval()
+        drawn = {index: self._draw(prompts[index], seed=index) for index in mine}
+        self.unet.train()
+        everything = {index: image for part in self.world.gather(drawn) for index, image in part.items()}
+        if sinks is None:
+            return
+        folder = run.pictures_of(step)
+        for index, pixels in sorted(everything.items()):
+            name, tag = f"{index:02d}-{slug(prompts[index])}.png", f"pictures/{index:02d} {prompts[index][:60]}"
+            sinks.picture(step, tag, folder / name, pixels)
+
+    @torch.no_grad()
+    def _draw(self, prompt: str, seed: int) -> np.ndarray:
+        """One picture, uint8, (side, side, 3); its noise is the seed's, whoever draws it."""
+        latents = self.pipeline(
+            prompt,
+            height=self.side,
+            width=self.side,
+            num_inference_steps=self.pictures.timesteps,
+            guidance_scale=self.pictures.guidance,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images
+        return self.model.decode_latents(latents)[0]
+
+
+def slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+
+
+def _sampler(model: Model) -> object:
+    """The pipeline's own scheduler, told what the UNet is trained to predict."""
+    kind = StableDiffusionPipeline.load_config(model.folder)["scheduler"][1]
+    prediction = model.schedule.config.prediction_type
+    return getattr(diffusers, kind).from_pretrained(model.folder, subfolder="scheduler", prediction_type=prediction)

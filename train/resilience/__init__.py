@@ -1,0 +1,1 @@
+"""Signals, signs of life, failure reports and skipped steps."""
