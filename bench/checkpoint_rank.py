@@ -21,14 +21,14 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
 from bench.step_rank import Stage, make_model, make_stage
-from configs.schema import Checkpoint as Policy
-from configs.solve.deepspeed import render
+from configs.schema import CheckpointConfig as Policy
+from configs.solve.deepspeed import render_deepspeed
 from store.checkpoint import checkpoints
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from tests.tiny import make_images
 from train import process_group
-from train.checkpoint.restore import resume
+from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.engines.zero import Engine
 from train.objective.loss import loss
@@ -62,10 +62,12 @@ class Bench:
 
     def new_engine(self, **changes: Any) -> Engine:
         stage = self.stage
-        return Engine(stage.unet(), stage.config, render(stage.config, stage.plan) | changes, stage.world.device)
+        return Engine(
+            stage.unet(), stage.config, render_deepspeed(stage.config, stage.plan) | changes, stage.world.device
+        )
 
     def open_attempt(self) -> Attempt:
-        if self.world.leads:
+        if self.world.is_main_process:
             self.plan.write(self.run.open_attempt())
         self.world.barrier()
         return self.run.attempts()[-1]
@@ -99,14 +101,14 @@ def ours(bench: Bench, saver: Saver, policy: Policy) -> dict[str, float]:
     """From the boundary that begins the save to the one that commits it, through the loop's own calls."""
     watch, began, beside = Watch(), time.perf_counter(), []
     saver.policy = policy
-    watch.over(lambda: saver.boundary(bench.step_number, notice=False, asked=False, last=False, skipped=False))
+    watch.over(lambda: saver.after_step(bench.step_number, notice=False, asked=False, last=False, skipped=False))
     saver.policy = NEVER
     while saver.in_flight is not None or len(beside) < AFTER:
         waited = watch.seconds
         seconds = bench.step(lambda: watch.over(saver.wait_for_copy))
         beside.append(seconds - (watch.seconds - waited))
         committing = saver.in_flight is not None
-        watch.over(lambda: saver.boundary(bench.step_number, notice=False, asked=False, last=False, skipped=False))
+        watch.over(lambda: saver.after_step(bench.step_number, notice=False, asked=False, last=False, skipped=False))
         if committing and saver.in_flight is None:
             committed = time.perf_counter()
     committed = began + watch.seconds if policy is SYNC else committed
@@ -131,7 +133,7 @@ def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
     state = {f"{piece.key}:{bench.world.rank}": source for piece, source in zip(pieces, sources, strict=True)}
     call = lambda: async_save(state, checkpoint_id=bench.folder / "dcp", process_group=group)  # noqa: E731
     future: Future = watch.over(call)
-    while bench.world.agree([not future.done()])[0] or len(beside) < AFTER:  # all ranks step equally often
+    while bench.world.any_rank([not future.done()])[0] or len(beside) < AFTER:  # all ranks step equally often
         beside.append(bench.step())
     watch.over(future.result)
     return {"stall_s": watch.seconds, "commit_s": time.perf_counter() - began, "beside_s": beside}
@@ -151,7 +153,7 @@ def contestants(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
 def clean(bench: Bench) -> None:
     """Take away what was saved and let the disk come to rest, so that no contestant pays for another."""
     bench.world.barrier()
-    if bench.world.leads:
+    if bench.world.is_main_process:
         for name in ("run/checkpoints", "deepspeed", "dcp"):
             shutil.rmtree(bench.folder / name, ignore_errors=True)
         os.sync()
@@ -214,10 +216,10 @@ def timed(bench: Bench, load: Callable[[], Any]) -> float:
 
 def ours_resumes(bench: Bench) -> float:
     attempt = bench.open_attempt()
-    step = checkpoints.visible(bench.run)[-1].step
+    step = checkpoints.list_checkpoints(bench.run)[-1].step
 
     def load() -> None:
-        assert resume(bench.run, attempt, bench.plan, bench.world, bench.engine, None) == step
+        assert resume_run(bench.run, attempt, bench.plan, bench.world, bench.engine, None) == step
 
     return timed(bench, load)
 
@@ -240,15 +242,15 @@ def other(bench: Bench) -> dict[str, float]:
 
 def main(options: str) -> None:
     asked = SimpleNamespace(**json.loads(options))
-    world = process_group.join(asked.world_size)
+    world = process_group.init_process_group(asked.world_size)
     images = Path(asked.folder, "images")
-    if world.leads and not images.exists():
+    if world.is_main_process and not images.exists():
         make_images(images, 16, 10 * asked.side)
     world.barrier()
     stage = make_stage(asked, world, make_model(asked, world.device), images)
     bench = Bench(asked, world, stage)
     measured = {"save": save, "memory": memory, "same": same, "other": other}[asked.mode](bench)
-    if world.leads:
+    if world.is_main_process:
         Path(asked.folder, f"{asked.mode}.json").write_text(json.dumps(measured))
     world.barrier()
 

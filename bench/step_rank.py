@@ -26,8 +26,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render
-from configs.solve.learning_rate import learning_rate
+from configs.solve.deepspeed import render_deepspeed
+from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length
 from store.dataset.listing import list_samples
 from store.run.run_dir import RunDir
@@ -35,13 +35,13 @@ from tests.tiny import make_images
 from train import loop, process_group
 from train.checkpoint.saver import Saver
 from train.data.images import load_square
-from train.data.stream import Stream, micro_batches, positions
+from train.data.stream import Stream, list_positions, micro_batches
 from train.demo.make_base import make_tokenizer
 from train.engines.ema import Ema
 from train.engines.zero import Engine
-from train.models.stable_diffusion import DTYPES, Model
+from train.models.stable_diffusion import DTYPES, StableDiffusion
 from train.objective.loss import loss
-from train.reporting.metrics import Sinks, Window
+from train.reporting.metrics import MetricsWindow, MetricsWriter
 from train.resilience.heartbeat import Heartbeat, Progress
 from train.step import StepResult, Trainer
 
@@ -49,7 +49,7 @@ WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": 
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
 
 
-class InMemory(Model):
+class InMemory(StableDiffusion):
     """A model whose latents `x_0` and `text` are there already."""
 
     def encode_images(self, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def make_unet(asked: SimpleNamespace) -> UNet2DConditionModel:
     return UNet2DConditionModel(side, block_out_channels=width, cross_attention_dim=768, attention_head_dim=8).train()
 
 
-def make_model(asked: SimpleNamespace, device: torch.device) -> Model:
+def make_model(asked: SimpleNamespace, device: torch.device) -> StableDiffusion:
     """Stable Diffusion 1.5 with random weights: VAE and text encoder in full size, the UNet as asked."""
     torch.manual_seed(0)
     dtype, tokenizer = DTYPES[asked.precision], make_tokenizer()
@@ -75,7 +75,7 @@ def make_model(asked: SimpleNamespace, device: torch.device) -> Model:
     text = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **large)
     vae, text_encoder = (x.requires_grad_(False).eval().to(device, dtype) for x in (vae, CLIPTextModel(text)))
     schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return Model(Path(), make_unet(asked), vae, text_encoder, tokenizer, schedule, dtype)
+    return StableDiffusion(Path(), make_unet(asked), vae, text_encoder, tokenizer, schedule, dtype)
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Stage:
     def in_memory(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
         """Noise and timesteps of every micro-batch of every step, and of one step after the last, on the device."""
         steps = range(1, self.config.steps + 2)
-        drawn = [[self.stream[m] for m in positions(self.plan, self.world.rank, step)] for step in steps]
+        drawn = [[self.stream[m] for m in list_positions(self.plan, self.world.rank, step)] for step in steps]
         device = self.world.device
         return [[(m["noise"].to(device), m["timestep"].to(device)) for m in step] for step in drawn]
 
@@ -124,7 +124,7 @@ class Stage:
         return statistics.median(found)
 
 
-def make_stage(asked: SimpleNamespace, world: process_group.World, model: Model, images: Path) -> Stage:
+def make_stage(asked: SimpleNamespace, world: process_group.World, model: StableDiffusion, images: Path) -> Stage:
     plan = BatchPlan(Shape(1, world.size), asked.micro_batch, asked.accumulation)
     cut = {"batch": plan.batch, "micro_batch": plan.micro_batch, "precision": asked.precision, "zero": asked.stage}
     data = {"images": str(images), "resolution": 8 * asked.side}
@@ -141,7 +141,7 @@ def make_stage(asked: SimpleNamespace, world: process_group.World, model: Model,
 def bare_deepspeed(stage: Stage) -> Step:
     """The least that trains with DeepSpeed."""
     unet, batches, model = stage.unet(), stage.in_memory(), stage.model
-    rendered, optimizer = render(stage.config, stage.plan), stage.adamw(unet)
+    rendered, optimizer = render_deepspeed(stage.config, stage.plan), stage.adamw(unet)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=rendered, dist_init_required=False)
 
     def step(k: int) -> torch.Tensor:
@@ -226,17 +226,17 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     batches = micro_batches(stage.stream, stage.plan, world.rank, steps, pin_memory=world.device.type == "cuda")
     batches = itertools.chain([next(batches)], batches)  # forks the workers while there is little memory to share
     race = Race(stage, {"deepspeed": bare_deepspeed(stage), "torch": bare_torch(stage)})
-    engine = Engine(stage.unet(), config, render(config, stage.plan), world.device)
+    engine = Engine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
     racer = Racer(stage.model, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine.owned)
     length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
     run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
-    sinks = Sinks(run_dir, attempt, 1, length) if world.leads else None
+    sinks = MetricsWriter(run_dir, attempt, 1, length) if world.is_main_process else None
     progress = Progress()
     saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0, progress)
     notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
     heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
-    loop.train(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
+    loop.run_steps(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]
     heartbeat.stop()
@@ -247,10 +247,12 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     return {"laps": race.laps, "losses": race.losses, "parts": parts}
 
 
-def parts_alone(stage: Stage, racer: Racer, length: Length, saver: Saver, sinks: Sinks | None) -> dict[str, float]:
+def parts_alone(
+    stage: Stage, racer: Racer, length: Length, saver: Saver, sinks: MetricsWriter | None
+) -> dict[str, float]:
     """Seconds of each thing our step does and the bare one does not."""
     world, config, engine, last = stage.world, stage.config, racer.engine, stage.config.steps
-    window, result = Window(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
+    window, result = MetricsWindow(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
 
     def report() -> None:
         window.add(result)
@@ -260,14 +262,14 @@ def parts_alone(stage: Stage, racer: Racer, length: Length, saver: Saver, sinks:
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "boundary": lambda: saver.boundary(last, notice=False, asked=False, last=False, skipped=False),
+        "boundary": lambda: saver.after_step(last, notice=False, asked=False, last=False, skipped=False),
         "report": report,
-        "lr": lambda: engine.set_learning_rate(learning_rate(config, last, last)),
+        "lr": lambda: engine.set_learning_rate(compute_learning_rate(config, last, last)),
     }
     return {name: stage.seconds(part) for name, part in alone.items()}
 
 
-def encoding(stage: Stage, model: Model) -> dict[str, float]:
+def encoding(stage: Stage, model: StableDiffusion) -> dict[str, float]:
     """Seconds per sample of what comes before the UNet."""
     data, samples = stage.config.data, stage.stream.samples
     path, m = Path(data.images, samples[0].image), stage.plan.micro_batch
@@ -282,13 +284,13 @@ def encoding(stage: Stage, model: Model) -> dict[str, float]:
 
 def main(options: str) -> None:
     asked = SimpleNamespace(**json.loads(options))
-    world = process_group.join(asked.world_size)
+    world = process_group.init_process_group(asked.world_size)
     with tempfile.TemporaryDirectory() as temporary:
         model = make_model(asked, world.device)
         stage = make_stage(asked, world, model, make_images(Path(temporary, "images"), 64, 10 * asked.side))
         measured = {"parameters": sum(p.numel() for p in model.unet.parameters()), **run(stage, Path(temporary))}
         measured["encoding"] = encoding(stage, model)
-    if world.leads:
+    if world.is_main_process:
         Path(asked.records, "measured.json").write_text(json.dumps(measured))
     world.barrier()
 

@@ -27,7 +27,7 @@ class Section(BaseModel):
     )
 
 
-class Data(Section):
+class DataConfig(Section):
     images: str = Field(
         min_length=1,
         examples=["./pokemon"],
@@ -52,7 +52,7 @@ class Data(Section):
     )
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="AdamW's decay rates of the first and second moment", strict=False
     )
@@ -60,13 +60,13 @@ class Optimizer(Section):
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
 
 
-class Ema(Section):
+class EmaConfig(Section):
     decay: float = Field(
         0.9999, gt=0, lt=1, description="largest share of the average kept per step; warmed up as (1 + k) / (10 + k)"
     )
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     every_steps: int | None = Field(500, ge=1, description="steps between two checkpoints; null: only at the end")
     every_minutes: float | None = Field(
         None, gt=0, description="minutes between two checkpoints, whichever comes first"
@@ -84,7 +84,7 @@ class Checkpoint(Section):
     )
 
 
-class Pictures(Section):
+class PicturesConfig(Section):
     every_steps: int = Field(500, ge=1, description="steps between two sets of sample pictures")
     prompts: list[str] = Field(
         min_length=1,
@@ -95,7 +95,7 @@ class Pictures(Section):
     guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale of the pictures")
 
 
-class Cluster(Section):
+class ClusterConfig(Section):
     site: str | None = Field(
         None, examples=["mycluster"], description="name of the site profile: partition, account, container, scratch"
     )
@@ -134,7 +134,7 @@ class RunConfig(Section):
         examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
         description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
     )
-    data: Data = Field(description="what to train on")
+    data: DataConfig = Field(description="what to train on")
 
     batch: int | None = Field(None, ge=1, examples=[256], description="samples per step, on any cluster shape")
     micro_batch: int | None = Field(
@@ -159,12 +159,12 @@ class RunConfig(Section):
     lr: float = Field(1e-5, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0 to lr")
-    optimizer: Optimizer = Field(Optimizer(), description="AdamW")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
     grad_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
     prediction: Literal["epsilon", "v_prediction"] | None = Field(
         None, examples=["v_prediction"], description="what the UNet predicts; null: as the model's scheduler says"
     )
-    ema: Annotated[Ema | None, _on_off(Ema)] = Field(
+    ema: Annotated[EmaConfig | None, _on_off(EmaConfig)] = Field(
         None, examples=[True], description="keep an exponential moving average of the weights; true, or its settings"
     )
 
@@ -177,15 +177,17 @@ class RunConfig(Section):
     deterministic: bool = Field(False, description="same bits on a GPU too, where torch has deterministic kernels")
     seed: int = Field(0, ge=0, lt=2**64, description="all randomness of the run comes from this number and positions")
 
-    checkpoint: Checkpoint = Field(Checkpoint(), description="when the run's state is saved and how much is kept")
-    pictures: Pictures | None = Field(
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(), description="when the run's state is saved and how much is kept"
+    )
+    pictures: PicturesConfig | None = Field(
         None, examples=[{"prompts": ["a red dragon"]}], description="sample pictures while training"
     )
     report_every_steps: int = Field(10, ge=1, description="steps between two lines of metrics")
     export: Literal["ema", "raw"] | None = Field(
         None, examples=["raw"], description="weights of the exported pipeline; null: ema where there is one"
     )
-    cluster: Cluster = Field(Cluster(), description="where the run runs")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="where the run runs")
     runs: str = Field(
         "./runs", min_length=1, description="folder that holds the run's folder; relative to the config file"
     )

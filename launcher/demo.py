@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs.reading.load import load
+from configs.reading.load import load_config
 from launcher.plan import plan_text
-from launcher.plan.plan import Request, make_plan
+from launcher.plan.plan import PlanRequest, make_plan
 from launcher.submit.local import submit_local
 from store.run.end import FINISHED
 from store.run.run_dir import RunDir
@@ -19,8 +19,8 @@ def run_demo(folder: Path) -> int:
     if (code := _torch_part("prepare", folder)) != FINISHED:
         return code
     file = folder / "demo.yaml"
-    config = load(file)
-    print(f"\n$ lockstep plan {file}\n{plan_text.screen(make_plan(config, Request(str(file))))}\n")
+    config = load_config(file)
+    print(f"\n$ lockstep plan {file}\n{plan_text.render_plan(make_plan(config, PlanRequest(str(file))))}\n")
     print(f"$ lockstep submit {file} --local", flush=True)
     if (code := submit_local(config, ranks=None)) != FINISHED:
         return code

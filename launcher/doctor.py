@@ -17,13 +17,13 @@ import yaml
 
 from configs.errors import UserError
 from configs.scalars import format_time
-from launcher.format import plural
+from launcher.format import format_count
 from slurm.job import request
 from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL, WORD, start_file
 from slurm.query import queue
 from slurm.query.partitions import warn_of_cancelling
-from slurm.query.survey import Survey, survey
-from slurm.site import Site, find_site, load_site, user_folder
+from slurm.query.survey import Survey, survey_cluster
+from slurm.site import Site, find_site, load_site, user_config_folder
 from store.run.run_dir import write_atomic
 
 POLL = 1.0
@@ -40,12 +40,12 @@ class Finding:
         return f"{ {True: 'ok  ', False: 'FAIL', None: 'note'}[self.good] } {self.said}"
 
 
-def examine(folder: Path, name: str, patience: float) -> Iterator[Finding]:
+def examine_cluster(folder: Path, name: str, patience: float) -> Iterator[Finding]:
     """Everything, one finding after the other. `patience`: seconds that the job may wait in the queue, each time.
 
     Raises UserError where there is no cluster, or the profile `name` is wrong.
     """
-    found = survey()
+    found = survey_cluster()
     yield Finding(True, f"SLURM {found.version} answers")
     known = find_site(name)
     site = load_site(name) if known else found.profile()
@@ -62,8 +62,9 @@ def _of_slurm(found: Survey, site: Site) -> Iterator[Finding]:
         yield Finding(None, "no accounting: what SLURM forgets, the run's folder still tells; there is no history")
     chosen = found.partition(site.partition)
     limit = f"jobs of at most {format_time(chosen.max_time)}" if chosen.max_time else "jobs without a limit"
-    parts = f"{plural(chosen.nodes, 'node')} of {plural(chosen.cpus, 'CPU')} and {plural(chosen.gpus, 'GPU')}, {limit}"
-    yield Finding(True, f"partition {chosen.name}: {parts}")
+    nodes, cpus = format_count(chosen.nodes, "node"), format_count(chosen.cpus, "CPU")
+    gpus = format_count(chosen.gpus, "GPU")
+    yield Finding(True, f"partition {chosen.name}: {nodes} of {cpus} and {gpus}, {limit}")
     if site.gpus != "none" and not chosen.gpus:
         yield Finding(False, f"partition {chosen.name} has no GPUs: name another, or write gpus: none")
     if site.gpus != "none" and chosen.gpus and site.cpus_per_rank * chosen.gpus > chosen.cpus:
@@ -98,14 +99,14 @@ def _of_job(folder: Path, site: Site, patience: float) -> Iterator[Finding]:
     word = secrets.token_hex(8)
     write_atomic(shared / WORD, word)
     try:
-        job = request.rehearse(shared, site)
+        job = request.submit_doctor_job(shared, site)
         try:
             yield Finding(
                 None, f"job {job} of {MINUTES} minutes is queued: it waits for its notice, then for its requeue"
             )
             yield from _through(job, shared, site, word, patience)
         finally:
-            queue.cancel(job)
+            queue.cancel_job(job)
     finally:
         shutil.rmtree(shared, ignore_errors=True)
 
@@ -114,7 +115,7 @@ def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> 
     """Start, notice, requeue: up to the first that does not come."""
     first = _awaited(shared / start_file(0), job, patience)
     if first is None:
-        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {queue.in_words(_now(job))}")
+        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {queue.describe_job(_now(job))}")
         return
     yield from _of_start(first, site, word)
     notice = _awaited(shared / SIGNAL, job, 60 * MINUTES + 90)
@@ -125,7 +126,7 @@ def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> 
     yield Finding(True, f"{notice['signal']} came {left:.0f} s before the time limit ({LEAD} s asked)")
     again = _awaited(shared / start_file(1), job, patience)
     if again is None:
-        yield Finding(False, f"the job did not come back in {patience:.0f} s: {queue.in_words(_now(job))}")
+        yield Finding(False, f"the job did not come back in {patience:.0f} s: {queue.describe_job(_now(job))}")
         return
     yield Finding(True, f"requeued, and back on {again['host']} after {again['time'] - notice['time']:.0f} s")
 
@@ -135,9 +136,11 @@ def _of_start(first: dict[str, Any], site: Site, word: str) -> Iterator[Finding]
     seen = "the file system is shared" if first["word"] == word else "it does not see what is written here"
     yield Finding(first["word"] == word, f"started on {host}: {seen}")
     enough = first["cpus"] >= site.cpus_per_rank
-    yield Finding(enough, f"a rank may use {plural(first['cpus'], 'CPU')}, of {site.cpus_per_rank} asked for")
+    yield Finding(enough, f"a rank may use {format_count(first['cpus'], 'CPU')}, of {site.cpus_per_rank} asked for")
     if site.gpus != "none":
-        yield Finding(len(first["gpus"]) == 1, f"a rank was given {plural(len(first['gpus']), 'GPU')}, of 1 asked for")
+        yield Finding(
+            len(first["gpus"]) == 1, f"a rank was given {format_count(len(first['gpus']), 'GPU')}, of 1 asked for"
+        )
         if not first["driver"]:
             yield Finding(None, f"no NVIDIA driver is loaded on {host}: ranks would stop there")
 
@@ -158,11 +161,11 @@ def _awaited(file: Path, job: str, patience: float) -> dict[str, Any] | None:
 
 
 def _now(job: str) -> queue.Job:
-    return queue.look([job])[job]
+    return queue.query_jobs([job])[job]
 
 
 def _written(site: Site, name: str) -> Finding:
-    path = user_folder() / f"{name}.yaml"
+    path = user_config_folder() / f"{name}.yaml"
     values = yaml.safe_dump(site.model_dump(mode="json", exclude_none=True, exclude={"setup"}), sort_keys=False)
     write_atomic(path, f"# What lockstep doctor found; correct it where you know better.\n{values}")
     used = "runs that name no site use it" if name == "site" else f"a run uses it with cluster: {{site: {name}}}"

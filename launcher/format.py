@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes as `12.8 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
@@ -12,7 +12,7 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def rate(value: float) -> str:
+def format_rate(value: float) -> str:
     """A learning rate as `1e-5`."""
     if value == 0 or value >= 1e-3:
         return f"{value:.3g}"
@@ -20,12 +20,12 @@ def rate(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def amount(value: float | Fraction) -> str:
+def format_amount(value: float | Fraction) -> str:
     """`10`, `39.06`, `0.00012`: whole where whole, two places or three digits where not, thousands apart."""
     if value == int(value):
         return f"{int(value):,}"
     return f"{float(value):,.2f}" if value >= 1 else f"{float(value):.3g}"
 
 
-def plural(count: float | Fraction, word: str) -> str:
-    return f"{amount(count)} {word}" if count == 1 else f"{amount(count)} {word}s"
+def format_count(count: float | Fraction, word: str) -> str:
+    return f"{format_amount(count)} {word}" if count == 1 else f"{format_amount(count)} {word}s"

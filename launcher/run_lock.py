@@ -14,12 +14,12 @@ from store.run.run_dir import RunDir, open_to_append
 PATIENCE = 1.0  # seconds: `status` tries the lock, too, and has it for an instant
 
 
-class HeldError(UserError):
+class RunHeldError(UserError):
     """Somebody else has the run's lock."""
 
 
 @contextmanager
-def hold(run: RunDir) -> Iterator[int]:
+def hold_run(run: RunDir) -> Iterator[int]:
     """The lock's descriptor, for processes that may outlive this one. Raises HeldError, naming the holder, and
     UserError where the run's folder cannot be written."""
     try:
@@ -30,7 +30,7 @@ def hold(run: RunDir) -> Iterator[int]:
     with file:
         if not _locked(file.fileno()):
             file.seek(0)
-            raise HeldError(f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one")
+            raise RunHeldError(f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one")
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
         file.flush()

@@ -54,7 +54,7 @@ class Site(Section):
         return value
 
 
-def user_folder() -> Path:
+def user_config_folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lockstep"
 
 
@@ -67,12 +67,12 @@ def load_site(name: str | None) -> Site:
         return load_section(own, Site) if (own := find_site("site")) else Site()
     if (path := find_site(name)) is not None:
         return load_section(path, Site)
-    known = sorted({path.stem for folder in (user_folder(), SHIPPED) for path in folder.glob("*.yaml")})
-    cure = f"; known are {', '.join(known)}" if known else f"; write {user_folder() / f'{name}.yaml'}"
+    known = sorted({path.stem for folder in (user_config_folder(), SHIPPED) for path in folder.glob("*.yaml")})
+    cure = f"; known are {', '.join(known)}" if known else f"; write {user_config_folder() / f'{name}.yaml'}"
     raise UserError(f"cluster.site: there is no site profile '{name}'{cure}")
 
 
 def find_site(name: str) -> Path | None:
     """The file of the profile `name`, if there is one: the user's own goes before the shipped one."""
-    paths = (folder / f"{name}.yaml" for folder in (user_folder(), SHIPPED))
+    paths = (folder / f"{name}.yaml" for folder in (user_config_folder(), SHIPPED))
     return next((path for path in paths if path.is_file()), None)

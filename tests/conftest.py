@@ -10,7 +10,7 @@ from tests.shell import TEAM
 from train.engines import cpu_extension
 
 # DeepSpeed's extension is compiled once for all tests, where runs have it too.
-os.environ["TORCH_EXTENSIONS_DIR"] = str(cpu_extension.folder())
+os.environ["TORCH_EXTENSIONS_DIR"] = str(cpu_extension.extension_folder())
 
 
 @pytest.fixture

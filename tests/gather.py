@@ -9,7 +9,7 @@ def gather(world, fragments, values) -> dict[str, torch.Tensor] | None:
     mine = [(f.name, f.offset, value.detach().cpu().clone()) for f, value in zip(fragments, values, strict=True)]
     parts = [None] * world.size
     dist.all_gather_object(parts, mine, group=world.cpu_group)
-    if not world.leads:
+    if not world.is_main_process:
         return None
     pieces: dict[str, list] = {}
     for name, offset, value in (piece for part in parts for piece in part):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.reading.load import dump, load
+from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
-from configs.solve.batch import Shape, solve
+from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
-from store.dataset.listing import digest, list_samples, to_lines
+from store.dataset.listing import digest_samples, format_samples, list_samples
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
 
@@ -27,21 +27,21 @@ def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
         "runs": str(folder.parent),
     }
     run = RunDir(folder)
-    write_atomic(run.config, dump(RunConfig(**(settings | changes))))
-    write_atomic(run.dataset, to_lines(list_samples(images).samples))
+    write_atomic(run.config, dump_config(RunConfig(**(settings | changes))))
+    write_atomic(run.dataset, format_samples(list_samples(images).samples))
     return run
 
 
 def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     """Open the next attempt on `ranks` ranks, with `changes` to the config that a resume may make."""
-    config = load(run.config).model_copy(update=changes)
-    write_atomic(run.config, dump(config))
+    config = load_config(run.config).model_copy(update=changes)
+    write_atomic(run.config, dump_config(config))
     lines = run.dataset.read_text()
-    Submission(config.model, lines.count("\n"), digest(lines), content="").write(run)
-    return open_attempt(run, config, solve(config, Shape(1, ranks)))
+    Submission(config.model, lines.count("\n"), digest_samples(lines), content="").write(run)
+    return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 
 
 def values(run: RunDir) -> dict[tuple[str, str], np.ndarray]:
     """All that the newest checkpoint holds: (kind, parameter) → its elements."""
-    reader = checkpoints.visible(run)[-1].reader()
+    reader = checkpoints.list_checkpoints(run)[-1].open_reader()
     return {(k, n): reader.read(k, n, 0, size) for k in reader.kinds() for n, size in reader.sizes(k).items()}

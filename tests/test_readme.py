@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.reading.load import load
+from configs.reading.load import load_config
 from configs.scalars import NodeRange
 from tests.shell import lockstep
 from tests.tiny import make_images, make_pipeline
@@ -68,7 +68,7 @@ def test_commands_that_train_do_what_they_say(folder):
 
 def test_the_cluster_s_line_is_a_config_s(folder):
     (folder / "cluster.yaml").write_text(CONFIG + CLUSTER)
-    asked = load(folder / "cluster.yaml").cluster
+    asked = load_config(folder / "cluster.yaml").cluster
     assert (asked.nodes, asked.gpus_per_node, asked.time) == (NodeRange(2, 8), 4, 12 * 3600)
 
 

@@ -1,8 +1,8 @@
 """`python -P -m train RUN_DIR [--attempt N]`: one rank of one attempt. The launcher starts it once per GPU."""
 
-from train.resilience.stop_signal import Notice
+from train.resilience.stop_signal import StopSignal
 
-NOTICE = Notice()  # before anything slow is imported: a notice that comes early must not kill
+NOTICE = StopSignal()  # before anything slow is imported: a notice that comes early must not kill
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
@@ -38,16 +38,16 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     try:
-        from train.process_group import finds_gpu
+        from train.process_group import has_gpu
 
-        os.environ["DS_ACCELERATOR"] = "cuda" if finds_gpu() else "cpu"  # else it warns as it looks
+        os.environ["DS_ACCELERATOR"] = "cuda" if has_gpu() else "cpu"  # else it warns as it looks
         from train.attempt import run_attempt
 
         return run_attempt(run, attempt, NOTICE).exit_code
     except BaseException as error:  # noqa: BLE001  (the rank dies of it, and says so first)
-        from train.resilience.failure import report
+        from train.resilience.failure import report_failure
 
-        return report(attempt, rank, error)
+        return report_failure(attempt, rank, error)
 
 
 def die_with_parent() -> None:

@@ -8,66 +8,66 @@ import torch
 from transformers import logging as transformers_logging
 
 from configs.errors import LockstepError
-from configs.reading.load import load
+from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve.length import Length
 from store.checkpoint import checkpoints
-from store.dataset.listing import digest, from_lines
+from store.dataset.listing import digest_samples, parse_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
 from train import loop, process_group
-from train.checkpoint.export import export
-from train.checkpoint.restore import resume
+from train.checkpoint.export import export_pipeline
+from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.data.stream import Stream, micro_batches
 from train.engines.ema import Ema
 from train.engines.zero import Engine
 from train.models import stable_diffusion
 from train.reporting import environment
-from train.reporting.metrics import Sinks
-from train.reporting.sample_images import Painter
+from train.reporting.metrics import MetricsWriter
+from train.reporting.sample_images import SampleImages
 from train.resilience.heartbeat import Heartbeat, Progress
 from train.resilience.skipped import SkippedSteps
-from train.resilience.stop_signal import Notice
+from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
 
 
-def run_attempt(run: RunDir, attempt: Attempt, notice: Notice) -> End:
+def run_attempt(run: RunDir, attempt: Attempt, notice: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
-    config, plan = load(run.config), AttemptPlan.read(attempt)
-    world = process_group.join(plan.batch_plan.shape.world_size)
+    config, plan = load_config(run.config), AttemptPlan.read(attempt)
+    world = process_group.init_process_group(plan.batch_plan.shape.world_size)
     _prepare_torch(config, world)
     length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
-    if world.leads:
-        environment.record(attempt, world)
+    if world.is_main_process:
+        environment.record_environment(attempt, world)
     progress = Progress()
     heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
 
-    parts = stable_diffusion.load(config, Path(plan.model_folder), world.device)
+    parts = stable_diffusion.load_model(config, Path(plan.model_folder), world.device)
     lines = run.dataset.read_text(encoding="utf-8")
-    if digest(lines) != plan.dataset_digest:
+    if digest_samples(lines) != plan.dataset_digest:
         raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
-    stream = Stream(config, from_lines(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
+    stream = Stream(config, parse_samples(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
     engine = Engine(parts.unet, config, json.loads(attempt.deepspeed.read_text()), world.device)
     ema = Ema(config.ema, engine.owned) if config.ema else None
     trainer = Trainer(parts, engine, ema, world.device)
-    start = resume(run, attempt, plan, world, engine, ema)
+    start = resume_run(run, attempt, plan, world, engine, ema)
     progress.step = start
     saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start, progress)
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
-    painter = Painter(config, parts, engine, world) if config.pictures else None
+    painter = SampleImages(config, parts, engine, world) if config.pictures else None
 
     steps = range(start + 1, length.steps + 1)
-    sinks = Sinks(run, attempt, steps.start, length) if world.leads else None
+    sinks = MetricsWriter(run, attempt, steps.start, length) if world.is_main_process else None
     batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
-    end = loop.train(
+    end = loop.run_steps(
         config, run, length, steps, world, trainer, skipped, batches, saver, painter, sinks, notice, heartbeat
     )
     progress.now("exporting")
     heartbeat.stop()
-    if end.reason == "finished" and world.leads:
-        export(run, checkpoints.visible(run)[-1], config.exported, run.pipeline)
+    if end.reason == "finished" and world.is_main_process:
+        export_pipeline(run, checkpoints.list_checkpoints(run)[-1], config.exported, run.pipeline)
         print(f"exported {run.pipeline}", flush=True)
     world.barrier()
     if sinks is not None:

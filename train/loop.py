@@ -6,22 +6,22 @@ from collections.abc import Iterator
 import torch
 
 from configs.schema import RunConfig
-from configs.solve.learning_rate import learning_rate
+from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length
 from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import RunDir
 from train.checkpoint.saver import Saver
 from train.process_group import World
-from train.reporting.metrics import Sinks, Window
-from train.reporting.sample_images import Painter
+from train.reporting.metrics import MetricsWindow, MetricsWriter
+from train.reporting.sample_images import SampleImages
 from train.resilience.heartbeat import Heartbeat, Progress
 from train.resilience.skipped import NonFinite, SkippedSteps
-from train.resilience.stop_signal import Notice
+from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
 
 
-def train(
+def run_steps(
     config: RunConfig,
     run: RunDir,
     length: Length,
@@ -31,20 +31,20 @@ def train(
     skipped: SkippedSteps,
     micro_batches: Iterator[dict[str, torch.Tensor]],
     saver: Saver,
-    painter: Painter | None,
-    sinks: Sinks | None,
-    notice: Notice,
+    painter: SampleImages | None,
+    sinks: MetricsWriter | None,
+    notice: StopSignal,
     heartbeat: Heartbeat,
 ) -> End:
     """Make `steps` in order; stop early where any rank was given notice. `sinks` is rank 0's alone."""
-    if any(world.agree([notice.given])):  # it came while the ranks were loading
+    if any(world.any_rank([notice.given])):  # it came while the ranks were loading
         return _stopped(run, steps.start - 1, world, notice)
     if painter is not None and steps.start == 1:
         painter.draw(run, 0, sinks)  # the base model, to compare with
-    progress, window = heartbeat.progress, Window(world.device)
+    progress, window = heartbeat.progress, MetricsWindow(world.device)
     batches = _watched(micro_batches, progress)
     for step in steps:
-        rate = learning_rate(config, step, length.steps)
+        rate = compute_learning_rate(config, step, length.steps)
         began = time.monotonic()
         try:
             result = trainer.step(step, rate, batches, saver.wait_for_copy)
@@ -72,7 +72,7 @@ def train(
 
         if asked := heartbeat.save_asked.is_set():
             heartbeat.save_asked.clear()
-        stop = saver.boundary(
+        stop = saver.after_step(
             step, notice=notice.given, asked=asked, last=step == length.steps, skipped=skipped.in_a_row > 0
         )
         if stop and step < length.steps:
@@ -80,7 +80,7 @@ def train(
     return End("finished", length.steps, _newest(run, world))
 
 
-def _stopped(run: RunDir, step: int, world: World, notice: Notice) -> End:
+def _stopped(run: RunDir, step: int, world: World, notice: StopSignal) -> End:
     """Every rank knows what reached any of them."""
     reasons = [reason for reason in world.gather(notice.reason) if reason is not None]
     return End("notice", step, _newest(run, world), reasons[0])
@@ -88,7 +88,7 @@ def _stopped(run: RunDir, step: int, world: World, notice: Notice) -> End:
 
 def _newest(run: RunDir, world: World) -> str | None:
     """Rank 0 says which one it is: other ranks may not see it yet."""
-    there = checkpoints.visible(run) if world.leads else []
+    there = checkpoints.list_checkpoints(run) if world.is_main_process else []
     name: str | None = world.broadcast(there[-1].path.name if there else None)
     return name
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import LockstepError, UserError
-from store.run.gpus import gpu_is_promised
+from store.run.gpus import is_gpu_promised
 from train.engines import cpu_extension
 
 
@@ -29,13 +29,13 @@ class World:
     cpu_group: Any
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)
 
-    def agree(self, flags: list[bool]) -> list[bool]:
+    def any_rank(self, flags: list[bool]) -> list[bool]:
         """Each flag that is true on at least one rank, on every rank."""
         values = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.cpu_group)
@@ -65,7 +65,7 @@ class World:
         return box[0]
 
 
-def join(expected_size: int) -> World:
+def init_process_group(expected_size: int) -> World:
     """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
     Without these variables this process is a world of one.
@@ -78,7 +78,7 @@ def join(expected_size: int) -> World:
     if cuda:
         torch.cuda.set_device(device)
     else:
-        cpu_extension.build()
+        cpu_extension.build_extension()
     address = "env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:0"
     dist.init_process_group(
         backend="nccl" if cuda else "gloo",
@@ -92,9 +92,9 @@ def join(expected_size: int) -> World:
     return World(rank, local_rank, size, device, cpu_group)
 
 
-def finds_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether this rank may train on a GPU, and CUDA works here."""
-    return gpu_is_promised() is not False and torch.cuda.is_available()
+    return is_gpu_promised() is not False and torch.cuda.is_available()
 
 
 def _choose_device(local_rank: int) -> torch.device:
@@ -103,8 +103,8 @@ def _choose_device(local_rank: int) -> torch.device:
     Raises NoDevice where CUDA does not work on this node, UserError where more ranks than GPUs were started on it: two
     ranks on one GPU, or ranks that each see only their own one, which DeepSpeed and NCCL do not stand.
     """
-    if not finds_gpu():
-        if not gpu_is_promised():
+    if not has_gpu():
+        if not is_gpu_promised():
             return torch.device("cpu")
         if torch.version.cuda is None and torch.version.hip is None:
             raise UserError(

@@ -8,7 +8,7 @@ import torch
 
 from train.engines.ema import Ema
 from train.engines.zero import Engine
-from train.models.stable_diffusion import Model
+from train.models.stable_diffusion import StableDiffusion
 from train.objective.loss import loss
 
 
@@ -29,7 +29,7 @@ class StepResult:
 class Trainer:
     """The parts a step works on."""
 
-    def __init__(self, model: Model, engine: Engine, ema: Ema | None, device: torch.device):
+    def __init__(self, model: StableDiffusion, engine: Engine, ema: Ema | None, device: torch.device):
         self.model, self.engine, self.ema, self.device = model, engine, ema, device
 
     def step(

@@ -6,7 +6,7 @@ from typing import Any
 from configs.schema import RunConfig
 
 
-def schema_text() -> str:
+def render_json_schema() -> str:
     """The schema as JSON text, the same bytes for the same models."""
     schema: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

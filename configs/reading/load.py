@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from configs.errors import ConfigError, Problem
 from configs.reading import messages
-from configs.reading.yaml_tree import Node, read_file, read_value, resolve
+from configs.reading.yaml_tree import Node, parse_scalar, read_file, read_value
 from configs.schema import DISAGREEMENT, LENGTHS, RunConfig, Section
 
 COMMAND_LINE = "command line"
@@ -23,10 +23,10 @@ S = TypeVar("S", bound=Section)
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SCHEMA = Path(__file__).parents[1] / "recipes" / "schema.json"
+SCHEMA_FILE = Path(__file__).parents[1] / "recipes" / "schema.json"
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read the config at `path`, with `key.sub=value` words on top.
 
     Paths written in the file are relative to the file's folder, paths written on the command line to the working
@@ -67,12 +67,12 @@ def _validated(root: type[S], tree: Node, problems: list[Problem]) -> S:
     return read
 
 
-def dump(config: RunConfig) -> str:
+def dump_config(config: RunConfig) -> str:
     """`config` as YAML text that `load` reads back equal: defaults written out, paths absolute."""
     data = _written(config)
     # A shape the user left open stays open: the batch may decide it.
     data["cluster"] = config.cluster.model_dump(mode="json", exclude_unset=True)
-    header = f"# yaml-language-server: $schema={SCHEMA}\n"
+    header = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
     return header + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -94,7 +94,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = isinstance(resolve(text), str) and text.isprintable()  # U+0085 and its like are line breaks to YAML
+    plain = isinstance(parse_scalar(text), str) and text.isprintable()  # U+0085 and its like are line breaks to YAML
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
@@ -104,7 +104,7 @@ _Dumper.add_representer(str, _represent_text)
 def _least(root: type[Section]) -> str:
     required = [name for name, field in root.model_fields.items() if field.is_required() and name != "name"]
     required = required or list(root.model_fields)[:1]
-    return " and ".join(messages.example(root, (name,)) for name in required)
+    return " and ".join(messages.format_example(root, (name,)) for name in required)
 
 
 def _override(tree: Node, word: str, problems: list[Problem]) -> Node:
@@ -163,7 +163,7 @@ def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
                     Problem(
                         node.place,
                         f"model: '{node.value}' is neither a folder beside the config nor a hub id; "
-                        f"write {messages.example(RunConfig, ('model',))}, or the path of a diffusers folder",
+                        f"write {messages.format_example(RunConfig, ('model',))}, or the path of a diffusers folder",
                     )
                 )
             continue
@@ -191,7 +191,7 @@ def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Pr
                 stands = tree.at((key,))
                 problems.append(Problem(_key_place(stands) if stands else tree.place, text))
         elif kind == "extra_forbidden" and node is not None:
-            text, key = messages.unknown_key(root, path)
+            text, key = messages.describe_unknown_key(root, path)
             suggested.add(key)
             problems.append(Problem(_key_place(node), text))
         elif kind == "missing" and not isinstance(path[-1], int):
@@ -202,12 +202,12 @@ def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Pr
             place, source = (node.place, node.source) if node else (tree.place, "")
             given = node.value if node else None
             problems.append(
-                Problem(place, messages.wrong_value(root, kind, path, source, given, context, found["msg"]))
+                Problem(place, messages.describe_wrong_value(root, kind, path, source, given, context, found["msg"]))
             )
     for path in missing:
-        if messages.dotted(path) not in suggested:  # a mistyped key answers for the key it stands for
+        if messages.format_key(path) not in suggested:  # a mistyped key answers for the key it stands for
             parent = tree.at(path[:-1]) or tree
-            problems.append(Problem(_key_place(parent), messages.missing_key(root, path)))
+            problems.append(Problem(_key_place(parent), messages.describe_missing_key(root, path)))
     return problems
 
 

@@ -32,13 +32,13 @@ _BOUNDS = {
 }
 
 
-def dotted(path: Path) -> str:
+def format_key(path: Path) -> str:
     """`("optimizer", "betas", 0)` as `optimizer.betas[0]`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
 
-def section_at(root: Root, path: Path) -> type[Section] | None:
+def find_section(root: Root, path: Path) -> type[Section] | None:
     """The model of the section that `path` leads to."""
     section: type[Section] | None = root
     for part in path:
@@ -47,30 +47,30 @@ def section_at(root: Root, path: Path) -> type[Section] | None:
     return section
 
 
-def field_at(root: Root, path: Path) -> FieldInfo | None:
+def find_field(root: Root, path: Path) -> FieldInfo | None:
     names = tuple(part for part in path if isinstance(part, str))
-    section = section_at(root, names[:-1]) if names else None
+    section = find_section(root, names[:-1]) if names else None
     return section.model_fields.get(names[-1]) if section else None
 
 
-def all_keys(section: Root, prefix: str = "") -> list[str]:
+def list_keys(section: Root, prefix: str = "") -> list[str]:
     """Every dotted key of `section`."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
         if inner := _section_of(field):
-            keys += all_keys(inner, f"{prefix}{name}.")
+            keys += list_keys(inner, f"{prefix}{name}.")
     return keys
 
 
-def unknown_key(root: Root, path: Path) -> tuple[str, str | None]:
+def describe_unknown_key(root: Root, path: Path) -> tuple[str, str | None]:
     """The answer to a key that does not exist, and the dotted key it suggests, if one stands out."""
     key, here = str(path[-1]), path[:-1]
-    said = f"unknown key {dotted(path)}"
-    section = section_at(root, here)
-    siblings = [dotted((*here, name)) for name in section.model_fields] if section else []
-    keys = all_keys(root)
-    if (known := SYNONYMS.get(key.lower().replace("-", "_"))) and known not in (dotted(path), key):
+    said = f"unknown key {format_key(path)}"
+    section = find_section(root, here)
+    siblings = [format_key((*here, name)) for name in section.model_fields] if section else []
+    keys = list_keys(root)
+    if (known := SYNONYMS.get(key.lower().replace("-", "_"))) and known not in (format_key(path), key):
         is_key = known in keys
         return f"{said}; here it is {known}" if is_key else f"{said}; {known}", known if is_key else None
     elsewhere = [other for other in keys if other.rpartition(".")[2] == key]
@@ -80,7 +80,7 @@ def unknown_key(root: Root, path: Path) -> tuple[str, str | None]:
         return f"{said}; its place is {elsewhere[0]}, so write {written}", elsewhere[0]
     if elsewhere:
         return f"{said}; its place is {' or '.join(elsewhere)}", None
-    if near := difflib.get_close_matches(dotted(path), siblings, n=1, cutoff=0.6):
+    if near := difflib.get_close_matches(format_key(path), siblings, n=1, cutoff=0.6):
         return f"{said}; did you mean {near[0]}?", near[0]
     leaves = {other.rpartition(".")[2]: other for other in keys}
     if near := difflib.get_close_matches(key, leaves, n=1, cutoff=0.75):
@@ -88,21 +88,21 @@ def unknown_key(root: Root, path: Path) -> tuple[str, str | None]:
     return f"{said}; the keys here are {', '.join(section.model_fields if section else [])}", None
 
 
-def missing_key(root: Root, path: Path) -> str:
-    field = field_at(root, path)
+def describe_missing_key(root: Root, path: Path) -> str:
+    field = find_field(root, path)
     what = f" ({field.description.partition(';')[0]})" if field and field.description else ""
-    return f"missing key {dotted(path)}{what}; write {example(root, path)}"
+    return f"missing key {format_key(path)}{what}; write {format_example(root, path)}"
 
 
-def wrong_value(
+def describe_wrong_value(
     root: Root, kind: str, path: Path, written: str, given: object, context: Mapping[str, Any], message: str
 ) -> str:
     """One sentence about a value: `kind` and `context` are pydantic's, `written` is the source text."""
-    name = dotted(path)
+    name = format_key(path)
     if given is None:
-        return f"{name}: is empty; write {example(root, path)}, or remove the line"
+        return f"{name}: is empty; write {format_example(root, path)}, or remove the line"
     if kind in ("too_short", "too_long", "missing"):
-        return f"{name}: the list has the wrong length; write {example(root, path)}"
+        return f"{name}: the list has the wrong length; write {format_example(root, path)}"
     shown = written if not isinstance(given, str) else f"'{written}'"
     must, cure = _must(root, kind, path, given, context, message)
     return f"{name}: {must}, not {shown}" + (f"; {cure}" if cure else "")
@@ -126,7 +126,7 @@ def _must(
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}", _nearest_choice(root, path, given)
     if kind == "string_too_short":
-        return "must be at least one character long", f"write {example(root, path)}"
+        return "must be at least one character long", f"write {format_example(root, path)}"
     if kind == "value_error":
         return message.removeprefix("Value error, "), ""
     if kind == "int_type" and isinstance(given, float) and given.is_integer():
@@ -134,18 +134,18 @@ def _must(
     if kind == "string_type" and isinstance(given, int | float):
         return "must be text", "put it in quotes"
     if kind == "model_type" and _may_be_switched(root, path):
-        return "must be true, false or a group of keys", f"write {example(root, path)}"
+        return "must be true, false or a group of keys", f"write {format_example(root, path)}"
     if kind in _KINDS:
-        return _KINDS[kind], f"write e.g. {example(root, path)}"
-    return message[:1].lower() + message[1:], f"write e.g. {example(root, path)}"
+        return _KINDS[kind], f"write e.g. {format_example(root, path)}"
+    return message[:1].lower() + message[1:], f"write e.g. {format_example(root, path)}"
 
 
-def example(root: Root, path: Path) -> str:
+def format_example(root: Root, path: Path) -> str:
     """`key: value` for the field at `path`, with its example or its default."""
     names = tuple(part for part in path if isinstance(part, str))
-    field = field_at(root, names)
+    field = find_field(root, names)
     if field is None:
-        return dotted(names)
+        return format_key(names)
     section = _section_of(field)
     value: Any = field.examples[0] if field.examples else None
     if value is None and section:
@@ -153,7 +153,7 @@ def example(root: Root, path: Path) -> str:
         value = inner or {n: f.default for n, f in list(section.model_fields.items())[:1]}
     elif value is None:
         value = field.default
-    return f"{dotted(names)}: {_flow(value)}"
+    return f"{format_key(names)}: {_flow(value)}"
 
 
 def _flow(value: Any) -> str:
@@ -166,7 +166,7 @@ def _flow(value: Any) -> str:
 
 
 def _nearest_choice(root: Root, path: Path, given: object) -> str:
-    field = field_at(root, path)
+    field = find_field(root, path)
     choices = [str(c) for c in _choices(field.annotation)] if field else []
     near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else ""
@@ -179,7 +179,7 @@ def _choices(annotation: Any) -> list[Any]:
 
 
 def _may_be_switched(root: Root, path: Path) -> bool:
-    field = field_at(root, path)
+    field = find_field(root, path)
     return bool(field and field.examples and field.examples[0] is True)
 
 

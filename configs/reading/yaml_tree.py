@@ -22,7 +22,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*(?:_[0-9]+)*)(?:\.[0-9]*)
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
-def resolve(text: str) -> Scalar:
+def parse_scalar(text: str) -> Scalar:
     """The value of a plain (unquoted) scalar."""
     if text in _WORDS:
         return _WORDS[text]
@@ -157,7 +157,7 @@ class _Builder:
         if tag := getattr(event, "tag", None):
             self.problems.append(Problem(place, f"the tag {tag} is not read; write the plain value without it"))
         if isinstance(event, yaml.ScalarEvent):
-            value = resolve(event.value) if event.style is None else event.value
+            value = parse_scalar(event.value) if event.style is None else event.value
             built = Node(value, place, event.value)
         elif isinstance(event, yaml.SequenceStartEvent):
             items = []

@@ -27,7 +27,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one step's batch is cut: `micro_batch` samples per pass, `accumulation` passes per rank, on `shape`."""
+    """How one step's batch is divided: `micro_batch` samples per pass, `accumulation` passes per rank, on `shape`."""
 
     shape: Shape
     micro_batch: int
@@ -38,7 +38,7 @@ class BatchPlan:
         return self.micro_batch * self.accumulation * self.shape.world_size
 
 
-def solve(config: RunConfig, shape: Shape | None = None, *, begun: BatchPlan | None = None) -> BatchPlan:
+def solve_batch(config: RunConfig, shape: Shape | None = None, *, begun: BatchPlan | None = None) -> BatchPlan:
     """The batch plan of `config` on `shape`, or on the config's own shape: on a node range, the fewest nodes that work.
 
     A run that was `begun` keeps its batch, and on another shape `micro_batch` is a ceiling. Raises UserError where no
@@ -46,7 +46,7 @@ def solve(config: RunConfig, shape: Shape | None = None, *, begun: BatchPlan | N
     """
     if begun is not None:
         config = config.model_copy(update={"batch": config.batch or begun.batch})
-        shape = shape or solve(config).shape
+        shape = shape or solve_batch(config).shape
         if shape != begun.shape:
             return _solve_on(config, shape, fixed=False)
     if shape is not None:
@@ -70,15 +70,15 @@ def solve(config: RunConfig, shape: Shape | None = None, *, begun: BatchPlan | N
     )
 
 
-def splits(batch: int, shape: Shape) -> list[BatchPlan]:
+def list_batch_plans(batch: int, shape: Shape) -> list[BatchPlan]:
     """Every (micro-batch, accumulation) that gives exactly `batch` on `shape`, largest micro-batch first."""
     if batch % shape.world_size:
         return []
     per_rank = batch // shape.world_size
-    return [BatchPlan(shape, micro, per_rank // micro) for micro in sorted(divisors(per_rank), reverse=True)]
+    return [BatchPlan(shape, micro, per_rank // micro) for micro in sorted(list_divisors(per_rank), reverse=True)]
 
 
-def divisors(n: int) -> list[int]:
+def list_divisors(n: int) -> list[int]:
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
 
@@ -107,7 +107,7 @@ def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
     per_rank = config.batch // world
     if not fixed:  # the micro-batch is a ceiling, and accumulation is whatever keeps the batch
         ceiling = micro or max(1, per_rank // (accumulation or 1))
-        micro = max(d for d in divisors(per_rank) if d <= ceiling)
+        micro = max(d for d in list_divisors(per_rank) if d <= ceiling)
         return BatchPlan(shape, micro, per_rank // micro)
     if micro is None:
         micro, rest = divmod(per_rank, accumulation or 1)
@@ -134,8 +134,8 @@ def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
 
 def _around(n: int, wanted: int) -> str:
     """The divisors of `n` next to `wanted` on both sides."""
-    below = [d for d in divisors(n) if d <= wanted][-1:]
-    above = [d for d in divisors(n) if d > wanted][:1]
+    below = [d for d in list_divisors(n) if d <= wanted][-1:]
+    above = [d for d in list_divisors(n) if d > wanted][:1]
     return " and ".join(str(d) for d in below + above)
 
 

@@ -11,7 +11,7 @@ from configs.solve.batch import BatchPlan
 ZERO3_LIVE_PARAMETERS = 100_000_000
 
 
-def render(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
+def render_deepspeed(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
     """What `deepspeed.initialize(config=…)` gets. The optimizer and the learning rate are ours, so they are not in it.
 
     Gradients are summed and reduced in fp32 whatever the precision: ranks and accumulation steps then commute up to

@@ -5,7 +5,7 @@ import math
 from configs.schema import RunConfig
 
 
-def learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
+def compute_learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
     """The rate of the update that makes step `step` (1 … total_steps); step 0 is where warm-up starts.
 
     Warm-up rises by lr / warmup_steps per step and reaches lr at step warmup_steps. Linear and cosine then fall towards

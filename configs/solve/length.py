@@ -29,7 +29,7 @@ class Length:
         return step * self.batch / self.dataset if self.dataset else None
 
 
-def length_of(config: RunConfig, batch: int, dataset: int | None) -> Length:
+def solve_length(config: RunConfig, batch: int, dataset: int | None) -> Length:
     """`epochs: E` are ceil(E·N / batch) steps: the last batch may reach into the next epoch, nothing is dropped."""
     if dataset == 0:
         raise UserError(f"{config.data.images}: the dataset is empty; put images and their captions there")

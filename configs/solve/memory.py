@@ -35,7 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 
 
-def unet_parameters(model: str) -> int | None:
+def count_unet_parameters(model: str) -> int | None:
     """The UNet's parameter count: from its files (a folder, or the Hugging Face cache), else from the known ids.
 
     None where neither knows.
@@ -93,7 +93,7 @@ def _cached_snapshot(hub_id: str) -> Path | None:
 
 
 @dataclass(frozen=True)
-class States:
+class ModelStates:
     """What one rank holds while the last micro-batch of a step runs, activations apart; all in bytes."""
 
     zero: int
@@ -109,7 +109,7 @@ class States:
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def model_states(
+def estimate_model_states(
     parameters: int,
     world: int,
     *,
@@ -119,7 +119,7 @@ def model_states(
     offload: bool = False,
     accumulation: int = 1,
     live_parameters: int = ZERO3_LIVE_PARAMETERS,
-) -> States:
+) -> ModelStates:
     """Model states of one rank as DeepSpeed 0.19.8 lays them out under our rendered config, for AdamW.
 
     With P parameters, W ranks and p bytes per parameter in the passes (fp32 4, bf16 and fp16 2), in bytes:
@@ -145,18 +145,20 @@ def model_states(
     whole, shard = parameters, math.ceil(parameters / world)
     average = 4 * shard if ema else 0
     if zero == 0:
-        return States(0, False, gpu=4 * whole + 4 * whole + 8 * whole + average, cpu=0)
+        return ModelStates(0, False, gpu=4 * whole + 4 * whole + 8 * whole + average, cpu=0)
     optimizer = 12 * shard
     if zero == 3:
         gathered = min(parameters, live_parameters) if world > 1 else 0
         held = width * (shard + gathered)
         if offload:
-            return States(3, True, gpu=held, cpu=optimizer + 4 * shard + 4 * shard + average)
-        return States(3, False, gpu=held + 4 * shard + optimizer + average, cpu=0)
+            return ModelStates(3, True, gpu=held, cpu=optimizer + 4 * shard + 4 * shard + average)
+        return ModelStates(3, False, gpu=held + 4 * shard + optimizer + average, cpu=0)
     gradients = _gradients(whole, shard, zero, precision, offload, accumulation)
     if offload:
-        return States(zero, True, gpu=width * whole + gradients, cpu=optimizer + 4 * shard + width * shard + average)
-    return States(zero, False, gpu=width * whole + gradients + optimizer + average, cpu=0)
+        return ModelStates(
+            zero, True, gpu=width * whole + gradients, cpu=optimizer + 4 * shard + width * shard + average
+        )
+    return ModelStates(zero, False, gpu=width * whole + gradients + optimizer + average, cpu=0)
 
 
 def _gradients(whole: int, shard: int, zero: int, precision: Precision, offload: bool, accumulation: int) -> int:
@@ -172,13 +174,15 @@ def _gradients(whole: int, shard: int, zero: int, precision: Precision, offload:
     return 4 * shard
 
 
-def all_states(parameters: int, world: int, *, precision: Precision, ema: bool, accumulation: int) -> Iterator[States]:
+def list_model_states(
+    parameters: int, world: int, *, precision: Precision, ema: bool, accumulation: int
+) -> Iterator[ModelStates]:
     """Every ZeRO stage that `precision` allows, with and without CPU offload."""
     for zero in (0, 1, 2, 3):
         if zero == 0 and precision != "fp32":
             continue  # the schema refuses it
         for offload in (False, True) if zero else (False,):
-            yield model_states(
+            yield estimate_model_states(
                 parameters,
                 world,
                 zero=zero,
@@ -189,7 +193,7 @@ def all_states(parameters: int, world: int, *, precision: Precision, ema: bool, 
             )
 
 
-def activation_bytes(
+def estimate_activations(
     parameters: int | None, *, resolution: int, precision: str, micro_batch: int, recomputed: bool
 ) -> int | None:
     """An estimate of the activations of one pass, or None where none was counted.
@@ -202,6 +206,6 @@ def activation_bytes(
     return None
 
 
-def checkpoint_bytes(parameters: int, *, ema: bool) -> int:
+def estimate_checkpoint(parameters: int, *, ema: bool) -> int:
     """Bytes of one checkpoint: fp32 weights, two moments and, with EMA, the average; 4 bytes each per parameter."""
     return (16 if ema else 12) * parameters

@@ -65,32 +65,32 @@ def plan(
 
     CONFIG is the run's YAML file; KEY=VALUE words change it, such as batch=256 or data.flip=true.
     """
-    from configs.reading.load import load
+    from configs.reading.load import load_config
     from launcher.plan import plan_text
-    from launcher.plan.plan import Request, make_plan
+    from launcher.plan.plan import PlanRequest, make_plan
 
-    request = Request(config, overrides, nodes, gpus_per_node, samples)
+    request = PlanRequest(config, overrides, nodes, gpus_per_node, samples)
     if sbatch:
-        from launcher.submit.cluster import sbatch_text
+        from launcher.submit.cluster import render_sbatch
 
         shape = {"cluster.nodes": nodes, "cluster.gpus_per_node": gpus_per_node}
         asked = [f"{key}={count}" for key, count in shape.items() if count]
-        click.echo(sbatch_text(load(config, [*overrides, *asked])), nl=False)
+        click.echo(render_sbatch(load_config(config, [*overrides, *asked])), nl=False)
         return
-    made = make_plan(load(config, overrides), request)
+    made = make_plan(load_config(config, overrides), request)
     if as_json:
-        click.echo(json.dumps(plan_text.as_json(made), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(plan_text.plan_to_json(made), indent=2, ensure_ascii=False))
         return
     if deepspeed:
         click.echo(json.dumps(made.deepspeed, indent=2))
         return
-    parts = [plan_text.screen(made)]
+    parts = [plan_text.render_plan(made)]
     if shapes:
-        parts.append(plan_text.every_shape(made))
+        parts.append(plan_text.render_shapes(made))
     if memory:
-        parts.append(plan_text.all_memory(made))
+        parts.append(plan_text.render_memory(made))
     if explain:
-        from launcher.plan.explain import explain as explain_words
+        from launcher.plan.explain import explain_words
 
         parts.append(explain_words(made))
     click.echo("\n\n".join(parts))
@@ -109,15 +109,15 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
     once, and the shell sees 0 for a run trained to its end, 75 for one stopped on notice, 2 for a mistake of yours, 1
     for a failure.
     """
-    from configs.reading.load import load
+    from configs.reading.load import load_config
 
     if ranks is not None and not local:
         raise UserError("--ranks is for --local; on a cluster write cluster.nodes and cluster.gpus_per_node")
-    loaded = load(config, overrides)
+    loaded = load_config(config, overrides)
     if fork is not None:
-        from launcher.manage.export import forked
+        from launcher.manage.export import fork_run
 
-        loaded = forked(loaded, fork)
+        loaded = fork_run(loaded, fork)
     if local:
         from launcher.submit.local import submit_local
 
@@ -135,7 +135,7 @@ def sweep(config: str, words: tuple[str, ...]) -> None:
 
     Each is a run of its own, named after its values. What is finished or in the queue already is not queued again.
     """
-    from launcher.submit.sweep import sweep as queue_all
+    from launcher.submit.sweep import queue_sweep as queue_all
 
     for line in queue_all(config, words):
         click.echo(line)
@@ -178,10 +178,10 @@ def doctor(folder: str, site: str, wait: int) -> None:
     """
     from pathlib import Path
 
-    from launcher.doctor import examine
+    from launcher.doctor import examine_cluster
 
     well = True
-    for finding in examine(Path(folder).absolute(), site, 60.0 * wait):
+    for finding in examine_cluster(Path(folder).absolute(), site, 60.0 * wait):
         well = well and finding.good is not False
         click.echo(finding)
     sys.exit(0 if well else 1)
@@ -190,9 +190,9 @@ def doctor(folder: str, site: str, wait: int) -> None:
 @cli.command()
 def schema() -> None:
     """Print the config's JSON Schema, the manual of every key."""
-    from configs.reading.json_schema import schema_text
+    from configs.reading.json_schema import render_json_schema
 
-    click.echo(schema_text(), nl=False)
+    click.echo(render_json_schema(), nl=False)
 
 
 def main() -> None:

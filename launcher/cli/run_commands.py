@@ -17,11 +17,11 @@ def status(runs: tuple[str, ...], as_json: bool) -> None:
     RUN is a run's folder, or a folder of runs; without any, ./runs.
     """
     from launcher.monitor import status_text
-    from launcher.monitor.records import runs_in
-    from launcher.monitor.status import rows
+    from launcher.monitor.records import find_runs
+    from launcher.monitor.status import read_statuses
 
-    found = rows(runs_in(runs))
-    click.echo(status_text.as_json(found) if as_json else status_text.table(found))
+    found = read_statuses(find_runs(runs))
+    click.echo(status_text.statuses_to_json(found) if as_json else status_text.render_statuses(found))
 
 
 @click.command()
@@ -33,16 +33,16 @@ def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
     """What a rank of RUN has printed."""
     from launcher.monitor import logs
 
-    (logs.follow if follow else logs.show)(RunDir.at(run), rank, attempt)
+    (logs.follow_log if follow else logs.show_log)(RunDir.open(run), rank, attempt)
 
 
 @click.command()
 @click.argument("run")
 def why(run: str) -> None:
     """What RUN failed of: the first failure in time, where, in which step, and what follows of it."""
-    from launcher.monitor.why import why as answer
+    from launcher.monitor.why import explain_failure as answer
 
-    click.echo(answer(RunDir.at(run)))
+    click.echo(answer(RunDir.open(run)))
 
 
 @click.command()
@@ -51,7 +51,7 @@ def save(run: str) -> None:
     """Ask RUN for a checkpoint now. Whoever may write into its folder can ask."""
     from launcher.manage import control
 
-    click.echo(control.save(RunDir.at(run)))
+    click.echo(control.request_save(RunDir.open(run)))
 
 
 @click.command()
@@ -60,7 +60,7 @@ def stop(run: str) -> None:
     """Ask RUN to save after the step it is in, and to end. Whoever may write into its folder can ask."""
     from launcher.manage import control
 
-    click.echo(control.stop(RunDir.at(run)))
+    click.echo(control.request_stop(RunDir.open(run)))
 
 
 @click.command()
@@ -69,7 +69,7 @@ def cancel(run: str) -> None:
     """End RUN's job: saved first where it is training, out of the queue where it waits."""
     from launcher.manage import control
 
-    for line in control.cancel(RunDir.at(run)):
+    for line in control.cancel_run(RunDir.open(run)):
         click.echo(line)
 
 
@@ -84,15 +84,15 @@ def checkpoints(run: str, action: str, steps: tuple[int, ...], verify: bool, kee
     """What RUN has saved; `prune` removes what is not kept, `diff STEP STEP` shows which tensors changed."""
     from launcher.manage import checkpoints_text
 
-    opened = RunDir.at(run)
+    opened = RunDir.open(run)
     if action == "diff":
         if len(steps) != 2:
             raise UserError("diff compares two steps, such as: lockstep checkpoints RUN diff 100 200")
-        click.echo(checkpoints_text.difference(opened, *steps, as_json=as_json))
+        click.echo(checkpoints_text.render_differences(opened, *steps, as_json=as_json))
     elif action == "prune":
-        click.echo(checkpoints_text.pruned(opened, keep, as_json=as_json))
+        click.echo(checkpoints_text.render_pruned(opened, keep, as_json=as_json))
     else:
-        text, whole = checkpoints_text.listing(opened, verify=verify, as_json=as_json)
+        text, whole = checkpoints_text.render_checkpoints(opened, verify=verify, as_json=as_json)
         click.echo(text)
         sys.exit(0 if whole else 1)
 
@@ -108,7 +108,7 @@ def export(run: str, step: int | None, weights: str | None, out: str) -> None:
     """Turn a checkpoint of RUN into a diffusers pipeline folder, on a CPU."""
     from launcher.manage.export import run_export
 
-    sys.exit(run_export(RunDir.at(run), step, weights, out))
+    sys.exit(run_export(RunDir.open(run), step, weights, out))
 
 
 @click.command()
@@ -116,9 +116,9 @@ def export(run: str, step: int | None, weights: str | None, out: str) -> None:
 @click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 def tensorboard(run: str, port: int) -> None:
     """Serve the curves and pictures of RUN, a run's folder, or of all runs in a folder."""
-    from launcher.monitor.tensorboard import serve
+    from launcher.monitor.tensorboard import serve_tensorboard
 
-    serve(run, port)
+    serve_tensorboard(run, port)
 
 
 COMMANDS = (status, logs, why, save, stop, cancel, checkpoints, export, tensorboard)

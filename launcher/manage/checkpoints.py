@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from configs.reading.load import load
-from launcher.run_lock import hold
-from slurm.job.record import FRESH, living, training
-from slurm.query.queue import in_words
+from configs.reading.load import load_config
+from launcher.run_lock import hold_run
+from slurm.job.record import FRESH, find_active_job, find_training_attempt
+from slurm.query.queue import describe_job
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
-from store.checkpoint.retention import superfluous
+from store.checkpoint.retention import steps_to_prune
 from store.run.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckpointInfo:
     """One checkpoint as people see it; `problems` is None where nobody looked."""
 
     step: int
@@ -26,47 +26,49 @@ class Row:
     problems: list[str] | None
 
 
-def rows(run: RunDir, *, verify: bool) -> list[Row]:
+def describe_checkpoints(run: RunDir, *, verify: bool) -> list[CheckpointInfo]:
     """All visible checkpoints, oldest first."""
-    return [_row(checkpoint, verify) for checkpoint in checkpoints.visible(run)]
+    return [_row(checkpoint, verify) for checkpoint in checkpoints.list_checkpoints(run)]
 
 
-def _row(checkpoint: Checkpoint, verify: bool) -> Row:
+def _row(checkpoint: Checkpoint, verify: bool) -> CheckpointInfo:
     try:
-        manifest = checkpoint.manifest()
+        manifest = checkpoint.read_manifest()
     except ValueError as error:
-        return Row(checkpoint.step, checkpoint.attempt, checkpoint.path.name, None, None, None, [str(error)])
-    problems = checkpoint.problems() if verify else None
+        return CheckpointInfo(checkpoint.step, checkpoint.attempt, checkpoint.path.name, None, None, None, [str(error)])
+    problems = checkpoint.verify() if verify else None
     name, of = checkpoint.path.name, manifest
-    return Row(checkpoint.step, checkpoint.attempt, name, of.size, of.world_size, of.zero, problems)
+    return CheckpointInfo(checkpoint.step, checkpoint.attempt, name, of.size, of.world_size, of.zero, problems)
 
 
-def prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
+def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:
     """Remove what the run's own policy (or `keep`) does not keep, and answer what went.
 
     The newest that verifies is never removed, whatever the policy says. Raises UserError while the run is trained, here
     or by a job, LockstepError where nobody can tell.
     """
-    with hold(run):
-        job = living(run)  # no process of a job holds the lock
+    with hold_run(run):
+        job = find_active_job(run)  # no process of a job holds the lock
         if job is not None and not job.held:
-            raise UserError(f"{run.path}: is job {job.id} ({in_words(job)}); lockstep stop or lockstep cancel ends it")
-        if (attempt := training(run)) is not None:
+            raise UserError(
+                f"{run.path}: is job {job.id} ({describe_job(job)}); lockstep stop or lockstep cancel ends it"
+            )
+        if (attempt := find_training_attempt(run)) is not None:
             words = f"ranks of attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s"
             raise UserError(f"{run.path}: is being trained: {words}")
         return _prune(run, keep)
 
 
 def _prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
-    policy = load(run.config).checkpoint
+    policy = load_config(run.config).checkpoint
     if keep is not None:
         policy = policy.model_copy(update={"keep": keep})
-    there = checkpoints.visible(run)
-    verified = next((c for c in reversed(there) if not c.problems()), None)
-    doomed = set(superfluous(policy, [c.step for c in there]))
+    there = checkpoints.list_checkpoints(run)
+    verified = next((c for c in reversed(there) if not c.verify()), None)
+    doomed = set(steps_to_prune(policy, [c.step for c in there]))
     gone = [c for c in there if c.step in doomed and c != verified]
     for checkpoint in gone:
-        checkpoints.remove(checkpoint)
+        checkpoints.remove_checkpoint(checkpoint)
     return gone
 
 
@@ -80,12 +82,13 @@ class Difference:
     relative: float  # norm of the difference, relative to the norm at the first step
 
 
-def differences(run: RunDir, first: int, second: int) -> list[Difference]:
+def compare_checkpoints(run: RunDir, first: int, second: int) -> list[Difference]:
     """Every tensor that is not the same at steps `first` and `second`, the most changed first."""
     import numpy as np
 
     before, after = (
-        checkpoint.reader() for checkpoint in (checkpoints.find(run, first), checkpoints.find(run, second))
+        checkpoint.open_reader()
+        for checkpoint in (checkpoints.find_checkpoint(run, first), checkpoints.find_checkpoint(run, second))
     )
     found = []
     for kind in sorted(before.kinds() | after.kinds()):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
-from launcher.run_lock import hold
-from launcher.submit.prepare import check
-from store.checkpoint.checkpoints import find
+from launcher.run_lock import hold_run
+from launcher.submit.prepare import prepare_run
+from store.checkpoint.checkpoints import find_checkpoint
 from store.run.run_dir import RunDir, write_json
 from store.run.submission import Submission
 
@@ -23,12 +23,12 @@ def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> 
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode
 
 
-def forked(config: RunConfig, parent: str) -> RunConfig:
+def fork_run(config: RunConfig, parent: str) -> RunConfig:
     """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder.
 
     Everything else is checked before anything is written. Raises UserError where the run was begun otherwise.
     """
-    run, source = RunDir(Path(config.runs, config.name)), RunDir.at(parent)
+    run, source = RunDir(Path(config.runs, config.name)), RunDir.open(parent)
     if run.path == source.path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
     onto = config.model_copy(update={"model": str(run.base)})
@@ -37,9 +37,9 @@ def forked(config: RunConfig, parent: str) -> RunConfig:
         if (before := json.loads(origin.read_text())["run"]) != str(source.path):
             raise UserError(f"{run.path}: was forked from {before}; give this one another name")
         return onto
-    newest = find(source, None)
-    check(config.model_copy(update={"model": Submission.read(source).model_folder}))
-    with hold(run):
+    newest = find_checkpoint(source, None)
+    prepare_run(config.model_copy(update={"model": Submission.read(source).model_folder}))
+    with hold_run(run):
         if code := run_export(source, newest.step, "raw", str(run.base)):
             kind = UserError if code == UserError.exit_code else LockstepError
             raise kind(f"{parent}: its weights could not be exported, so there is nothing to fork from")

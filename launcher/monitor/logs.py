@@ -9,7 +9,7 @@ import click
 
 from configs.errors import UserError
 from launcher.monitor import status
-from launcher.monitor.status_text import steps
+from launcher.monitor.status_text import format_steps
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 
@@ -18,11 +18,11 @@ ASK = 5.0  # seconds between two looks at the whole run, which ask SLURM, and on
 _BLOCK = 1 << 20
 
 
-def show(run: RunDir, rank: int, number: int | None) -> None:
+def show_log(run: RunDir, rank: int, number: int | None) -> None:
     """The whole log, from the newest attempt or attempt `number`."""
     attempt = _chosen(run, number)
     if attempt is None:
-        row = status.of(run)
+        row = status.read_status(run)
         raise UserError(f"{run.path}: has begun no attempt yet; it is {_in_words(row)}")
     log = attempt.log(rank)
     if not log.is_file():
@@ -30,7 +30,7 @@ def show(run: RunDir, rank: int, number: int | None) -> None:
     _Tail(log).print_new()
 
 
-def follow(run: RunDir, rank: int, number: int | None) -> None:
+def follow_log(run: RunDir, rank: int, number: int | None) -> None:
     """The same, and all that is added, over every later attempt until the run's end. Ctrl-C leaves."""
     try:
         _follow(run, rank, number)
@@ -53,7 +53,7 @@ def _follow(run: RunDir, rank: int, number: int | None) -> None:
             attempt, tail = following, _Tail(following.log(rank))
             continue
         if not grew and time.monotonic() - asked > ASK:
-            row, asked = status.of(run), time.monotonic()
+            row, asked = status.read_status(run), time.monotonic()
             if not row.alive and _after(run, attempt) is None:
                 if tail is not None:
                     tail.print_new()
@@ -120,7 +120,7 @@ def _no_log(attempt: Attempt, rank: int) -> str:
     return f"{attempt.log(rank)}: is not written yet; what started the ranks says is in {attempt.launcher_log}"
 
 
-def _in_words(row: status.Row) -> str:
+def _in_words(row: status.RunStatus) -> str:
     """What has become of the run, in one line."""
-    where = f", {steps(row)} steps" if row.steps is not None else ""
+    where = f", {format_steps(row)} steps" if row.steps is not None else ""
     return f"{row.state}{where}{f': {row.detail}' if row.detail else ''}"

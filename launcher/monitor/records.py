@@ -18,7 +18,7 @@ _TAIL = 4096  # bytes that hold the last line of metrics.jsonl
 
 
 @dataclass(frozen=True)
-class Records:
+class RunRecords:
     """A run as its folder has it, before SLURM is asked."""
 
     run: RunDir
@@ -70,28 +70,28 @@ class Records:
         return max(0, self.total_steps - (self.step or 0)) * float(self.metrics["time/step_s"])
 
 
-def read(run: RunDir) -> Records:
+def read_records(run: RunDir) -> RunRecords:
     """Raises OSError, ValueError, KeyError or TypeError where a file does not read."""
     job = JobRecord.read(run) if run.job.is_file() else None
     attempts = run.attempts()
     if not attempts:
-        return Records(run, job=job)
+        return RunRecords(run, job=job)
     newest, end = attempts[-1], End.read(attempts[-1])
     plan, beat = AttemptPlan.read(newest), newest.heartbeat(0)
-    return Records(
+    return RunRecords(
         run,
         newest,
         end,
         plan.total_steps,
         plan.batch_plan.shape.world_size,
-        last_line(run.metrics),
+        read_last_line(run.metrics),
         json.loads(beat.read_text()) if end is None and beat.is_file() else None,
         job,
         json.loads(newest.nodes.read_text()) if newest.nodes.is_file() else None,
     )
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
+def read_last_line(path: Path) -> dict[str, Any] | None:
     """The last whole line of a file of JSON lines, without the rest of it; None where there is none."""
     if not path.is_file():
         return None
@@ -106,7 +106,7 @@ def last_line(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def holder_lives(run: RunDir) -> bool | None:
+def is_run_held(run: RunDir) -> bool | None:
     """Whether someone has the run's lock; None where this machine cannot tell, for its holder was on another one.
 
     A lock of the shared kind is taken for the instant, so that two who ask do not disturb each other.
@@ -126,7 +126,7 @@ def holder_lives(run: RunDir) -> bool | None:
         return None
 
 
-def runs_in(places: tuple[str, ...]) -> list[RunDir]:
+def find_runs(places: tuple[str, ...]) -> list[RunDir]:
     """Every run that is named, and every run in a folder that is. Raises UserError for a place without any."""
     found: dict[Path, RunDir] = {}
     for place in places or ("runs",):

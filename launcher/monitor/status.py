@@ -5,14 +5,14 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-from launcher.format import plural
-from launcher.monitor.records import Records, holder_lives, read
+from launcher.format import format_count
+from launcher.monitor.records import RunRecords, is_run_held, read_records
 from slurm.job.record import FRESH
 from slurm.query import queue
 from slurm.query.queue import Job
-from slurm.recovery.cause import cause_of
-from slurm.recovery.history import outcomes
-from slurm.recovery.requeue import decide
+from slurm.recovery.cause import find_cause
+from slurm.recovery.history import read_outcomes
+from slurm.recovery.requeue import decide_next
 from store.run.run_dir import RunDir
 
 WAITING = ("submitting", "submitted", "pending")
@@ -24,7 +24,7 @@ _SKEW = 5.0  # seconds by which the clocks of a node and of SLURM's controller m
 
 
 @dataclass(frozen=True)
-class Row:
+class RunStatus:
     """One run. Times are seconds."""
 
     name: str
@@ -48,25 +48,25 @@ class Row:
         return self.state in ALIVE
 
 
-def rows(runs: list[RunDir]) -> list[Row]:
+def read_statuses(runs: list[RunDir]) -> list[RunStatus]:
     """A row per run, those that live last: there the eye is when a long list has scrolled by."""
-    records: list[Records] = []
-    broken: list[Row] = []
+    records: list[RunRecords] = []
+    broken: list[RunStatus] = []
     for run in runs:
         try:
-            records.append(read(run))
+            records.append(read_records(run))
         except (OSError, ValueError, KeyError, TypeError) as error:  # one bad folder must not hide the others
             broken.append(_unreadable(run, error))
-    jobs = queue.look(list(dict.fromkeys(job for record in records if (job := record.asks_for))))
+    jobs = queue.query_jobs(list(dict.fromkeys(job for record in records if (job := record.asks_for))))
     found = [_row(record, jobs) for record in records]
     return sorted([*found, *broken], key=lambda row: (row.alive, row.name, row.path))
 
 
-def of(run: RunDir) -> Row:
-    return rows([run])[0]
+def read_status(run: RunDir) -> RunStatus:
+    return read_statuses([run])[0]
 
 
-def _row(records: Records, jobs: dict[str, Job]) -> Row:
+def _row(records: RunRecords, jobs: dict[str, Job]) -> RunStatus:
     job = jobs.get(records.asks_for or "")
     unknown = f"SLURM here knows nothing of job {records.asks_for}"
     if job is not None and job.state == queue.UNKNOWN:
@@ -79,7 +79,7 @@ def _row(records: Records, jobs: dict[str, Job]) -> Row:
     metrics = records.metrics or {}
     skipped = int(metrics.get("optimizer/skipped", 0))
     if skipped:
-        many = plural(skipped, "step")
+        many = format_count(skipped, "step")
         row = replace(row, detail="; ".join(filter(None, [row.detail, f"{many} skipped, loss or gradient not finite"])))
     return replace(
         row,
@@ -94,7 +94,7 @@ def _row(records: Records, jobs: dict[str, Job]) -> Row:
     )
 
 
-def _judged(records: Records, job: Job | None, unknown: str) -> Row:
+def _judged(records: RunRecords, job: Job | None, unknown: str) -> RunStatus:
     """From the surest witness to the least: the end record, SLURM, the lock, a sign of life, what is left behind.
     `unknown` is what there is to say of a job of which SLURM says nothing."""
     end = records.end
@@ -106,10 +106,10 @@ def _judged(records: Records, job: Job | None, unknown: str) -> Row:
     if records.waits_for_its_first:
         return _before_the_first(records, job, unknown)
     if records.newest is None:
-        submitting = holder_lives(records.run)
+        submitting = is_run_held(records.run)
         return _say(records, "submitting" if submitting else "not begun", "", "lock" if submitting else "records")
     if end is None and job is None:
-        held = holder_lives(records.run) if records.local else None
+        held = is_run_held(records.run) if records.local else None
         if held:
             return _say(records, "running", _silence(records), "lock", training=True)
         if held is None and (age := _age(records)) is not None and age < FRESH:
@@ -117,15 +117,15 @@ def _judged(records: Records, job: Job | None, unknown: str) -> Row:
     return _over(records, job, unknown)
 
 
-def _alive(records: Records, job: Job) -> Row:
+def _alive(records: RunRecords, job: Job) -> RunStatus:
     if _HELD.search(job.reason):
         after = records.job.after_attempt if records.job else 0
-        decision = decide(outcomes(records.run, after))
+        decision = decide_next(read_outcomes(records.run, after))
         others = f"SLURM or a person holds the job ({job.reason}); scontrol release {job.id} lets it go on"
         return _say(records, "held", decision.reason if decision.action == "hold" else others, job.source)
     if job.state == "PENDING":
         start = f", expected to start at {job.start.replace('T', ' ')}" if _until(job.start) is not None else ""
-        return _say(records, "pending", f"{queue.reason_in_words(job)}{start}", job.source)
+        return _say(records, "pending", f"{queue.describe_reason(job)}{start}", job.source)
     if job.state == "RUNNING":
         if not _begun_in(records, job):
             return _say(records, "running", f"on {job.nodes}, an attempt is about to begin", job.source)
@@ -135,15 +135,15 @@ def _alive(records: Records, job: Job) -> Row:
     return _say(records, "pending", job.state.lower(), job.source)
 
 
-def _begun_in(records: Records, job: Job) -> bool:
+def _begun_in(records: RunRecords, job: Job) -> bool:
     """Whether the newest attempt belongs to this start of the job: a requeue keeps the job's number."""
     if records.waits_for_its_first or records.end is not None or records.on is None:
         return False
-    started = queue.moment(job.start)
+    started = queue.parse_timestamp(job.start)
     return started is None or float(records.on["time"]) > started - _SKEW
 
 
-def _before_the_first(records: Records, job: Job | None, unknown: str) -> Row:
+def _before_the_first(records: RunRecords, job: Job | None, unknown: str) -> RunStatus:
     assert records.job is not None
     if records.job.id is None:
         return _say(records, "submitting", "or whoever submitted it was interrupted: submit it again", "records")
@@ -153,7 +153,7 @@ def _before_the_first(records: Records, job: Job | None, unknown: str) -> Row:
     return _say(records, state, f"its job ended before an attempt began ({job.state})", job.source)
 
 
-def _over(records: Records, job: Job | None, unknown: str) -> Row:
+def _over(records: RunRecords, job: Job | None, unknown: str) -> RunStatus:
     """The newest attempt runs no more, and nothing is in the queue."""
     unknown = f"; {unknown}" if records.asks_for and job is None else ""
     source = job.source if job else "records"
@@ -161,7 +161,7 @@ def _over(records: Records, job: Job | None, unknown: str) -> Row:
     if records.end is not None:
         return _say(records, "stopped", _PREEMPTED if preempted else f"on {records.end.notice}{unknown}", source)
     assert records.newest is not None
-    cause = cause_of(records.newest)
+    cause = find_cause(records.newest)
     if preempted:
         return _say(records, "stopped", f"{_PREEMPTED} from the newest checkpoint", source)
     if job is not None and job.state == "CANCELLED":
@@ -172,26 +172,26 @@ def _over(records: Records, job: Job | None, unknown: str) -> Row:
     return _say(records, "failed", f"{cause.sentence}{unknown}", source)
 
 
-def _silence(records: Records) -> str:
+def _silence(records: RunRecords) -> str:
     """What is to be said of ranks that run, as SLURM has it, and give no sign of life."""
     age = _age(records)
     return f"no sign of life for {age:.0f} s" if age is not None and age > FRESH else ""
 
 
-def _age(records: Records) -> float | None:
+def _age(records: RunRecords) -> float | None:
     return time.time() - float(records.beat["time"]) if records.beat else None
 
 
 def _until(moment: str) -> float | None:
     """Seconds to a time of SLURM's; None where it has none, or it is past."""
-    then = queue.moment(moment)
+    then = queue.parse_timestamp(moment)
     return then - time.time() if then is not None and then > time.time() else None
 
 
-def _say(records: Records, state: str, detail: str, source: str, *, training: bool = False) -> Row:
+def _say(records: RunRecords, state: str, detail: str, source: str, *, training: bool = False) -> RunStatus:
     run = records.run.path
-    return Row(run.name, str(run), state, " ".join(detail.split()), source, training=training)
+    return RunStatus(run.name, str(run), state, " ".join(detail.split()), source, training=training)
 
 
-def _unreadable(run: RunDir, error: Exception) -> Row:
-    return Row(run.path.name, str(run.path), "unreadable", f"{type(error).__name__}: {error}", "records")
+def _unreadable(run: RunDir, error: Exception) -> RunStatus:
+    return RunStatus(run.path.name, str(run.path), "unreadable", f"{type(error).__name__}: {error}", "records")

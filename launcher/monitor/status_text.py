@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import asdict
 
 from configs.scalars import format_time
-from launcher.monitor.status import Row
+from launcher.monitor.status import RunStatus
 
 _HEAD = ("run", "state", "attempt", "step", "loss", "to end", "to wall", "source", "why")
 
 
-def table(found: list[Row]) -> str:
+def render_statuses(found: list[RunStatus]) -> str:
     lines = [_HEAD, *(_cells(row) for row in found)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -21,7 +21,7 @@ def table(found: list[Row]) -> str:
     return "\n".join(text)
 
 
-def as_json(found: list[Row]) -> str:
+def statuses_to_json(found: list[RunStatus]) -> str:
     """A loss that is no number is null, for JSON has no word for it."""
     plain = [asdict(row) for row in found]
     for row in plain:
@@ -29,18 +29,18 @@ def as_json(found: list[Row]) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False)
 
 
-def steps(row: Row) -> str:
+def format_steps(row: RunStatus) -> str:
     if row.steps is None:
         return ""
     return f"{row.step or 0:,}/{row.steps:,}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: RunStatus) -> tuple[str, ...]:
     return (
         row.name,
         row.state,
         str(row.attempt or ""),
-        steps(row),
+        format_steps(row),
         "" if row.loss is None else f"{row.loss:.5f}",
         _time(row.seconds_to_end),
         _time(row.seconds_to_wall),

@@ -15,7 +15,7 @@ from store.run.run_dir import RunDir
 KEPT = {"images": 10_000, "scalars": 1_000_000}
 
 
-def serve(folder: str, port: int) -> None:
+def serve_tensorboard(folder: str, port: int) -> None:
     """Serve until interrupted, on loopback only. The random path is the key: TensorBoard itself knows no passwords."""
     run = RunDir(Path(folder).absolute())
     logs = run.tensorboard if run.tensorboard.is_dir() else run.path

@@ -4,37 +4,37 @@ import time
 from pathlib import Path
 
 from launcher.monitor import status
-from launcher.monitor.status import Row
-from launcher.monitor.status_text import steps
+from launcher.monitor.status import RunStatus
+from launcher.monitor.status_text import format_steps
 from slurm.job.record import JobRecord
-from slurm.recovery.cause import Cause, cause_of
-from slurm.recovery.history import outcomes
-from slurm.recovery.requeue import decide
+from slurm.recovery.cause import Cause, find_cause
+from slurm.recovery.history import read_outcomes
+from slurm.recovery.requeue import decide_next
 from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
 
 
-def why(run: RunDir) -> str:
+def explain_failure(run: RunDir) -> str:
     """A few lines. Never a guess: where nobody tells, the cause is unknown."""
-    row = status.of(run)
-    attempt = failed(run, row)
+    row = status.read_status(run)
+    attempt = find_failed_attempt(run, row)
     if attempt is None:
         return _nothing_failed(run, row)
-    cause = cause_of(attempt)
+    cause = find_cause(attempt)
     sentence = cause.sentence if cause.kind != "unknown" else "lost, cause unknown"
     lines = [f"attempt {attempt.number} of {row.name}: {sentence}"]
     if first := _first(attempt, cause):
         lines.append(f"first    {first}")
-    if cause.victims:
-        lines.append(f"victims  {_ranks(cause.victims)} failed of it")
+    if cause.secondary_failures:
+        lines.append(f"victims  {_ranks(cause.secondary_failures)} failed of it")
     lines.append(f"log      {_log(run, attempt, cause)}")
     lines.append(f"then     {_then(run, attempt, cause, row)}")
     lines.append(f"now      {_now(row)}")
     return "\n".join(lines)
 
 
-def failed(run: RunDir, row: Row) -> Attempt | None:
+def find_failed_attempt(run: RunDir, row: RunStatus) -> Attempt | None:
     """The newest attempt that runs no more and has no end record."""
     for attempt in reversed(run.attempts()):
         if End.read(attempt) is None and not (row.training and attempt.number == row.attempt):
@@ -42,7 +42,7 @@ def failed(run: RunDir, row: Row) -> Attempt | None:
     return None
 
 
-def _nothing_failed(run: RunDir, row: Row) -> str:
+def _nothing_failed(run: RunDir, row: RunStatus) -> str:
     if row.attempt is None and not row.alive and row.state != "not begun":  # the job ended in its own first lines
         return f"{row.name}: {row.detail}\nlog      {_job_output(run) or run.slurm}"
     return f"nothing failed: {row.name} is {_now(row)}"
@@ -87,31 +87,31 @@ def _job_output(run: RunDir) -> Path | None:
     return outputs[-1] if outputs else None
 
 
-def _then(run: RunDir, attempt: Attempt, cause: Cause, row: Row) -> str:
+def _then(run: RunDir, attempt: Attempt, cause: Cause, row: RunStatus) -> str:
     """What was decided after this attempt."""
-    found = checkpoints.visible(run)
+    found = checkpoints.list_checkpoints(run)
     place = f"after step {found[-1].step}" if found else "from the start"
     if not attempt.nodes.is_file():
-        mend = "mend that first, then " if cause.mistake else ""
+        mend = "mend that first, then " if cause.is_user_error else ""
         return f"{mend}lockstep submit goes on {place}; a local run is not started again by itself"
     after = JobRecord.read(run).after_attempt if run.job.is_file() else 0
     since = after if attempt.number > after else 0
-    history = [outcome for outcome in outcomes(run, since) if outcome.attempt <= attempt.number]
-    decision = decide(history)
+    history = [outcome for outcome in read_outcomes(run, since) if outcome.attempt <= attempt.number]
+    decision = decide_next(history)
     newest = attempt.number == row.attempt
-    if decision.action == "go on" and row.state == "held" and newest:
+    if decision.action == "requeue" and row.state == "held" and newest:
         return f"its job is held, and goes on {place} once it is released"
     over = not row.alive and row.source in ("squeue", "sacct", "scontrol") and newest
-    if decision.action == "go on" and over:
+    if decision.action == "requeue" and over:
         return f"SLURM has ended its job and does not start it again; lockstep submit goes on {place}"
-    words = {"go on": "it is started again by itself", "hold": "it is held for you", "done": "it is left at that"}
+    words = {"requeue": "it is started again by itself", "hold": "it is held for you", "complete": "it is left at that"}
     said = decision.reason.removeprefix(cause.sentence).strip("; ")  # said above
     return words[decision.action] + (f": {said}" if said else "")
 
 
-def _now(row: Row) -> str:
+def _now(row: RunStatus) -> str:
     attempt = f", attempt {row.attempt}" if row.attempt is not None else ""
-    done = f", {steps(row)} steps" if row.steps is not None else ""
+    done = f", {format_steps(row)} steps" if row.steps is not None else ""
     detail = (
         f": {row.detail}" if row.detail and row.state in (*status.ALIVE, "finished", "stopped", "held", "lost") else ""
     )

@@ -8,13 +8,13 @@ from dataclasses import replace
 from configs.errors import LockstepError, UserError
 from configs.scalars import format_time
 from configs.schema import RunConfig
-from launcher.run_lock import hold
-from launcher.submit.prepare import Ready, check, is_finished
+from launcher.run_lock import hold_run
+from launcher.submit.prepare import PreparedRun, is_finished, prepare_run
 from slurm.job import request
-from slurm.job.nodes import frozen
-from slurm.job.record import JobRecord, living
+from slurm.job.nodes import with_fixed_batch
+from slurm.job.record import JobRecord, find_active_job
 from slurm.query import queue
-from slurm.query.partitions import check_time, read_rules, warn_of_cancelling
+from slurm.query.partitions import check_time_limit, query_partition_rules, warn_of_cancelling
 from slurm.query.survey import read_settings
 from slurm.site import Site, load_site
 from store.run.end import FINISHED
@@ -23,24 +23,24 @@ from store.run.run_dir import RunDir, write_atomic
 _CANNOT_NAME = "%\\\n\r"  # sbatch reads them as patterns and line ends in the names of its output files
 
 
-def sbatch_text(config: RunConfig) -> str:
+def render_sbatch(config: RunConfig) -> str:
     """What sbatch gets, byte for byte. Needs no cluster, no model and no images."""
     site = load_site(config.cluster.site)
     check_limits(config, site)
-    return request.text(RunDir.of(config), config, site)
+    return request.render_script(RunDir.for_config(config), config, site)
 
 
 def submit_cluster(config: RunConfig) -> int:
     """Queue the one job that trains `config` to its end, unless it lives or is finished. Raises UserError before."""
     site = load_site(config.cluster.site)
-    need_sbatch()
+    require_sbatch()
     check_limits(config, site)
-    ready = check(frozen(config))
+    ready = prepare_run(with_fixed_batch(config))
     line, _ = check_job(ready)
     if line is None:
         warning = check_partition([ready.config], site)
-        start = request.check(ready.run, ready.config, site)
-        with hold(ready.run):
+        start = request.check_submission(ready.run, ready.config, site)
+        with hold_run(ready.run):
             line, held = check_job(ready)  # once more: another submit may have been quicker
             if line is None:
                 line = f"is job {_submit(ready, site, held)}; {start}" + (f"\nnote: {warning}" if warning else "")
@@ -51,7 +51,7 @@ def submit_cluster(config: RunConfig) -> int:
     return FINISHED
 
 
-def check_job(ready: Ready) -> tuple[str | None, queue.Job | None]:
+def check_job(ready: PreparedRun) -> tuple[str | None, queue.Job | None]:
     """Why the run is not to be queued, for a person, if it is finished or lives; else None, and the job that has to be
     cancelled first, if one is held: whoever submits the run again has seen to that.
 
@@ -59,10 +59,10 @@ def check_job(ready: Ready) -> tuple[str | None, queue.Job | None]:
     """
     if is_finished(ready):
         return f"is trained to its end; its pipeline is {ready.run.pipeline}", None
-    job = living(ready.run)
+    job = find_active_job(ready.run)
     if job is None or job.held:
         return None, job
-    return f"is job {job.id} already: {queue.in_words(job)}", None
+    return f"is job {job.id} already: {queue.describe_job(job)}", None
 
 
 def check_partition(configs: list[RunConfig], site: Site) -> str | None:
@@ -70,33 +70,33 @@ def check_partition(configs: list[RunConfig], site: Site) -> str | None:
 
     Raises UserError where SLURM would never start one of the jobs, LockstepError where it does not answer.
     """
-    rules = read_rules()
+    rules = query_partition_rules()
     for config in configs:
-        check_time(rules, config.cluster.time or site.max_time, site)
+        check_time_limit(rules, config.cluster.time or site.max_time, site)
     return warn_of_cancelling(rules, read_settings().get("PreemptType", ""), site)
 
 
-def _submit(ready: Ready, site: Site, held: queue.Job | None) -> str:
-    request.own_output(ready.run.slurm)
+def _submit(ready: PreparedRun, site: Site, held: queue.Job | None) -> str:
+    request.make_output_folder(ready.run.slurm)
     if held is not None:
         cancel_held(ready.run, held)
-    before = prepare(ready, site)
-    write_atomic(ready.run.sbatch, request.text(ready.run, ready.config, site))
-    job = request.submit(ready.run, ready.config, site)
+    before = write_job_record(ready, site)
+    write_atomic(ready.run.sbatch, request.render_script(ready.run, ready.config, site))
+    job = request.submit_job(ready.run, ready.config, site)
     replace(before, id=job).write(ready.run)
     return job
 
 
 def cancel_held(run: RunDir, held: queue.Job) -> None:
     """Take the run's job that is held out of the queue. Raises LockstepError where somebody has just released it."""
-    queue.cancel(held.id, only_pending=True)
-    job = living(run)
+    queue.cancel_job(held.id, only_pending=True)
+    job = find_active_job(run)
     if job is not None and not job.held:
-        words = queue.in_words(job)
+        words = queue.describe_job(job)
         raise LockstepError(f"{run.path}: job {job.id} was released meanwhile, and is {words}; nothing was queued")
 
 
-def prepare(ready: Ready, site: Site) -> JobRecord:
+def write_job_record(ready: PreparedRun, site: Site) -> JobRecord:
     """Write all that a job reads, once no other one is in the queue. `job.json` says that one is being submitted,
     should we be killed before it is."""
     run = ready.run
@@ -107,7 +107,7 @@ def prepare(ready: Ready, site: Site) -> JobRecord:
     return record
 
 
-def need_sbatch() -> None:
+def require_sbatch() -> None:
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: submit from a login node, or train here with --local")
 
@@ -124,7 +124,7 @@ def check_limits(config: RunConfig, site: Site) -> None:
             f"cluster.time: {format_time(limit)} is less than twice checkpoint.notice_seconds ({notice:g}), so that "
             f"attempts would stop almost as soon as they start; {cure}"
         )
-    path = str(RunDir.of(config).path)
+    path = str(RunDir.for_config(config).path)
     if found := sorted({character for character in path if character in _CANNOT_NAME}):
         listed = " and ".join(map(repr, found))
         raise UserError(f"runs: {path!r} holds {listed}, which sbatch cannot have in a path; name another folder")

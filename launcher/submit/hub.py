@@ -11,7 +11,7 @@ _UNWANTED = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "onnx/*", "*/flax_*"]
 PATIENCE = 5  # seconds for one answer of the hub, whose client asks four times
 
 
-def resolve(model: str) -> Path:
+def resolve_model(model: str) -> Path:
     """The folder of `model`: itself where it is a path, else the hub's snapshot, named by its commit.
 
     Raises UserError where it cannot be had or is not a pipeline we train.

@@ -9,7 +9,7 @@ from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt
 
 
-class Follower:
+class LiveLog:
     """Shows rank 0's log as it grows; on a terminal its `step …` lines become a bar."""
 
     def __init__(self, attempt: Attempt, out: TextIO = sys.stdout):

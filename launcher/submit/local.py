@@ -18,14 +18,14 @@ import psutil
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
-from configs.solve.batch import Shape, solve
-from configs.solve.learning_rate import learning_rate
-from launcher.format import plural, rate
-from launcher.run_lock import hold
-from launcher.submit.live_log import Follower
-from launcher.submit.prepare import Ready, check, is_finished, threads_per_rank
-from slurm.job.record import living
-from slurm.query.queue import in_words
+from configs.solve.batch import Shape, solve_batch
+from configs.solve.learning_rate import compute_learning_rate
+from launcher.format import format_count, format_rate
+from launcher.run_lock import hold_run
+from launcher.submit.live_log import LiveLog
+from launcher.submit.prepare import PreparedRun, is_finished, prepare_run, threads_per_rank
+from slurm.job.record import find_active_job
+from slurm.query.queue import describe_job
 from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
@@ -42,48 +42,50 @@ def submit_local(config: RunConfig, ranks: int | None) -> int:
 
     Answers the exit code of contract 5, or raises what the run failed of.
     """
-    shape = Shape(1, ranks or solve(config).shape.gpus_per_node)
-    ready = check(config, shape)
+    shape = Shape(1, ranks or solve_batch(config).shape.gpus_per_node)
+    ready = prepare_run(config, shape)
     if _is_done(ready):
         return FINISHED
     # from the first byte written on, no signal leaves an attempt without its end
-    with Notices() as notices, hold(ready.run) as lock:
+    with SignalCounter() as notices, hold_run(ready.run) as lock:
         if _is_done(ready):  # once more: another submit may have been quicker
             return FINISHED
         ready.write()
-        attempt = open_attempt(ready.run, config, ready.cut)
-        follower = Follower(attempt)
+        attempt = open_attempt(ready.run, config, ready.batch_plan)
+        follower = LiveLog(attempt)
         for problem in ready.problems:
             follower.say(f"skipped {problem}")
         if ready.problems:
             follower.say(f"skipped {len(ready.problems)} bad samples, {ready.submission.dataset_size} are left")
-        where = f"{plural(shape.world_size, 'rank')}; logs in {attempt.path / 'logs'}"
+        where = f"{format_count(shape.world_size, 'rank')}; logs in {attempt.path / 'logs'}"
         follower.say(f"{config.name}: attempt {attempt.number} with {where}")
-        if there := checkpoints.visible(ready.run):
+        if there := checkpoints.list_checkpoints(ready.run):
             follower.say(_goes_on(config, there[-1].step, ready.total_steps))
-        return LocalJob(ready.run, attempt, notices, lock).watch(follower)
+        return LocalAttempt(ready.run, attempt, notices, lock).watch(follower)
 
 
-def _is_done(ready: Ready) -> bool:
+def _is_done(ready: PreparedRun) -> bool:
     """Whether there is nothing left to train, which is said. Raises UserError where the run is a job's, LockstepError
     where nobody can tell whether it is."""
     if is_finished(ready):
         print(f"{ready.config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
         return True
-    job = living(ready.run)
+    job = find_active_job(ready.run)
     if job is not None:
-        raise UserError(f"{ready.run.path}: is job {job.id} ({in_words(job)}); cancel it first: lockstep cancel RUN")
+        raise UserError(
+            f"{ready.run.path}: is job {job.id} ({describe_job(job)}); cancel it first: lockstep cancel RUN"
+        )
     return False
 
 
 def _goes_on(config: RunConfig, done: int, total: int) -> str:
     """Where a resume starts, and the learning rate from there: a new length bends its curve."""
     steps = sorted({min(done + 1, total), (done + total) // 2, total})
-    rates = ", ".join(f"{rate(learning_rate(config, step, total))} at {step:,}" for step in steps)
+    rates = ", ".join(f"{format_rate(compute_learning_rate(config, step, total))} at {step:,}" for step in steps)
     return f"goes on after step {done:,} of {total:,}; learning rate {rates}"
 
 
-class Notices:
+class SignalCounter:
     """People's signals, noted while in here: the first asks the ranks to stop, the second ends them at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
@@ -91,7 +93,7 @@ class Notices:
     def __init__(self) -> None:
         self.given: list[str] = []
 
-    def __enter__(self) -> "Notices":
+    def __enter__(self) -> "SignalCounter":
         self._before = {number: signal.signal(number, self._arrived) for number in self.SIGNALS}
         return self
 
@@ -103,10 +105,10 @@ class Notices:
         self.given.append(signal.Signals(number).name)
 
 
-class LocalJob:
+class LocalAttempt:
     """One attempt's processes on this machine."""
 
-    def __init__(self, run: RunDir, attempt: Attempt, notices: Notices, lock: int):
+    def __init__(self, run: RunDir, attempt: Attempt, notices: SignalCounter, lock: int):
         self.attempt, self.notices = attempt, notices
         ranks = AttemptPlan.read(attempt).batch_plan.shape.world_size
         self.seen: dict[int, int] = {}  # process id → rank
@@ -120,7 +122,7 @@ class LocalJob:
             "OMP_NUM_THREADS": str(threads_per_rank(ranks)),
         }
         if gpus.must_find_gpu(os.environ):
-            environment[gpus.VARIABLE] = "1"
+            environment[gpus.GPUS_VARIABLE] = "1"
         with open(open_to_append(attempt.launcher_log), "ab") as log, _blocked(signal.SIGUSR2):
             self.torchrun = subprocess.Popen(
                 command,
@@ -132,7 +134,7 @@ class LocalJob:
                 pass_fds=(lock,),  # torchrun holds the run should this process be killed; the ranks die with torchrun
             )
 
-    def watch(self, follower: Follower) -> int:
+    def watch(self, follower: LiveLog) -> int:
         """Follow the attempt to its end and answer the exit code of contract 5, or raise what it failed of."""
         try:
             while self.torchrun.poll() is None:

@@ -9,16 +9,23 @@ from hashlib import sha256
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.reading.load import load
+from configs.reading.load import load_config
 from configs.schema import RunConfig
 from launcher.monitor import status
-from launcher.monitor.records import holder_lives
-from launcher.run_lock import HeldError, hold
-from launcher.submit.cluster import cancel_held, check_job, check_limits, check_partition, need_sbatch, prepare
-from launcher.submit.prepare import Ready, check
+from launcher.monitor.records import is_run_held
+from launcher.run_lock import RunHeldError, hold_run
+from launcher.submit.cluster import (
+    cancel_held,
+    check_job,
+    check_limits,
+    check_partition,
+    require_sbatch,
+    write_job_record,
+)
+from launcher.submit.prepare import PreparedRun, prepare_run
 from slurm.job import request
-from slurm.job.nodes import frozen
-from slurm.job.record import living, sweeps
+from slurm.job.nodes import with_fixed_batch
+from slurm.job.record import find_active_job, sweeps_folder
 from slurm.query.queue import Job
 from slurm.site import Site, load_site
 from store.run.run_dir import RunDir
@@ -28,14 +35,14 @@ _LIST = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One combination: the words that make it, and the config that comes of it."""
 
     words: tuple[str, ...]
     config: RunConfig
 
 
-def points(file: str, words: Iterable[str]) -> list[Point]:
+def list_points(file: str, words: Iterable[str]) -> list[SweepPoint]:
     """Every combination of the words' values; `key=a,b` has two, and a list in [ ] is one.
 
     Each is a run of its own, named after the config and its values. Raises UserError where two get the same name.
@@ -44,14 +51,14 @@ def points(file: str, words: Iterable[str]) -> list[Point]:
     varied = [found for found in choices if len(found) > 1]
     if not varied:
         raise UserError("sweep: give at least one key with several values, such as lr=1e-5,2e-5")
-    base = load(file).name
-    found: dict[str, Point] = {}
+    base = load_config(file).name
+    found: dict[str, SweepPoint] = {}
     for combination in itertools.product(*choices):
         told = [word for word, options in zip(combination, choices, strict=True) if len(options) > 1]
         name = "-".join([base, *(re.sub(r"[^A-Za-z0-9.]+", "-", word.replace("=", "-")).strip("-") for word in told)])
         if name in found:
             raise UserError(f"sweep: {' '.join(combination)} and {' '.join(found[name].words)} would both be {name}")
-        found[name] = Point(combination, load(file, [*combination, f"name={name}"]))
+        found[name] = SweepPoint(combination, load_config(file, [*combination, f"name={name}"]))
     return list(found.values())
 
 
@@ -64,20 +71,20 @@ def _choices(word: str) -> list[str]:
     return [f"{match[1]}={part.strip()}" for part in parts]
 
 
-def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
+def queue_sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     """Queue every point that is neither finished nor alive; a line about each.
 
     Raises UserError for what is wrong with a point before anything is queued, and where SLURM refuses an array, after
     those before it.
     """
-    made = points(file, words)
+    made = list_points(file, words)
     if len({(point.config.cluster.site, point.config.runs) for point in made}) > 1:
         raise UserError("sweep: cluster.site and runs are one for all; sweep each of them by itself")
     site = load_site(made[0].config.cluster.site)
-    need_sbatch()
+    require_sbatch()
     for point in made:
         check_limits(point.config, site)
-    ready = [check(frozen(point.config)) for point in made]
+    ready = [prepare_run(with_fixed_batch(point.config)) for point in made]
     there, new = _by_content(made[0].config.runs), []
     for one in ready:
         why = _already(one, there)[0] or _is_kept(one.run)
@@ -87,14 +94,14 @@ def sweep(file: str, words: Iterable[str]) -> Iterator[str]:
             yield f"{one.config.name} {why}"
     warning = check_partition([one.config for one in new], site) if new else None
     groups = _of_one_shape(new, site)
-    starts = [request.check(group[0].run, group[0].config, site) for group in groups]
+    starts = [request.check_submission(group[0].run, group[0].config, site) for group in groups]
     for group, start in zip(groups, starts, strict=True):
         yield from _queue(group, site, start)
     if warning:
         yield f"note: {warning}"
 
 
-def _already(ready: Ready, there: dict[str, list[RunDir]]) -> tuple[str | None, Job | None]:
+def _already(ready: PreparedRun, there: dict[str, list[RunDir]]) -> tuple[str | None, Job | None]:
     """As `check_job`, of the run itself and then of the runs of other names with its content."""
     why, held = check_job(ready)
     if why is not None:
@@ -108,10 +115,10 @@ def _already(ready: Ready, there: dict[str, list[RunDir]]) -> tuple[str | None, 
 
 def _what_it_does(twin: RunDir) -> str | None:
     """That it is finished or lives; None where it does neither. Raises LockstepError where nobody can tell."""
-    row = status.of(twin)
+    row = status.read_status(twin)
     if row.state == "finished":
         return "is finished"
-    job = living(twin)
+    job = find_active_job(twin)
     if job is not None and not job.held:
         return f"is {row.state} as job {job.id}"
     return _is_kept(twin)
@@ -119,7 +126,7 @@ def _what_it_does(twin: RunDir) -> str | None:
 
 def _is_kept(run: RunDir) -> str | None:
     """That somebody has its lock: it is trained here, or just being submitted."""
-    return f"is {status.of(run).state}" if holder_lives(run) else None
+    return f"is {status.read_status(run).state}" if is_run_held(run) else None
 
 
 def _by_content(runs: str) -> dict[str, list[RunDir]]:
@@ -131,26 +138,26 @@ def _by_content(runs: str) -> dict[str, list[RunDir]]:
     return found
 
 
-def _of_one_shape(ready: list[Ready], site: Site) -> list[list[Ready]]:
+def _of_one_shape(ready: list[PreparedRun], site: Site) -> list[list[PreparedRun]]:
     """A job array has one request for all its tasks: those that ask for the same go together."""
-    groups: dict[str, list[Ready]] = {}
+    groups: dict[str, list[PreparedRun]] = {}
     for one in ready:
-        asked = request.parameters(one.run, one.config, site)
+        asked = request.sbatch_parameters(one.run, one.config, site)
         same = {key: value for key, value in asked.items() if key not in ("job_name", "setup")}
         groups.setdefault(repr(same), []).append(one)
     return list(groups.values())
 
 
-def _queue(group: list[Ready], site: Site, start: str) -> list[str]:
+def _queue(group: list[PreparedRun], site: Site, start: str) -> list[str]:
     """One array with a task for each run that is still to be queued now that nobody else can; a line about each."""
     lines: list[str] = []
-    new: list[tuple[Ready, Job | None]] = []
+    new: list[tuple[PreparedRun, Job | None]] = []
     with ExitStack() as locks:
-        ours: list[Ready] = []
+        ours: list[PreparedRun] = []
         for one in group:
             try:
-                locks.enter_context(hold(one.run))
-            except HeldError as error:  # whoever has it trains this point, or submits it
+                locks.enter_context(hold_run(one.run))
+            except RunHeldError as error:  # whoever has it trains this point, or submits it
                 lines.append(f"{one.config.name} is not queued: {error}")
             else:
                 ours.append(one)
@@ -167,17 +174,17 @@ def _queue(group: list[Ready], site: Site, start: str) -> list[str]:
     return lines
 
 
-def _queue_array(new: list[tuple[Ready, Job | None]], site: Site, start: str) -> list[str]:
+def _queue_array(new: list[tuple[PreparedRun, Job | None]], site: Site, start: str) -> list[str]:
     """What `_queue` does, with the locks held and each run's job that is to go first."""
     ready = [one for one, _ in new]
     digest = sha256("".join(f"{one.run.path}{one.submission.content}" for one in ready).encode()).hexdigest()
-    folder = sweeps(ready[0].run.path.parent) / digest[:12]
+    folder = sweeps_folder(ready[0].run.path.parent) / digest[:12]
     for output in (folder, *(one.run.slurm for one in ready)):
-        request.own_output(output)
+        request.make_output_folder(output)
     for one, held in new:
         if held is not None:
             cancel_held(one.run, held)
-    records = [prepare(one, site) for one in ready]
+    records = [write_job_record(one, site) for one in ready]
     jobs = request.submit_array(folder, [one.run for one in ready], ready[0].config, site)
     for one, record, job in zip(ready, records, jobs, strict=True):
         replace(record, id=job).write(one.run)

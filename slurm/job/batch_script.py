@@ -17,13 +17,13 @@ from pathlib import Path
 import click
 
 from configs.errors import LockstepError
-from configs.reading.load import load
+from configs.reading.load import load_config
 from configs.solve.batch import BatchPlan
-from slurm.job.nodes import largest_cut
+from slurm.job.nodes import plan_for_nodes
 from slurm.job.record import ARRAY, JobRecord
 from slurm.query import queue, scontrol
-from slurm.recovery.history import Outcome, outcomes
-from slurm.recovery.requeue import bad_nodes, decide
+from slurm.recovery.history import Outcome, read_outcomes
+from slurm.recovery.requeue import decide_next, find_bad_nodes
 from slurm.site import Site
 from store.run import gpus
 from store.run.end import FAILED, FINISHED, End
@@ -51,41 +51,41 @@ def which(folder: str) -> None:
 @click.argument("run_dir")
 def begin(run_dir: str) -> None:
     """Open the next attempt on the largest part of this allocation that keeps the batch; print its shell variables."""
-    run, job = RunDir.at(run_dir), scontrol.job_id()
-    config, record = load(run.config), JobRecord.read(run)
+    run, job = RunDir.open(run_dir), scontrol.current_job_id()
+    config, record = load_config(run.config), JobRecord.read(run)
     if record.id not in (None, job):
         print(f"lockstep: the run belongs to job {record.id} now", file=sys.stderr)
         sys.exit(1)
     if record.id is None:  # whoever submitted it was killed before it could
         replace(record, id=job).write(run)
-    history = outcomes(run, after=record.after_attempt)
-    decision = decide(history)
-    if decision.action == "done":  # SLURM requeued it for a node that died after the end
+    history = read_outcomes(run, after=record.after_attempt)
+    decision = decide_next(history)
+    if decision.action == "complete":  # SLURM requeued it for a node that died after the end
         print("exit 0")
         return
     if decision.action == "hold":
-        scontrol.hold(job, decision.reason)
+        scontrol.hold_job(job, decision.reason)
         sys.exit(1)
-    given = scontrol.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    given = scontrol.expand_hostnames(os.environ["SLURM_JOB_NODELIST"])
     left_out = _bad_nodes(run, history)
     usable = [node for node in given if node not in left_out]
-    cut = largest_cut(config, len(usable))
-    if cut is None:  # SLURM gave them before it was told, or by itself after a node's death
-        scontrol.requeue(job, left_out)
+    batch_plan = plan_for_nodes(config, len(usable))
+    if batch_plan is None:  # SLURM gave them before it was told, or by itself after a node's death
+        scontrol.requeue_job(job, left_out)
         sys.exit(1)
-    nodes = usable[: cut.shape.nodes]
+    nodes = usable[: batch_plan.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
-    over = queue.moment(scontrol.fields(job).get("EndTime", ""))
+    over = queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", ""))
     allocation = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
     allocation |= {"batch_host": given[0], "output": _output(), "time_is_over": over}
     script = _read_own(run.sbatch)
-    attempt = open_attempt(run, config, cut, allocation)
+    attempt = open_attempt(run, config, batch_plan, allocation)
     attempt.sbatch.write_bytes(script)
     said = "; ".join([decision.reason, *(f"without {node}, for a day: {why}" for node, why in left_out.items())])
-    scontrol.comment(job, f"attempt {attempt.number}: {said}")
+    scontrol.set_comment(job, f"attempt {attempt.number}: {said}")
     _log(attempt, f"on {', '.join(nodes)}: {said}")
-    for name, value in _variables(attempt, cut, nodes, record.site).items():
+    for name, value in _variables(attempt, batch_plan, nodes, record.site).items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
 
@@ -95,24 +95,24 @@ def begin(run_dir: str) -> None:
 @click.argument("code", type=int)
 def end(run_dir: str, code: int) -> None:
     """After the ranks: requeue, hold with the reason, or leave it at that. CODE is srun's and decides nothing."""
-    run, job = RunDir.at(run_dir), scontrol.job_id()
-    history = outcomes(run, after=JobRecord.read(run).after_attempt)
-    decision = decide(history)
+    run, job = RunDir.open(run_dir), scontrol.current_job_id()
+    history = read_outcomes(run, after=JobRecord.read(run).after_attempt)
+    decision = decide_next(history)
     attempt = run.attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     _log(attempt, f"srun answered {code}; {decision.action}: {decision.reason}")
     ended = End.read(attempt)
     exit_code = ended.exit_code if ended else FAILED
-    if decision.action == "done":
+    if decision.action == "complete":
         exit_code = FINISHED  # a stop that people asked for is no failure to SLURM
-    if scontrol.fields(job).get("JobState") != "RUNNING":
+    if scontrol.query_job_fields(job).get("JobState") != "RUNNING":
         sys.exit(exit_code)  # cancelled, or its time is over: a requeue would bring back what was to end
-    if run.attempts()[-1].number > attempt.number:  # this node was cut off, and the job is its successor's now
+    if run.attempts()[-1].number > attempt.number:  # this node was batch_plan off, and the job is its successor's now
         sys.exit(exit_code)
-    scontrol.comment(job, decision.reason)
-    if decision.action == "go on":
-        scontrol.requeue(job, _bad_nodes(run, history))
+    scontrol.set_comment(job, decision.reason)
+    if decision.action == "requeue":
+        scontrol.requeue_job(job, _bad_nodes(run, history))
     elif decision.action == "hold":
-        scontrol.hold(job, decision.reason)
+        scontrol.hold_job(job, decision.reason)
     else:
         scontrol.forbid_requeue(job)
     sys.exit(exit_code)
@@ -120,8 +120,8 @@ def end(run_dir: str, code: int) -> None:
 
 def _bad_nodes(run: RunDir, history: list[Outcome]) -> dict[str, str]:
     """Nodes to leave out, and why: those that failed lately, if the cluster can do without them."""
-    bad = bad_nodes([outcome for outcome in history if _recent(run, outcome)])
-    return bad if bad and scontrol.could_run_without(run.sbatch, bad) else {}
+    bad = find_bad_nodes([outcome for outcome in history if _recent(run, outcome)])
+    return bad if bad and scontrol.can_run_without(run.sbatch, bad) else {}
 
 
 def _read_own(path: Path) -> bytes:
@@ -152,16 +152,16 @@ def _recent(run: RunDir, outcome: Outcome) -> bool:
     return record.is_file() and time.time() - float(json.loads(record.read_text())["time"]) < EXPIRY
 
 
-def _variables(attempt: Attempt, cut: BatchPlan, nodes: list[str], site: Site) -> dict[str, str]:
+def _variables(attempt: Attempt, batch_plan: BatchPlan, nodes: list[str], site: Site) -> dict[str, str]:
     """What the script's srun line and the ranks read."""
-    shape = cut.shape
+    shape = batch_plan.shape
     srun = [f"--nodes={shape.nodes}", f"--ntasks={shape.world_size}", f"--nodelist={','.join(nodes)}"]
     if subprocess.run([*BLOCKED, "true"], check=False, capture_output=True).returncode == 0:  # coreutils ≥ 8.31
         srun += BLOCKED
     variables = {"LOCKSTEP_ATTEMPT": str(attempt.number), "LOCKSTEP_SRUN": " ".join(srun)}
     variables["OMP_NUM_THREADS"] = str(site.cpus_per_rank)
-    if gpus.VARIABLE not in os.environ:  # a test cluster's site, whose GPUs are made up, sets it before
-        variables[gpus.VARIABLE] = "0" if site.gpus == "none" else "1"
+    if gpus.GPUS_VARIABLE not in os.environ:  # a test cluster's site, whose GPUs are made up, sets it before
+        variables[gpus.GPUS_VARIABLE] = "0" if site.gpus == "none" else "1"
     return variables | ({"LOCKSTEP_INTERFACE": site.interface} if site.interface else {})
 
 

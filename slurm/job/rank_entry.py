@@ -21,7 +21,7 @@ PATIENCE = 300  # seconds until rank 0 has said where to meet
 def run_rank(run_dir: str) -> None:
     """Replace this process by the rank. SLURM's variables say which one it is."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))  # they wait until the rank listens
-    attempt = RunDir.at(run_dir).attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
+    attempt = RunDir.open(run_dir).attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     rank, interface = int(os.environ["SLURM_PROCID"]), os.environ.get("LOCKSTEP_INTERFACE")
     meeting = _announce(attempt, interface) if rank == 0 else _wait_for(attempt)
     environment = {

@@ -34,7 +34,7 @@ class JobRecord:
         return cls(**fields | {"site": Site(**fields["site"])})
 
 
-def living(run: RunDir) -> queue.Job | None:
+def find_active_job(run: RunDir) -> queue.Job | None:
     """The run's job, where it runs or may run yet.
 
     Raises LockstepError where nobody can tell: SLURM does not answer, or the ranks contradict it.
@@ -60,7 +60,7 @@ def living(run: RunDir) -> queue.Job | None:
     if job.alive:
         return job
     surely = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
-    attempt = training(run)
+    attempt = find_training_attempt(run)
     if not surely and attempt is not None and attempt.nodes.is_file():
         raise LockstepError(
             f"{run.path}: SLURM here knows no living job{f' {record.id}' if record.id else ''} of it, but ranks of "
@@ -72,14 +72,14 @@ def living(run: RunDir) -> queue.Job | None:
 
 def _noted(number: str) -> queue.Job | None:
     """What SLURM says of that job; None where it does not answer."""
-    job = queue.look([number])[number]
+    job = queue.query_jobs([number])[number]
     return job if job.alive or job.over else None
 
 
 def _unnoted(run: RunDir) -> queue.Job | None:
     """The run's newest job, found by its script, for whoever submitted it was killed, or sbatch's answer named none.
     Where there is none an unknown one; None where squeue does not answer."""
-    jobs = queue.with_scripts()
+    jobs = queue.query_job_scripts()
     if jobs is None:
         return None
     found = [job for job, script in jobs if _starts(script, job.id, run)]
@@ -95,7 +95,7 @@ def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
     return end is not None and end.is_final
 
 
-def training(run: RunDir) -> Attempt | None:
+def find_training_attempt(run: RunDir) -> Attempt | None:
     """The newest attempt, where its ranks give signs of life."""
     newest = run.attempts()[-1:]
     if not newest or newest[0].end.is_file():
@@ -109,12 +109,12 @@ def _starts(script: Path, job: str, run: RunDir) -> bool:
     if script.parent == run.slurm:
         return True
     runs = script.parent / ARRAY
-    if script.parent.parent != sweeps(run.path.parent) or not runs.is_file():
+    if script.parent.parent != sweeps_folder(run.path.parent) or not runs.is_file():
         return False
     task = job.partition("_")[2]
     return bool(json.loads(runs.read_text())[int(task or 0)] == str(run.path))
 
 
-def sweeps(runs: Path) -> Path:
+def sweeps_folder(runs: Path) -> Path:
     """Where the job arrays of the runs in the folder `runs` lie."""
     return runs / "sweeps"

@@ -23,7 +23,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
 from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL
-from slurm.job.nodes import asked
+from slurm.job.nodes import nodes_to_request
 from slurm.job.record import ARRAY
 from slurm.query import queue
 from slurm.query.scontrol import AWAY
@@ -31,18 +31,18 @@ from slurm.site import Site
 from store.run.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 
 
-def text(run: RunDir, config: RunConfig, site: Site) -> str:
+def render_script(run: RunDir, config: RunConfig, site: Site) -> str:
     """The batch script, byte for byte as `submit` sends it."""
-    return _make_sbatch_string(command=_command(site), folder=run.slurm, **parameters(run, config, site))
+    return _make_sbatch_string(command=_command(site), folder=run.slurm, **sbatch_parameters(run, config, site))
 
 
-def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
+def sbatch_parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
     """What submitit gets. Ranks are counted by srun's own options: a node range with sbatch's --ntasks-per-node was
     given fewer nodes than were free."""
-    nodes, ranks = asked(config)
+    nodes, ranks = nodes_to_request(config)
     limit = config.cluster.time or site.max_time
     return {
-        **of_site(site, ranks),
+        **site_parameters(site, ranks),
         "job_name": config.name,
         "time": -(-limit // 60) if limit else None,  # minutes
         "signal_delay_s": round(config.checkpoint.notice_seconds),
@@ -52,7 +52,7 @@ def parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
     }
 
 
-def rehearsal(folder: Path, site: Site) -> str:
+def render_doctor_script(folder: Path, site: Site) -> str:
     """The script of `lockstep doctor`'s job (see slurm/job/doctor_job.py), with the words that a run's job has."""
     command = f"{shlex.quote(sys.executable)} -P -m slurm.job.doctor_job {_quoted(folder)}"
     once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
@@ -65,11 +65,11 @@ def rehearsal(folder: Path, site: Site) -> str:
         setup=["export PYTHONSAFEPATH=1"],
         teardown=[f"{once} || scontrol requeue $SLURM_JOB_ID"],
         additional_parameters={"nodes": "1", "mincpus": site.cpus_per_rank, "requeue": True},
-        **of_site(site, 1),
+        **site_parameters(site, 1),
     )
 
 
-def of_site(site: Site, ranks: int) -> dict[str, Any]:
+def site_parameters(site: Site, ranks: int) -> dict[str, Any]:
     """What the site wants of every job, with `ranks` ranks on a node."""
     wanted: dict[str, Any] = {
         "partition": site.partition,
@@ -88,13 +88,13 @@ def of_site(site: Site, ranks: int) -> dict[str, Any]:
     return wanted
 
 
-def check(run: RunDir, config: RunConfig, site: Site) -> str:
+def check_submission(run: RunDir, config: RunConfig, site: Site) -> str:
     """What SLURM says of the job without queueing it: when it is to start. Raises UserError where it refuses."""
     with _as_outside_jobs():
-        answer = _sbatch("--test-only", script=text(run, config, site))
+        answer = _sbatch("--test-only", script=render_script(run, config, site))
     said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
     if answer.returncode:
-        nodes, ranks = asked(config)
+        nodes, ranks = nodes_to_request(config)
         partition = f"partition {site.partition}" if site.partition else "the default partition"
         where = f"{nodes} nodes × {ranks} ranks in {partition}"
         cure = "correct cluster or the site profile; sinfo shows what there is"
@@ -103,14 +103,14 @@ def check(run: RunDir, config: RunConfig, site: Site) -> str:
     return f"expected to start at {start[1].replace('T', ' ')}" if start else said
 
 
-def submit(run: RunDir, config: RunConfig, site: Site) -> str:
+def submit_job(run: RunDir, config: RunConfig, site: Site) -> str:
     """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
-    return _queue(run.slurm, text(run, config, site))
+    return _queue(run.slurm, render_script(run, config, site))
 
 
-def rehearse(folder: Path, site: Site) -> str:
+def submit_doctor_job(folder: Path, site: Site) -> str:
     """Queue doctor's job and answer its id. Raises UserError where SLURM refuses it."""
-    return _queue(folder, rehearsal(folder, site))
+    return _queue(folder, render_doctor_script(folder, site))
 
 
 def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site) -> list[str]:
@@ -120,7 +120,7 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
     """
     write_json(folder / ARRAY, [str(run.path) for run in runs])
     which = f"$({_quoted(sys.executable)} -P -m slurm.job.batch_script which {_quoted(folder)})"
-    wanted = parameters(runs[0], config, site) | {"setup": _setup(which, site)}
+    wanted = sbatch_parameters(runs[0], config, site) | {"setup": _setup(which, site)}
     count = len(runs) if len(runs) > 1 else None  # of one, it is a job like any other
     script = _make_sbatch_string(command=_command(site), folder=folder, map_count=count, **wanted)
     for run in runs:
@@ -139,7 +139,7 @@ def _queue(folder: Path, script: str) -> str:
     write_atomic(file, script)
     with _as_outside_jobs():
         answer = _sbatch("--parsable", str(file))
-        job = queue.id_of_script(file)
+        job = queue.find_job_by_script(file)
     numbers = re.findall(r"^(\d+)(?:;\S+)?\s*$", answer.stdout, re.MULTILINE)
     if job:
         return job
@@ -202,7 +202,7 @@ def _srun_arguments(site: Site, ranks: int) -> list[str]:
     return arguments
 
 
-def own_output(folder: Path) -> None:
+def make_output_folder(folder: Path) -> None:
     """Make the folder of a job's output, before anything of the job is written. Nobody else may write in it, whatever
     the umask: SLURM follows the links that it finds there, under names that are easily guessed. Raises UserError where
     it is not ours alone."""

@@ -47,8 +47,8 @@ class Lab:
         if not 1 <= nodes <= 99:
             raise UserError(f"a lab has 1 to 99 nodes, not {nodes}")
         self.dir.check()
-        packages.ensure(accounting)
-        wanted = Settings(nodes, accounting, plain or not namespaces.possible(), port, extra)
+        packages.ensure_packages(accounting)
+        wanted = Settings(nodes, accounting, plain or not namespaces.namespaces_allowed(), port, extra)
         with self._locked():
             if self._supervisor() is not None and self.settings == wanted and self.answers():
                 return False
@@ -78,7 +78,7 @@ class Lab:
     def command(self, words: Sequence[object]) -> list[str]:
         """The whole command line that runs `words` in the lab, from the current folder, for whoever starts it."""
         supervisor = self._running()
-        enter = [] if self.settings.plain else namespaces.entering(supervisor.pid)
+        enter = [] if self.settings.plain else namespaces.entering_command(supervisor.pid)
         foreign = [word for name in os.environ if name.startswith("SLURM_") for word in ("-u", name)]  # of an outer job
         return [*enter, "env", *foreign, f"SLURM_CONF={self.slurm_conf}", *map(str, words)]
 

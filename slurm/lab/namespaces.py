@@ -15,7 +15,7 @@ UNSHARE = (
 )
 
 
-def possible() -> bool:
+def namespaces_allowed() -> bool:
     """Whether this process may make them, with a bridge and cables inside: containers often may not."""
     if os.geteuid() != 0:
         return False
@@ -28,6 +28,6 @@ def possible() -> bool:
     return subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0
 
 
-def entering(pid: int) -> list[str]:
+def entering_command(pid: int) -> list[str]:
     """The words before a command that runs it where `pid` lives; the interpreter starts bare, to be quick."""
     return [sys.executable, "-I", "-S", str(Path(enter.__file__)), str(pid)]

@@ -25,7 +25,7 @@ def search_path() -> str:
     return os.pathsep.join([os.environ.get("PATH", "/usr/bin:/bin"), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
-def ensure(accounting: bool) -> None:
+def ensure_packages(accounting: bool) -> None:
     """Install what is missing; raises UserError, with the command to give, where that cannot be done from here."""
     needed = _BASE | (_ACCOUNTING if accounting else {})
     missing = {program: package for program, package in needed.items() if not _found(program)}

@@ -11,19 +11,19 @@ _FILTERS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"
 _NO_CLUSTER = "configuration source"  # no slurm.conf, and no name server that knows of one
 
 
-def run_question(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_slurm_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run this command of SLURM's without a person's own filters, for PATIENCE at most. Raises as subprocess does."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_FILTERS)}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
 
 
-def ask(*command: str) -> str:
+def query_slurm(*command: str) -> str:
     """What this command of SLURM's prints, where it has to answer.
 
     Raises UserError where there is no cluster on this machine, LockstepError where it does not answer.
     """
     try:
-        done = run_question(command)
+        done = run_slurm_command(command)
     except FileNotFoundError as error:
         raise _no_cluster(str(error)) from None
     except subprocess.TimeoutExpired:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from configs.errors import LockstepError, UserError
 from configs.scalars import format_time, parse_time
-from slurm.query.ask import ask
+from slurm.query.ask import query_slurm
 from slurm.site import Site
 
 
 @dataclass(frozen=True)
-class Rules:
+class PartitionRules:
     """One partition's, of `scontrol show partition`."""
 
     name: str
@@ -22,18 +22,18 @@ class Rules:
     tier: int  # jobs of a higher one preempt those of a lower one
 
 
-def read_rules() -> list[Rules]:
+def query_partition_rules() -> list[PartitionRules]:
     """Of every partition. Raises as `ask` does."""
-    lines = ask("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
+    lines = query_slurm("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
     words = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
     return [_rules(one) for one in words if "PartitionName" in one]
 
 
-def _rules(words: dict[str, str]) -> Rules:
+def _rules(words: dict[str, str]) -> PartitionRules:
     max_time = None
     with suppress(ValueError):  # UNLIMITED
         max_time = parse_time(words.get("MaxTime"))
-    return Rules(
+    return PartitionRules(
         words["PartitionName"],
         words.get("Default") == "YES",
         max_time,
@@ -49,7 +49,7 @@ def _number(words: dict[str, str], key: str) -> int:
     return int(text) if text.isdecimal() else 1
 
 
-def check_time(rules: list[Rules], limit: int | None, site: Site) -> None:
+def check_time_limit(rules: list[PartitionRules], limit: int | None, site: Site) -> None:
     """Raises UserError where no partition of the site ever starts a job of `limit` seconds: SLURM, as most sites have
     it, queues it all the same, and says when it would start."""
     chosen = _chosen(rules, site)
@@ -64,7 +64,7 @@ def check_time(rules: list[Rules], limit: int | None, site: Site) -> None:
     )
 
 
-def warn_of_cancelling(rules: list[Rules], preempt_type: str, site: Site) -> str | None:
+def warn_of_cancelling(rules: list[PartitionRules], preempt_type: str, site: Site) -> str | None:
     """That SLURM ends the site's jobs for those of other partitions, for good and before they could requeue; if so."""
     highest = max((one.tier for one in rules), default=0)
     for one in _chosen(rules, site) if preempt_type == "preempt/partition_prio" else ():
@@ -76,7 +76,7 @@ def warn_of_cancelling(rules: list[Rules], preempt_type: str, site: Site) -> str
     return None
 
 
-def _chosen(rules: list[Rules], site: Site) -> list[Rules]:
+def _chosen(rules: list[PartitionRules], site: Site) -> list[PartitionRules]:
     """Those that a job of the site may start in."""
     if site.partition is None:
         return [one for one in rules if one.default]
@@ -89,6 +89,6 @@ def _lifts_limits(qos: str | None) -> bool:
         return False
     words = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", "where", f"name={qos}", "format=flags"]
     try:
-        return "PartitionTimeLimit" in ask(*words)
+        return "PartitionTimeLimit" in query_slurm(*words)
     except LockstepError:  # without accounting SLURM knows no quality of service, and the partition's limit stands
         return False

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from configs.errors import LockstepError
-from slurm.query.ask import run_question
+from slurm.query.ask import run_slurm_command
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}  # any other word, also one of a newer release, is of a job that may run
@@ -58,7 +58,7 @@ def has_slurm() -> bool:
     return shutil.which("squeue") is not None
 
 
-def look(ids: list[str]) -> dict[str, Job]:
+def query_jobs(ids: list[str]) -> dict[str, Job]:
     """Every job of `ids`: squeue, then sacct for those that left the queue, then scontrol where there is no accounting;
     each is asked at most once for all of them, and scontrol once more about a single one that it does not know.
 
@@ -78,14 +78,14 @@ def look(ids: list[str]) -> dict[str, Job]:
     return {job: found.get(job, Job(job, UNKNOWN, source=last)) for job in ids}
 
 
-def moment(text: str) -> float | None:
+def parse_timestamp(text: str) -> float | None:
     """A time as SLURM writes it, in seconds since the epoch; None for its '', N/A and Unknown."""
     with suppress(ValueError):
         return datetime.fromisoformat(text).timestamp()
     return None
 
 
-def with_scripts() -> list[tuple[Job, Path]] | None:
+def query_job_scripts() -> list[tuple[Job, Path]] | None:
     """The user's living jobs and the scripts they were made from, oldest first: for when nobody has noted down an id.
     None where squeue does not answer."""
     lines = _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", f"--format={_SQUEUE}|%o"])
@@ -95,7 +95,7 @@ def with_scripts() -> list[tuple[Job, Path]] | None:
     return [(_job(words, "squeue"), Path(words[6])) for words in fields if len(words) == 7]
 
 
-def id_of_script(script: Path) -> str | None:
+def find_job_by_script(script: Path) -> str | None:
     """The id of the user's job that was made from the file `script`, of an array the whole array's; '' where there is
     none, None where squeue does not answer."""
     lines = _lines(["squeue", "--noheader", "--states=all", "--me", "--format=%F|%o"])
@@ -105,7 +105,7 @@ def id_of_script(script: Path) -> str | None:
     return next((job for job, _, made_from in jobs if made_from == str(script)), "")
 
 
-def in_words(job: Job) -> str:
+def describe_job(job: Job) -> str:
     """What it is doing, for a person."""
     if job.state == "RUNNING":
         return f"running on {job.nodes} until {job.end} at the latest"
@@ -113,21 +113,21 @@ def in_words(job: Job) -> str:
         return "held, and waits for you"
     if job.state == "PENDING":
         start = f", expected to start at {job.start}" if job.start not in ("", "N/A", "Unknown") else ""
-        return f"waiting in the queue ({reason_in_words(job)}){start}"
+        return f"waiting in the queue ({describe_reason(job)}){start}"
     return job.state.lower()
 
 
-def reason_in_words(job: Job) -> str:
+def describe_reason(job: Job) -> str:
     """SLURM's word for why it waits, and what to do where waiting does not help."""
     return f"{job.reason}: {_NEVER[job.reason]}" if job.reason in _NEVER else job.reason
 
 
-def cancel(job: str, *, only_pending: bool = False) -> None:
+def cancel_job(job: str, *, only_pending: bool = False) -> None:
     """As `scancel` does; with `only_pending` nothing happens to a job that has started. Raises LockstepError where
     SLURM refuses it, or does not answer, and the job is not over."""
     words = ["--state=PENDING", job] if only_pending else [job]
     done = subprocess.run(["scancel", *words], check=False, capture_output=True, text=True)
-    if done.returncode and not look([job])[job].over:
+    if done.returncode and not query_jobs([job])[job].over:
         raise LockstepError(f"scancel {job}: {' '.join(done.stderr.split()).removeprefix('scancel: error: ')}")
 
 
@@ -187,7 +187,7 @@ def _job(fields: list[str], source: str) -> Job:
 def _lines(command: list[str]) -> list[str] | None:
     """What the command answers; None where it fails or takes too long, for then the next source is asked."""
     try:
-        done = run_question(command)
+        done = run_slurm_command(command)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.splitlines() if done.returncode == 0 else None

@@ -18,35 +18,35 @@ AWAY = re.compile(
 )
 
 
-def job_id() -> str:
+def current_job_id() -> str:
     """This job as scontrol takes it: in an array plain SLURM_JOB_ID of one task may mean the whole array."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
-def hostnames(nodes: str) -> list[str]:
+def expand_hostnames(nodes: str) -> list[str]:
     """`node[1-3]` as single names."""
     return _scontrol("show", "hostnames", nodes).split() if nodes else []
 
 
-def fields(job: str) -> dict[str, str]:
+def query_job_fields(job: str) -> dict[str, str]:
     """What SLURM knows of the job: JobState, ExcNodeList, StdOut, …"""
     return dict(re.findall(r"(\w+)=(\S*)", _until_it_answers("show", "job", job)))
 
 
-def requeue(job: str, without: Iterable[str] = ()) -> None:
+def requeue_job(job: str, without: Iterable[str] = ()) -> None:
     """Start it again when there is room, on nodes other than `without`. Ends this shell, now or soon.
 
     Does nothing to a job that does not run: it was cancelled meanwhile, or its time is over, and a requeue would bring
     it back.
     Where SLURM ends the shell before it is told about `without`, or refuses it, the job starts again all the same.
     """
-    found = fields(job)
+    found = query_job_fields(job)
     if found.get("JobState") != "RUNNING":
         return
     names = sorted(without)
-    before = sorted(hostnames(found.get("ExcNodeList", "").replace("(null)", "")))
+    before = sorted(expand_hostnames(found.get("ExcNodeList", "").replace("(null)", "")))
     _until_it_answers("requeue", job)
     if names == before:
         return
@@ -64,16 +64,16 @@ def forbid_requeue(job: str) -> None:
     _try_update(job, "Requeue=0", "SLURM may start this job once more, though it is done")
 
 
-def hold(job: str, reason: str) -> None:
+def hold_job(job: str, reason: str) -> None:
     """Put the job back into the queue, where it waits for a person. Ends this shell. As `requeue`, does nothing to a
     job that does not run."""
-    comment(job, reason)
-    if fields(job).get("JobState") != "RUNNING":
+    set_comment(job, reason)
+    if query_job_fields(job).get("JobState") != "RUNNING":
         return
     _until_it_answers("requeuehold", job)
 
 
-def comment(job: str, text: str) -> None:
+def set_comment(job: str, text: str) -> None:
     """Worth trying once: whoever has the run's folder finds the same there."""
     with suppress(LockstepError):
         _scontrol("update", f"JobId={job}", f"Comment={' '.join(text.split())[:250]}")
@@ -85,7 +85,7 @@ def keep_nodes(job: str, nodes: list[str]) -> None:
         _scontrol("update", f"JobId={job}", f"NodeList={','.join(nodes)}")
 
 
-def could_run_without(script: Path, nodes: Iterable[str]) -> bool:
+def can_run_without(script: Path, nodes: Iterable[str]) -> bool:
     """Whether this cluster has enough other nodes for the job of `script`, free or not."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
     ours |= {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from configs.errors import UserError
 from configs.scalars import format_time
-from slurm.query.ask import ask
-from slurm.query.partitions import Rules, read_rules
+from slurm.query.ask import query_slurm
+from slurm.query.partitions import PartitionRules, query_partition_rules
 from slurm.site import Site
 
 
@@ -29,7 +29,7 @@ class Survey:
     version: str
     settings: dict[str, str]  # of `scontrol show config`
     partitions: list[Partition]
-    rules: list[Rules]
+    rules: list[PartitionRules]
 
     @property
     def accounting(self) -> bool:
@@ -69,21 +69,21 @@ class Survey:
         return Site.model_validate(wanted)
 
 
-def survey() -> Survey:
+def survey_cluster() -> Survey:
     """Raises as `ask` does."""
-    version = ask("sinfo", "--version").split()[-1]
+    version = query_slurm("sinfo", "--version").split()[-1]
     settings = read_settings()
-    rows = ask("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%G").splitlines()
-    rules = read_rules()
+    rows = query_slurm("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%G").splitlines()
+    rules = query_partition_rules()
     return Survey(version, settings, _partitions(rows, rules), rules)
 
 
 def read_settings() -> dict[str, str]:
     """slurm.conf as the controller has it. Raises as `ask` does."""
-    return dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", ask("scontrol", "show", "config"), re.M))
+    return dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", query_slurm("scontrol", "show", "config"), re.M))
 
 
-def _partitions(rows: list[str], rules: list[Rules]) -> list[Partition]:
+def _partitions(rows: list[str], rules: list[PartitionRules]) -> list[Partition]:
     """sinfo has a row for each kind of node in a partition; the smallest kind says what every job may count on."""
     found: dict[str, Partition] = {}
     limits = {one.name: one.max_time for one in rules}

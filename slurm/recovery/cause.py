@@ -12,7 +12,7 @@ from typing import Any, Literal
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt
 
-Kind = Literal[
+CauseKind = Literal[
     "out of memory",
     "disk",
     "data",
@@ -28,14 +28,14 @@ Kind = Literal[
 ]
 SILENCE = 3.0  # seconds between two nodes' last signs of life that tell a lost one from one that was stopped with all
 _SAID = 200  # characters of an error's own words
-_ERRORS: list[tuple[Kind, str]] = [
+_ERRORS: list[tuple[CauseKind, str]] = [
     ("superseded", r"^Superseded\b"),
     ("hung", r"^Stuck\b"),
     ("disk", r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error"),
     ("out of memory", r"[Oo]ut of memory|^MemoryError|[Cc]an't allocate memory|Cannot allocate memory"),
 ]
 _DEVICE = re.compile(r"NoDevice|CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid")
-_TAKEN: list[tuple[Kind, str, str]] = [  # SLURM's own words, in the job's or srun's output
+_TAKEN: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in the job's or srun's output
     ("node lost", r"Node failure on (\S+)", "node {} was lost"),
     ("preempted", r"CANCELLED AT \S+ DUE TO PREEMPTION", "SLURM gave its nodes to another job before it could save"),
     ("time limit", r"CANCELLED AT \S+ DUE TO TIME LIMIT", "its time limit came before it could save"),
@@ -49,25 +49,25 @@ _OOM_KILL = re.compile(r"oom-kill|Out Of Memory")
 class Cause:
     """What came first; the other ranks that failed of it are victims."""
 
-    kind: Kind
+    kind: CauseKind
     sentence: str
     rank: int | None = None
     host: str | None = None
-    victims: tuple[int, ...] = ()
-    mistake: bool = False  # the rank says that the config or the data are wrong, which no repetition cures
+    secondary_failures: tuple[int, ...] = ()
+    is_user_error: bool = False  # the rank says that the config or the data are wrong, which no repetition cures
 
     @property
-    def taken(self) -> bool:
+    def is_infrastructure(self) -> bool:
         """The machine was taken away: nothing that the run did."""
         return self.kind in ("node lost", "preempted", "time limit", "superseded")
 
     @property
-    def blames_node(self) -> bool:
+    def suspects_node(self) -> bool:
         """Whether it may be the node's fault, so that another one might do better."""
         return self.kind in ("node lost", "killed") or bool(_DEVICE.search(self.sentence))
 
 
-def cause_of(attempt: Attempt) -> Cause:
+def find_cause(attempt: Attempt) -> Cause:
     """For an attempt that runs no more and has no end record."""
     reports, beats = attempt.failures(), attempt.heartbeats()
     own = [report for report in reports if not report["peer_lost"]]
@@ -83,7 +83,7 @@ def _reported(report: dict[str, Any], beats: dict[int, dict[str, Any]], failed: 
     message = (str(report["message"]).strip().splitlines() or [""])[0][:_SAID]
     said = f"{report['error']}: {message}" if message else str(report["error"])
     rank, host, mistake = int(report["rank"]), str(report["host"]), report["exit_code"] == 2
-    fallback: Kind = "data" if mistake else "program"
+    fallback: CauseKind = "data" if mistake else "program"
     kind = next(
         (kind for kind, signs in _ERRORS if re.search(signs, f"{report['error']}: {report['message']}")), fallback
     )
@@ -103,7 +103,7 @@ def _told_by_slurm(said: str, beats: dict[int, dict[str, Any]], failed: list[int
     if taken and (died is None or min(taken, key=lambda one: one[0])[0] < died.start()):
         _, kind, match, text = min(taken, key=lambda one: one[0])
         host = match[1] if match.groups() else None
-        return Cause(kind, text.format(host), host=host, victims=tuple(failed))
+        return Cause(kind, text.format(host), host=host, secondary_failures=tuple(failed))
     if died is None:
         return None
     host, rank, how = died[1], int(died[2]), died[3].strip()
@@ -134,7 +134,9 @@ def _told_by_silence(attempt: Attempt, beats: dict[int, dict[str, Any]], failed:
 
 def _unknown(failed: list[int]) -> Cause:
     if failed:
-        return Cause("peer lost", "ranks lost a peer, and nothing tells which went first", victims=tuple(failed))
+        return Cause(
+            "peer lost", "ranks lost a peer, and nothing tells which went first", secondary_failures=tuple(failed)
+        )
     return Cause("unknown", "lost, cause unknown")
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from slurm.recovery.cause import Cause, cause_of
+from slurm.recovery.cause import Cause, find_cause
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import Resume
+from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
 from store.run.run_dir import RunDir
 
@@ -19,16 +19,16 @@ class Outcome:
     cause: Cause | None  # where there is no end
 
 
-def outcomes(run: RunDir, after: int) -> list[Outcome]:
+def read_outcomes(run: RunDir, after: int) -> list[Outcome]:
     """Every attempt after number `after`, oldest first. For a run none of whose attempts is running."""
     attempts = run.attempts()
-    origins = {record.checkpoint for attempt in attempts if (record := Resume.read(attempt)) and record.checkpoint}
-    committed = {checkpoint.attempt for checkpoint in checkpoints.visible(run)}
+    origins = {record.checkpoint for attempt in attempts if (record := ResumePoint.read(attempt)) and record.checkpoint}
+    committed = {checkpoint.attempt for checkpoint in checkpoints.list_checkpoints(run)}
     committed |= {int(name.rpartition("-a")[2]) for name in origins}  # pruned since, but gone on from
     found = []
     for attempt in attempts:
         if attempt.number > after:
             end = End.read(attempt)
-            cause = None if end else cause_of(attempt)
+            cause = None if end else find_cause(attempt)
             found.append(Outcome(attempt.number, end, attempt.number in committed, cause))
     return found

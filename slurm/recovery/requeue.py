@@ -9,49 +9,53 @@ from typing import Literal
 
 from slurm.recovery.history import Outcome
 
-TRIES = 3  # attempts in a row that may fail without a new checkpoint before people are asked
-LOSSES = 10  # the same for attempts whose machine was taken away
-BAD_NODE = 2  # attempts that failed first on one node before it is left out
+MAX_FAILURES = 3  # attempts in a row that may fail without a new checkpoint before people are asked
+MAX_INTERRUPTIONS = 10  # the same for attempts whose machine was taken away
+NODE_FAILURES_TO_EXCLUDE = 2  # attempts that failed first on one node before it is left out
 
 
 @dataclass(frozen=True)
 class Decision:
     """What becomes of the job, and why, in words for its comment and for `lockstep status`."""
 
-    action: Literal["go on", "hold", "done"]
+    action: Literal["requeue", "hold", "complete"]
     reason: str
 
 
-def decide(history: list[Outcome]) -> Decision:
+def decide_next(history: list[Outcome]) -> Decision:
     """After these attempts, oldest first."""
     if not history:
-        return Decision("go on", "first attempt")
+        return Decision("requeue", "first attempt")
     last = history[-1]
     if last.end is not None and last.end.reason == "finished":
-        return Decision("done", f"trained to step {last.end.step}")
-    if last.end is not None and last.end.asked_by_people:
-        return Decision("done", f"stopped after step {last.end.step}: {last.end.notice}")
+        return Decision("complete", f"trained to step {last.end.step}")
+    if last.end is not None and last.end.requested_by_user:
+        return Decision("complete", f"stopped after step {last.end.step}: {last.end.notice}")
     if last.end is not None:
-        return Decision("go on", f"stopped after step {last.end.step} on {last.end.notice}")
+        return Decision("requeue", f"stopped after step {last.end.step} on {last.end.notice}")
     assert last.cause is not None
     what = last.cause.sentence
-    if last.cause.mistake:
+    if last.cause.is_user_error:
         return Decision("hold", what)
     if last.progressed:
-        return Decision("go on", f"{what}; it had saved a new checkpoint")
+        return Decision("requeue", f"{what}; it had saved a new checkpoint")
     row = _fruitless(history)
-    failed = [outcome for outcome in row if outcome.cause and not outcome.cause.taken]
-    if len(failed) >= TRIES or len(row) >= LOSSES:
+    failed = [outcome for outcome in row if outcome.cause and not outcome.cause.is_infrastructure]
+    if len(failed) >= MAX_FAILURES or len(row) >= MAX_INTERRUPTIONS:
         return Decision("hold", f"{len(row)} attempts in a row ended without a new checkpoint; the last: {what}")
-    tries = "" if last.cause.taken else f"; try {len(failed)} of {TRIES} without a new checkpoint"
-    return Decision("go on", what + tries)
+    tries = "" if last.cause.is_infrastructure else f"; try {len(failed)} of {MAX_FAILURES} without a new checkpoint"
+    return Decision("requeue", what + tries)
 
 
-def bad_nodes(history: list[Outcome]) -> dict[str, str]:
+def find_bad_nodes(history: list[Outcome]) -> dict[str, str]:
     """Nodes to leave out of the next attempt, and why."""
-    causes = [outcome.cause for outcome in history if outcome.cause and outcome.cause.blames_node]
+    causes = [outcome.cause for outcome in history if outcome.cause and outcome.cause.suspects_node]
     failed = Counter(cause.host for cause in causes if cause.host)
-    return {host: f"{count} attempts failed first on {host}" for host, count in failed.items() if count >= BAD_NODE}
+    return {
+        host: f"{count} attempts failed first on {host}"
+        for host, count in failed.items()
+        if count >= NODE_FAILURES_TO_EXCLUDE
+    }
 
 
 def _fruitless(history: list[Outcome]) -> list[Outcome]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import LockstepError, UserError
-from store.checkpoint.manifest import NAME, FileEntry, Manifest, layout_of, sha256_of
+from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_file, digest_layout
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir, sync_directory, write_json
 
 if TYPE_CHECKING:
-    from store.checkpoint.fragment_file import Reader
+    from store.checkpoint.fragment_file import FragmentReader
 
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
 _QUARANTINE = "quarantined-"
@@ -32,9 +32,9 @@ class Checkpoint:
     step: int
     attempt: int
 
-    def manifest(self) -> Manifest:
+    def read_manifest(self) -> Manifest:
         """Raises ValueError, naming the file, where it does not read."""
-        path = self.path / NAME
+        path = self.path / MANIFEST_NAME
         try:
             manifest = Manifest.from_text(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
@@ -43,31 +43,35 @@ class Checkpoint:
             raise ValueError(f"{path}: belongs to step {manifest.identity.step} of attempt {manifest.identity.attempt}")
         return manifest
 
-    def reader(self) -> "Reader":
+    def open_reader(self) -> "FragmentReader":
         """Its values. Verifies nothing: see `problems`."""
-        from store.checkpoint.fragment_file import Reader  # brings numpy: `plan` and `status` only look at names
+        from store.checkpoint.fragment_file import (
+            FragmentReader,  # brings numpy: `plan` and `status` only look at names
+        )
 
-        return Reader([self.path / file.name for file in self.manifest().files])
+        return FragmentReader([self.path / file.name for file in self.read_manifest().files])
 
-    def problem(self, file: FileEntry) -> str | None:
+    def verify_file(self, file: FileEntry) -> str | None:
         """What is wrong with one of the manifest's files, or None. Reads all of it."""
         path = self.path / file.name
         try:
             if (size := path.stat().st_size) != file.size:
                 return f"{path}: holds {size} bytes, not {file.size}"
-            return None if sha256_of(path) == file.sha256 else f"{path}: does not match its digest"
+            return None if digest_file(path) == file.sha256 else f"{path}: does not match its digest"
         except OSError as error:
             return f"{path}: does not read ({error.strerror})"
 
-    def problems(self) -> list[str]:
+    def verify(self) -> list[str]:
         """All that is wrong with it; empty where it verifies. Reads every byte."""
         try:
-            manifest = self.manifest()
+            manifest = self.read_manifest()
         except ValueError as error:
             return [str(error)]
-        return [problem for file in manifest.files if (problem := self.problem(file))] or self.strangers(manifest)
+        return [problem for file in manifest.files if (problem := self.verify_file(file))] or self.identity_problems(
+            manifest
+        )
 
-    def strangers(self, manifest: Manifest) -> list[str]:
+    def identity_problems(self, manifest: Manifest) -> list[str]:
         """What digests do not tell, where these are right: files and values that belong elsewhere, or are missing."""
         identity, run = manifest.identity, RunDir(self.path.parent.parent)
         if identity.run != run.path.name:
@@ -79,13 +83,13 @@ class Checkpoint:
         if unlisted := [path for path in sorted(self.path.glob("fragments-*")) if path.name not in listed]:
             return [f"{unlisted[0]}: is not in the manifest"]
         try:
-            reader = self.reader()
+            reader = self.open_reader()
             sizes = {kind: reader.sizes(kind) for kind in manifest.kinds}
         except ValueError as error:
             return [str(error)]
         if foreign := [path for path, carried in reader.metadata().items() if carried != identity.as_text()]:
             return [f"{foreign[0]}: belongs to another checkpoint"]
-        return [f"{self.path}: {kind} is not whole" for kind in sizes if layout_of(sizes[kind]) != identity.layout]
+        return [f"{self.path}: {kind} is not whole" for kind in sizes if digest_layout(sizes[kind]) != identity.layout]
 
     def quarantine(self) -> Path:
         """Take it out of sight and keep it for whoever wants to know what happened."""
@@ -96,7 +100,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Resume:
+class ResumePoint:
     """Where an attempt starts: after `step`, from checkpoint `checkpoint` (None: the base model)."""
 
     step: int
@@ -107,29 +111,29 @@ class Resume:
         write_json(attempt.resume, asdict(self))
 
     @classmethod
-    def read(cls, attempt: Attempt) -> "Resume | None":
+    def read(cls, attempt: Attempt) -> "ResumePoint | None":
         return cls(**json.loads(attempt.resume.read_text())) if attempt.resume.is_file() else None
 
 
-def visible(run: RunDir) -> list[Checkpoint]:
+def list_checkpoints(run: RunDir) -> list[Checkpoint]:
     """The committed checkpoints that count, oldest first."""
     found = []
     for path in run.checkpoints.iterdir() if run.checkpoints.is_dir() else ():
         if match := _NAME.fullmatch(path.name):
             found.append(Checkpoint(path, int(match[1]), int(match[2])))
-    resumed = {attempt.number: record.step for attempt in run.attempts() if (record := Resume.read(attempt))}
+    resumed = {attempt.number: record.step for attempt in run.attempts() if (record := ResumePoint.read(attempt))}
     return sorted(
         (c for c in found if all(c.step <= step for number, step in resumed.items() if number > c.attempt)),
         key=lambda checkpoint: (checkpoint.step, checkpoint.attempt),
     )
 
 
-def record_saved(attempt: Attempt, checkpoint: Path) -> None:
+def record_saved_checkpoint(attempt: Attempt, checkpoint: Path) -> None:
     """Note down what `attempt` has just committed, outside the folder that holds it."""
     write_json(attempt.saved, {"checkpoint": checkpoint.name})
 
 
-def find_recorded(run: RunDir) -> str | None:
+def find_recorded_checkpoint(run: RunDir) -> str | None:
     """A checkpoint that the records of `run` speak of, whether or not it is there; the newest attempt's first.
 
     Raises LockstepError, naming the file, for a record that does not read.
@@ -147,9 +151,9 @@ def find_recorded(run: RunDir) -> str | None:
     return None
 
 
-def find(run: RunDir, step: int | None) -> Checkpoint:
+def find_checkpoint(run: RunDir, step: int | None) -> Checkpoint:
     """The checkpoint of `step`, or the newest. Raises UserError where there is none."""
-    there = {checkpoint.step: checkpoint for checkpoint in visible(run)}
+    there = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run)}
     if not there:
         raise UserError(f"{run.path}: has no checkpoint yet")
     if step is not None and step not in there:
@@ -157,11 +161,11 @@ def find(run: RunDir, step: int | None) -> Checkpoint:
     return there[max(there) if step is None else step]
 
 
-def quarantined(run: RunDir) -> list[Path]:
+def list_quarantined(run: RunDir) -> list[Path]:
     return sorted(run.checkpoints.glob(_QUARANTINE + "*"))
 
 
-def final_path(run: RunDir, step: int, attempt: int) -> Path:
+def committed_path(run: RunDir, step: int, attempt: int) -> Path:
     return run.checkpoints / f"step-{step:08d}-a{attempt:04d}"
 
 
@@ -170,13 +174,13 @@ def temporary_path(run: RunDir, step: int, attempt: int) -> Path:
     return run.checkpoints / f"{_TEMPORARY}step-{step:08d}-a{attempt:04d}"
 
 
-def sweep(run: RunDir) -> None:
+def remove_partial(run: RunDir) -> None:
     """Remove what earlier attempts left half-written. Only for the one attempt that holds the run."""
     for path in run.checkpoints.glob(_TEMPORARY + "*"):
         shutil.rmtree(path)
 
 
-def remove(checkpoint: Checkpoint) -> None:
+def remove_checkpoint(checkpoint: Checkpoint) -> None:
     """Out of sight in one rename, so that no reader meets half of it; then gone."""
     doomed = checkpoint.path.with_name(_TEMPORARY + checkpoint.path.name)
     checkpoint.path.rename(doomed)

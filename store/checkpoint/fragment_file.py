@@ -20,7 +20,7 @@ from store.checkpoint.manifest import FileEntry, Identity
 
 
 @dataclass(frozen=True)
-class Piece:
+class StoredFragment:
     """Elements [offset, offset + length) of one kind of value (see manifest.KINDS) of parameter `name`."""
 
     kind: str
@@ -33,11 +33,13 @@ class Piece:
         return f"{self.kind}:{self.name}:{self.offset}"
 
 
-def file_name(rank: int) -> str:
+def fragment_file_name(rank: int) -> str:
     return f"fragments-{rank:05d}.safetensors"
 
 
-def write(path: Path, pieces: list[Piece], values: list[NDArray[np.float32]], identity: Identity) -> FileEntry:
+def write_fragments(
+    path: Path, pieces: list[StoredFragment], values: list[NDArray[np.float32]], identity: Identity
+) -> FileEntry:
     """Write one rank's pieces to a new file and make it durable. Raises OSError (ENOSPC, …)."""
     header: dict[str, object] = {"__metadata__": identity.as_text()}
     end = 0
@@ -64,7 +66,7 @@ def _write_all(file: FileIO, part: bytes | memoryview) -> None:
         rest = rest[file.write(rest[: 1 << 30]) :]
 
 
-class Reader:
+class FragmentReader:
     """Any element range of any value of a checkpoint, whoever wrote it: reads headers first, then only these bytes.
 
     Raises ValueError, naming the file, where one does not open.

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-NAME = "manifest.json"
+MANIFEST_SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")  # the four values a parameter's element may have, fp32 each
 
 
@@ -53,7 +53,7 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     def to_text(self) -> str:
-        body = {"schema": SCHEMA, **asdict(self)}
+        body = {"schema": MANIFEST_SCHEMA, **asdict(self)}
         return json.dumps({**body, "digest": _digest(body)}, indent=2) + "\n"
 
     @classmethod
@@ -62,8 +62,8 @@ class Manifest:
         try:
             body = json.loads(text)
             digest = body.pop("digest")
-            if body["schema"] != SCHEMA:
-                raise ValueError(f"has schema {body['schema']}, and this version reads {SCHEMA}")
+            if body["schema"] != MANIFEST_SCHEMA:
+                raise ValueError(f"has schema {body['schema']}, and this version reads {MANIFEST_SCHEMA}")
             if digest != _digest(body):
                 raise ValueError("does not match its own digest")
             del body["schema"]
@@ -75,12 +75,12 @@ class Manifest:
             raise ValueError(f"is not a manifest ({type(error).__name__}: {error})") from None
 
 
-def layout_of(sizes: dict[str, int]) -> str:
+def digest_layout(sizes: dict[str, int]) -> str:
     """Digest of the trained parameters' names and elements: the same on every shape."""
     return hashlib.sha256(json.dumps(sorted(sizes.items())).encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
+def digest_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

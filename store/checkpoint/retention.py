@@ -1,16 +1,16 @@
 """When to save and what to keep: small pure policies over steps and seconds."""
 
-from configs.schema import Checkpoint
+from configs.schema import CheckpointConfig
 
 
-def is_due(policy: Checkpoint, step: int, seconds: float) -> bool:
+def should_save(policy: CheckpointConfig, step: int, seconds: float) -> bool:
     """Whether to save after `step`, `seconds` after the last save: whichever comes first."""
     by_steps = policy.every_steps is not None and step % policy.every_steps == 0
     by_time = policy.every_minutes is not None and seconds >= 60 * policy.every_minutes
     return by_steps or by_time
 
 
-def superfluous(policy: Checkpoint, steps: list[int]) -> list[int]:
+def steps_to_prune(policy: CheckpointConfig, steps: list[int]) -> list[int]:
     """The steps, of those that are there, whose checkpoints may go: never the newest, nor one every `keep_every`."""
     kept = set(sorted(steps)[-policy.keep :])
     return [s for s in sorted(steps) if s not in kept and not (policy.keep_every and s % policy.keep_every == 0)]

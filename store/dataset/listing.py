@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs.errors import LockstepError, UserError
-from configs.schema import Data
+from configs.schema import DataConfig
 
 # What the system says of names that lead nowhere, or of files whose damage sends a reader where there is nothing. All
 # else that it says is about this machine, now.
@@ -35,14 +35,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetListing:
     """What a folder holds: the samples that are there, and what is wrong with the others, one sentence each."""
 
     samples: list[Sample]
     problems: list[str]
 
 
-def list_samples(folder: Path) -> Listing:
+def list_samples(folder: Path) -> DatasetListing:
     """The samples of `folder` in their fixed order: the file's order, or sorted by path. Opens no image.
 
     Raises UserError where a folder cannot be listed, bad samples skipped or not: nobody knows what would be lost.
@@ -56,7 +56,7 @@ def list_samples(folder: Path) -> Listing:
     return listing
 
 
-def check_images(folder: Path, listing: Listing) -> Listing:
+def check_images(folder: Path, listing: DatasetListing) -> DatasetListing:
     """`listing` less the images whose header does not read. Pixels are not decoded: that would read every byte."""
     from PIL import Image
 
@@ -74,7 +74,7 @@ def check_images(folder: Path, listing: Listing) -> Listing:
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(problem, listing.samples, chunksize=64))
     good = [sample for sample, bad in zip(listing.samples, found, strict=True) if bad is None]
-    return Listing(good, listing.problems + [bad for bad in found if bad is not None])
+    return DatasetListing(good, listing.problems + [bad for bad in found if bad is not None])
 
 
 def check_machine(path: Path, error: Exception) -> None:
@@ -89,7 +89,7 @@ def check_machine(path: Path, error: Exception) -> None:
     raise LockstepError(f"{_shown(path)}: cannot be read on {socket.gethostname()} ({why})") from None
 
 
-def settle(data: Data, listing: Listing) -> list[Sample]:
+def select_samples(data: DataConfig, listing: DatasetListing) -> list[Sample]:
     """The samples to train on: all of them, or with `on_bad_sample: skip` those that are whole."""
     if listing.problems and data.on_bad_sample == "error":
         shown = listing.problems[:10]
@@ -101,22 +101,22 @@ def settle(data: Data, listing: Listing) -> list[Sample]:
     return listing.samples
 
 
-def to_lines(samples: Iterable[Sample]) -> str:
+def format_samples(samples: Iterable[Sample]) -> str:
     """The text of `dataset.jsonl`: one sample per line."""
     return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
 
 
-def from_lines(text: str) -> list[Sample]:
+def parse_samples(text: str) -> list[Sample]:
     # Not splitlines(): JSON leaves U+2028 and its like as they are, and a caption may hold them.
     return [Sample(**json.loads(line)) for line in text.split("\n") if line]
 
 
-def digest(text: str) -> str:
+def digest_samples(text: str) -> str:
     """Identity of a dataset as its `dataset.jsonl` has it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _from_metadata(folder: Path, metadata: Path) -> Listing:
+def _from_metadata(folder: Path, metadata: Path) -> DatasetListing:
     samples, problems = [], []
     try:
         text = metadata.read_text(encoding="utf-8-sig")
@@ -135,7 +135,7 @@ def _from_metadata(folder: Path, metadata: Path) -> Listing:
             problems.append(f"{place}: {image} is missing from {folder}")
         except _BadSample as problem:
             problems.append(f"{place}: {problem}")
-    return Listing(samples, problems)
+    return DatasetListing(samples, problems)
 
 
 def _record(line: str, place: str) -> tuple[str, str]:
@@ -151,7 +151,7 @@ def _record(line: str, place: str) -> tuple[str, str]:
     return image, caption
 
 
-def _from_pairs(folder: Path) -> Listing:
+def _from_pairs(folder: Path) -> DatasetListing:
     images: set[Path] = set()
     captions: set[Path] = set()
     for name in _files(folder):
@@ -173,7 +173,7 @@ def _from_pairs(folder: Path) -> Listing:
             problems.append(f"{_shown(str(error.filename))}: is missing")
         except _BadSample as problem:
             problems.append(str(problem))
-    return Listing(samples, problems)
+    return DatasetListing(samples, problems)
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from store.run.run_dir import Attempt, write_json
 
 @dataclass(frozen=True)
 class AttemptPlan:
-    """The shape, the cut of the batch and the length, all solved; ranks refuse a world that is not this one."""
+    """The shape, the batch plan and the length, all solved; ranks refuse a world that is not this one."""
 
     nodes: int
     gpus_per_node: int

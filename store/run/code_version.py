@@ -20,7 +20,7 @@ class CodeVersion:
     diff: str
 
 
-def code_version() -> CodeVersion:
+def read_code_version() -> CodeVersion:
     return CodeVersion(version("lockstep"), _digest(), *_git())
 
 

@@ -20,14 +20,14 @@ class End:
     notice: str | None = None  # what asked for the stop: a signal's name, or a person
 
     @property
-    def asked_by_people(self) -> bool:
+    def requested_by_user(self) -> bool:
         """Somebody wants the run to stand still; the others only say that the machine is needed or its time is up."""
         return self.notice is not None and not self.notice.startswith(("SIG", TIME_LIMIT))
 
     @property
     def is_final(self) -> bool:
         """Whether nothing goes on from it by itself."""
-        return self.reason == "finished" or self.asked_by_people
+        return self.reason == "finished" or self.requested_by_user
 
     @property
     def exit_code(self) -> int:

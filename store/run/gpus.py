@@ -4,7 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-VARIABLE = "LOCKSTEP_GPUS"  # of a rank: 1 where it must find a GPU, 0 where it is to use the CPU, whatever there is
+GPUS_VARIABLE = (
+    "LOCKSTEP_GPUS"  # of a rank: 1 where it must find a GPU, 0 where it is to use the CPU, whatever there is
+)
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -15,10 +17,10 @@ def count_gpus() -> int:
 
 def must_find_gpu(environment: Mapping[str, str]) -> bool:
     """Whether a process with `environment` that starts on this machine has GPUs that it was not told to leave alone."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or environment.get(VARIABLE) == "0"
+    hidden = environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or environment.get(GPUS_VARIABLE) == "0"
     return count_gpus() > 0 and not hidden
 
 
-def gpu_is_promised() -> bool | None:
+def is_gpu_promised() -> bool | None:
     """Whether this rank must find a GPU; False: it is to use the CPU; None: it takes what there is."""
-    return {"1": True, "0": False}.get(os.environ.get(VARIABLE, ""))
+    return {"1": True, "0": False}.get(os.environ.get(GPUS_VARIABLE, ""))

@@ -169,7 +169,7 @@ class RunDir:
     path: Path
 
     @classmethod
-    def at(cls, folder: str | Path) -> "RunDir":
+    def open(cls, folder: str | Path) -> "RunDir":
         """The run in `folder`. Raises UserError where there is none."""
         run = cls(Path(os.path.abspath(folder)))  # without `..`, as its jobs' scripts have it
         if not run.config.is_file():
@@ -177,7 +177,7 @@ class RunDir:
         return run
 
     @classmethod
-    def of(cls, config: "RunConfig") -> "RunDir":
+    def for_config(cls, config: "RunConfig") -> "RunDir":
         """Where the run of `config` lies, or will."""
         return cls(Path(config.runs, config.name))
 
@@ -240,7 +240,7 @@ class RunDir:
     def pictures(self) -> Path:
         return self.path / "pictures"
 
-    def pictures_of(self, step: int) -> Path:
+    def pictures_at(self, step: int) -> Path:
         return self.pictures / f"step-{step:08d}"
 
     @property

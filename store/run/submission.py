@@ -7,8 +7,8 @@ from typing import Any
 
 from configs.schema import RunConfig
 from configs.solve import deepspeed
-from configs.solve.batch import BatchPlan, Shape, solve
-from configs.solve.length import length_of
+from configs.solve.batch import BatchPlan, Shape, solve_batch
+from configs.solve.length import solve_length
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir, write_json
 
@@ -29,14 +29,14 @@ class Submission:
     def read(cls, run: RunDir) -> "Submission":
         return cls(**json.loads(run.submission.read_text()))
 
-    def plan(self, config: RunConfig, cut: BatchPlan) -> AttemptPlan:
-        """The next attempt on the shape of `cut`."""
+    def plan(self, config: RunConfig, batch_plan: BatchPlan) -> AttemptPlan:
+        """The next attempt on the shape of `batch_plan`."""
         return AttemptPlan(
-            nodes=cut.shape.nodes,
-            gpus_per_node=cut.shape.gpus_per_node,
-            micro_batch=cut.micro_batch,
-            gradient_accumulation_steps=cut.accumulation,
-            total_steps=length_of(config, cut.batch, self.dataset_size).steps,
+            nodes=batch_plan.shape.nodes,
+            gpus_per_node=batch_plan.shape.gpus_per_node,
+            micro_batch=batch_plan.micro_batch,
+            gradient_accumulation_steps=batch_plan.accumulation,
+            total_steps=solve_length(config, batch_plan.batch, self.dataset_size).steps,
             nonce=secrets.token_hex(8),
             model_folder=self.model_folder,
             dataset_size=self.dataset_size,
@@ -44,20 +44,22 @@ class Submission:
         )
 
 
-def cut(run: RunDir, config: RunConfig, shape: Shape | None = None) -> BatchPlan:
+def plan_batch(run: RunDir, config: RunConfig, shape: Shape | None = None) -> BatchPlan:
     """How `config` cuts the batch on `shape`, or its own; a run that was begun keeps the batch it was begun with."""
     attempts = run.attempts()
-    return solve(config, shape, begun=AttemptPlan.read(attempts[-1]).batch_plan if attempts else None)
+    return solve_batch(config, shape, begun=AttemptPlan.read(attempts[-1]).batch_plan if attempts else None)
 
 
-def open_attempt(run: RunDir, config: RunConfig, cut: BatchPlan, allocation: dict[str, Any] | None = None) -> Attempt:
-    """Make the run's next attempt, planned on the shape of `cut`. For whoever starts its processes.
+def open_attempt(
+    run: RunDir, config: RunConfig, batch_plan: BatchPlan, allocation: dict[str, Any] | None = None
+) -> Attempt:
+    """Make the run's next attempt, planned on the shape of `batch_plan`. For whoever starts its processes.
 
     `allocation` goes into `nodes.json`, where SLURM gave the nodes. The plan comes last: by it others see the attempt.
     """
-    plan = Submission.read(run).plan(config, cut)
+    plan = Submission.read(run).plan(config, batch_plan)
     attempt = run.open_attempt()
-    write_json(attempt.deepspeed, deepspeed.render(config, cut))
+    write_json(attempt.deepspeed, deepspeed.render_deepspeed(config, batch_plan))
     if allocation is not None:
         write_json(attempt.nodes, allocation)
     plan.write(attempt)

@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from configs.errors import LockstepError
-from configs.reading.load import load
+from configs.reading.load import load_config
 from configs.schema import RunConfig
 from launcher.cli.main import cli
-from launcher.submit.prepare import Ready, check
-from slurm.job.nodes import frozen
+from launcher.submit.prepare import PreparedRun, prepare_run
+from slurm.job.nodes import with_fixed_batch
 from slurm.job.record import JobRecord
 from slurm.site import Site
 from store.run.run_dir import Attempt, RunDir, write_json
@@ -88,9 +88,9 @@ class Desk:
             return done.exception.exit_code, f"{done.output}{done.exception}"
         return done.exit_code, done.output
 
-    def ready(self, *overrides: str) -> Ready:
-        config: RunConfig = load(self.file, overrides)
-        return check(frozen(config))
+    def ready(self, *overrides: str) -> PreparedRun:
+        config: RunConfig = load_config(self.file, overrides)
+        return prepare_run(with_fixed_batch(config))
 
     def submitted(self, job: str | None = "7", *overrides: str) -> RunDir:
         """The run, as a submit has left it."""

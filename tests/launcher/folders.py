@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.model_folder import PARTS, WEIGHTS
-from configs.reading.load import dump
+from configs.reading.load import dump_config
 from configs.schema import RunConfig
 from slurm.job.record import JobRecord
 from slurm.site import Site
@@ -25,7 +25,7 @@ def make_run(runs: Path, name: str, *, job: str | None = None, after: int = 0) -
     run = RunDir(runs / name)
     run.path.mkdir(parents=True)
     config = RunConfig(name=name, model="me/mine", data={"images": "/images"}, batch=8, steps=STEPS, runs=str(runs))
-    run.config.write_text(dump(config))
+    run.config.write_text(dump_config(config))
     if job:
         JobRecord(job, Site(), after, time.time()).write(run)
     return run

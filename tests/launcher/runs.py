@@ -76,8 +76,8 @@ class Trained:
 
 def leave_a_stale_lock() -> None:
     """As a killed build leaves it; nobody else is building meanwhile."""
-    build = cpu_extension.own_place() / "deepspeed_shm_comm"
+    build = cpu_extension.make_extension_folder() / "deepspeed_shm_comm"
     build.mkdir(parents=True, exist_ok=True)
-    with open(cpu_extension.folder() / ".flock", "w") as file:
+    with open(cpu_extension.extension_folder() / ".flock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         (build / "lock").touch()

@@ -12,7 +12,7 @@ from slurm.lab import Lab, namespaces
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Four nodes in namespaces, with accounting. Its folder is short, for the sake of its sockets."""
-    if not namespaces.possible():
+    if not namespaces.namespaces_allowed():
         tell = pytest.fail if "CI" in os.environ else pytest.skip
         tell("nodes of their own need namespaces, as root")
     folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psutil
 
 from slurm.lab import Lab
-from store.checkpoint.checkpoints import Resume
+from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
 from tests.shell import ENVIRONMENT, LOCKSTEP
@@ -208,8 +208,8 @@ class Run:
     def check_consumed_once(self, steps: int = STEPS) -> None:
         """The attempts' kept steps, one after the other, are 1 … `steps`; so are the run's metrics. A step's positions
         follow from its number."""
-        attempts = [attempt for attempt in self.dir.attempts() if Resume.read(attempt)]
-        starts = [Resume.read(attempt).step for attempt in attempts]
+        attempts = [attempt for attempt in self.dir.attempts() if ResumePoint.read(attempt)]
+        starts = [ResumePoint.read(attempt).step for attempt in attempts]
         kept = []
         for attempt, first, last in zip(attempts, starts, [*starts[1:], steps], strict=True):
             made = lines(attempt.metrics)

@@ -14,9 +14,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
 from slurm.lab import Lab
-from slurm.recovery.requeue import TRIES
+from slurm.recovery.requeue import MAX_FAILURES
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import Resume
+from store.checkpoint.checkpoints import ResumePoint
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from tests.runs import values
@@ -129,7 +129,7 @@ def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
     )  # the second since 24.05, for a run that is done
     assert run.finish() in over, run.story()
     assert run.ends() == ["notice", "finished"]
-    end, record = End.read(run.dir.attempt(1)), Resume.read(run.dir.attempt(2))
+    end, record = End.read(run.dir.attempt(1)), ResumePoint.read(run.dir.attempt(2))
     assert end is not None
     assert record is not None
     assert end.notice == "SIGTERM"
@@ -150,7 +150,7 @@ def test_killed_rank(cluster: Cluster, calm: Run) -> None:
     assert run.ends() == [None, "finished"]
     log = run.dir.attempt(1).launcher_log.read_text()
     assert "rank 1 on node2 was killed from outside" in log, log
-    record = Resume.read(run.dir.attempt(2))
+    record = ResumePoint.read(run.dir.attempt(2))
     assert record is not None
     assert record.step >= 5
     run.check_consumed_once()
@@ -181,8 +181,8 @@ def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
     run = cluster.new_run("crash", model=str(broken), cluster={"nodes": 1})
     run.submit()
     assert run.finish() == "HELD", run.story()
-    assert run.ends() == [None] * TRIES
-    assert f"{TRIES} attempts in a row ended without a new checkpoint" in run.comment
+    assert run.ends() == [None] * MAX_FAILURES
+    assert f"{MAX_FAILURES} attempts in a row ended without a new checkpoint" in run.comment
     assert "JSONDecodeError" in run.comment
     why = cluster.lockstep("why", run.dir.path).stdout
     assert "JSONDecodeError" in why
@@ -219,15 +219,15 @@ def test_what_people_see_and_ask_while_it_runs(cluster: Cluster) -> None:
         assert 0 < row["seconds_to_wall"] < 300
         assert "running, attempt 1" in cluster.lockstep("why", run.dir.path).stdout
         cluster.lockstep("save", run.dir.path).check_returncode()
-        saved = run.until(lambda: checkpoints.visible(run.dir))
+        saved = run.until(lambda: checkpoints.list_checkpoints(run.dir))
         stop = cluster.lockstep("stop", run.dir.path)
         assert stop.returncode == 0, stop.stderr
         assert run.finish() == "COMPLETED", run.story()
         assert follower.wait(60) == 0, followed.read_text()
     end = End.read(run.dir.attempt(1))
     assert end is not None
-    assert end.asked_by_people
-    assert saved[-1].step < end.step == checkpoints.visible(run.dir)[-1].step
+    assert end.requested_by_user
+    assert saved[-1].step < end.step == checkpoints.list_checkpoints(run.dir)[-1].step
     text = followed.read_text()
     assert (
         text.index("=== attempt 1 on node1, node2") < text.index("step 1/5000") < text.index(f"saved step {end.step}")
@@ -249,14 +249,14 @@ def test_cancelled_runs_stay_away(cluster: Cluster) -> None:
     assert cluster.queue() == []
     first = End.read(run.dir.attempt(1))
     assert first is not None
-    assert first.asked_by_people
-    assert [checkpoint.step for checkpoint in checkpoints.visible(run.dir)] == [first.step]
+    assert first.requested_by_user
+    assert [checkpoint.step for checkpoint in checkpoints.list_checkpoints(run.dir)] == [first.step]
     cancelled = run.job
 
     run.submit()  # and a bare scancel
     assert run.job != cancelled
     run.trains(2)
-    record = Resume.read(run.dir.attempt(2))
+    record = ResumePoint.read(run.dir.attempt(2))
     assert record is not None
     assert record.step == first.step
     cluster.run("scancel", run.job, check=True)
@@ -368,9 +368,9 @@ def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
     assert len(newer.heartbeats()) == 2
     assert newer.failures() == []
     assert "attempt 1:" not in newer.launcher_log.read_text()
-    record = Resume.read(newer)
+    record = ResumePoint.read(newer)
     assert record is not None
-    assert all(c.attempt >= 2 for c in checkpoints.visible(run.dir) if c.step > record.step)
+    assert all(c.attempt >= 2 for c in checkpoints.list_checkpoints(run.dir) if c.step > record.step)
     run.check_consumed_once()
     check_same_losses(run, calm)
 

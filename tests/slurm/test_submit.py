@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.job.record import JobRecord
-from store.checkpoint.checkpoints import Resume
+from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
 from tests.slurm.runs import Cluster
 
@@ -110,7 +110,7 @@ def test_preempted_by_cancelling_without_grace_time(cluster: Cluster) -> None:
         run.submit()
         run.trains(2)
         assert run.job != first
-        record = Resume.read(run.dir.attempt(2))
+        record = ResumePoint.read(run.dir.attempt(2))
         assert record is not None
         assert record.step == end.step
 

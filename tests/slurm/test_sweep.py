@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from launcher.submit.sweep import points
+from launcher.submit.sweep import list_points
 from store.run.run_dir import RunDir
 from tests.slurm.runs import Cluster, Run, lines
 
@@ -27,7 +27,7 @@ def cluster(lab) -> Iterator[Cluster]:
 def test_every_combination_is_a_run_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     file.write_text("model: me/mine\ndata: {images: .}\nbatch: 4\nsteps: 3\n")
-    found = points(str(file), ["lr=1e-5,2e-5", "seed=0,1", "optimizer.betas=[0.9,0.99]"])
+    found = list_points(str(file), ["lr=1e-5,2e-5", "seed=0,1", "optimizer.betas=[0.9,0.99]"])
     assert [point.config.name for point in found] == [
         "base-lr-1e-5-seed-0",
         "base-lr-1e-5-seed-1",
@@ -38,7 +38,7 @@ def test_every_combination_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert {point.config.optimizer.betas for point in found} == {(0.9, 0.99)}
     for words, said in ((["lr=1e-5"], "several values"), (["lr=1e-5,1e-5"], "both be"), (["lr=1e-5,x"], "lr")):
         with pytest.raises(UserError, match=said):
-            points(str(file), words)
+            list_points(str(file), words)
 
 
 def test_a_sweep_is_one_array_and_nothing_is_trained_twice(cluster: Cluster) -> None:

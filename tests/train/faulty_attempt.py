@@ -29,7 +29,7 @@ from store.checkpoint import checkpoints, fragment_file
 from store.run.run_dir import Attempt, RunDir
 from train.attempt import run_attempt
 from train.engines.ema import Ema
-from train.resilience.stop_signal import Notice
+from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
 
 SLOW = 0.3  # seconds that a slow rank takes longer for each call, unless the fault has `seconds`
@@ -146,7 +146,7 @@ def write_positions(run: RunDir, number: str) -> None:
 
 def main(run_dir: str, number: str, fault: str) -> None:
     run = RunDir(Path(run_dir))
-    notice = Notice()
+    notice = StopSignal()
     write_positions(run, number)
     attempt = run.attempt(int(number))
     get_accelerator().is_fp16_supported = lambda: True  # torch computes fp16 on a CPU, if slowly

@@ -19,7 +19,7 @@ def node(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        for name, value in {"RANK": 0, "LOCAL_RANK": local_rank, "WORLD_SIZE": 1, gpus.VARIABLE: promised}.items():
+        for name, value in {"RANK": 0, "LOCAL_RANK": local_rank, "WORLD_SIZE": 1, gpus.GPUS_VARIABLE: promised}.items():
             monkeypatch.setenv(name, str(value))
 
     return fake
@@ -27,14 +27,14 @@ def node(monkeypatch):
 
 def blamed(error: BaseException) -> bool:
     """Whether the node would be left out for this error, as its rank's report words it."""
-    return Cause("program", f"rank 0 on node1 failed: {type(error).__name__}: {error}", 0, "node1").blames_node
+    return Cause("program", f"rank 0 on node1 failed: {type(error).__name__}: {error}", 0, "node1").suspects_node
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [(1, 3), (4, 4)])
 def test_a_rank_without_a_gpu_of_its_own_is_told_so_and_its_node_is_not_blamed(node, visible, local_rank):
     node(visible, local_rank)
     with pytest.raises(UserError, match=rf"rank {local_rank} of those on \S+ finds {visible} GPU") as refused:
-        process_group.join(1)
+        process_group.init_process_group(1)
     assert "--gpu-bind=none" in str(refused.value)
     assert not blamed(refused.value)
 
@@ -42,14 +42,14 @@ def test_a_rank_without_a_gpu_of_its_own_is_told_so_and_its_node_is_not_blamed(n
 def test_a_gpu_node_without_working_cuda_is_an_error_and_blamed(node):
     node(0)
     with pytest.raises(process_group.NoDevice, match=r"no CUDA device works on \S+ \(torch .*, CUDA 13.0\)") as refused:
-        process_group.join(1)
+        process_group.init_process_group(1)
     assert blamed(refused.value)
 
 
 def test_a_torch_without_cuda_is_the_users_to_mend_and_no_nodes_fault(node):
     node(0, cuda=None)
     with pytest.raises(UserError, match=r"is built without CUDA.*gpus: none in the site profile, or") as refused:
-        process_group.join(1)
+        process_group.init_process_group(1)
     assert not blamed(refused.value)
 
 
@@ -74,7 +74,7 @@ def test_each_rank_takes_the_gpu_of_its_own_number(node, monkeypatch):
     for local_rank in (0, 3):
         node(4, local_rank)
         with pytest.raises(InterruptedError):
-            process_group.join(1)
+            process_group.init_process_group(1)
     assert taken == [torch.device("cuda", 0), torch.device("cuda", 3)]
 
 
@@ -86,14 +86,16 @@ def test_local_runs_must_find_the_gpus_that_the_driver_lists(tmp_path, monkeypat
     assert gpus.must_find_gpu({})
     assert gpus.must_find_gpu({"CUDA_VISIBLE_DEVICES": "0"})
     assert not gpus.must_find_gpu({"CUDA_VISIBLE_DEVICES": ""}), "who hides them wants the CPU"
-    assert not gpus.must_find_gpu({gpus.VARIABLE: "0"})
+    assert not gpus.must_find_gpu({gpus.GPUS_VARIABLE: "0"})
 
 
 def test_the_word_for_srun_is_in_every_job_that_asks_for_gpus():
-    from slurm.job.request import of_site
+    from slurm.job.request import site_parameters
     from slurm.site import Site
 
-    found = {kind: " ".join(of_site(Site(gpus=kind), 4)["srun_args"]) for kind in ("gpus-per-node", "gres", "none")}
+    found = {
+        kind: " ".join(site_parameters(Site(gpus=kind), 4)["srun_args"]) for kind in ("gpus-per-node", "gres", "none")
+    }
     assert {kind: bool(re.search("--gpu-bind=none", words)) for kind, words in found.items()} == {
         "gpus-per-node": True,
         "gres": True,

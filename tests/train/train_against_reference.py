@@ -13,8 +13,8 @@ from transformers import CLIPTextModel
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render
-from configs.solve.learning_rate import learning_rate
+from configs.solve.deepspeed import render_deepspeed
+from configs.solve.learning_rate import compute_learning_rate
 from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import process_group
@@ -85,14 +85,14 @@ def main(folder: str, images: str, zero: str) -> None:
         precision="fp32",
     )
     plan = BatchPlan(Shape(1, 1), MICRO, ACCUMULATION)
-    world = process_group.join(1)
-    parts = stable_diffusion.load(config, Path(folder), world.device)
+    world = process_group.init_process_group(1)
+    parts = stable_diffusion.load_model(config, Path(folder), world.device)
     listed = list_samples(Path(images)).samples
     stream = Stream(config, listed, parts.tokenizer, parts.latent_shape(config.data.resolution))
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn)
 
-    engine = Engine(parts.unet, config, render(config, plan), world.device)
+    engine = Engine(parts.unet, config, render_deepspeed(config, plan), world.device)
     trainer = Trainer(parts, engine, None, world.device)
     losses, original = [], trainer.micro_loss
 
@@ -103,7 +103,7 @@ def main(folder: str, images: str, zero: str) -> None:
     trainer.micro_loss = watched
     for k in range(1, STEPS + 1):
         mine = iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION])
-        trainer.step(k, learning_rate(config, k, STEPS), mine, lambda: None)
+        trainer.step(k, compute_learning_rate(config, k, STEPS), mine, lambda: None)
     trained = gather(world, engine.owned, [f.master for f in engine.owned])
 
     assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION

@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel, __version__
 from huggingface_hub import ModelCardData
 
 from configs.errors import LockstepError, UserError
-from configs.reading.load import load
+from configs.reading.load import load_config
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
@@ -31,12 +31,12 @@ MARK = "lockstep.json"  # in every export: what it was made of, and that it may 
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
-def export(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None:
+def export_pipeline(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None:
     """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card.
 
     Takes the place of an older export; raises UserError where `out` holds anything else.
     """
-    config, plan = load(run.config), AttemptPlan.read(run.attempt(checkpoint.attempt))
+    config, plan = load_config(run.config), AttemptPlan.read(run.attempt(checkpoint.attempt))
     model = Path(plan.model_folder)
     temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
     if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
@@ -83,7 +83,7 @@ def _take_modes_of(folder: Path) -> None:
 
 
 def _unet(model: Path, checkpoint: Checkpoint, kind: str) -> UNet2DConditionModel:
-    reader = checkpoint.reader()
+    reader = checkpoint.open_reader()
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
     weights = {
@@ -111,7 +111,7 @@ def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, predict
         tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "diffusers-training"],
         inference=True,
     )
-    cut = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
+    passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
     world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
     return f"""---
 {data.to_yaml()}
@@ -131,7 +131,7 @@ image = pipeline("a prompt").images[0]
 | | |
 |---|---|
 | dataset | {plan.dataset_size:,} samples, digest `{plan.dataset_digest[:16]}` |
-| batch | {batch} = {cut}{world} rank{"s" * (world > 1)} |
+| batch | {batch} = {passes}{world} rank{"s" * (world > 1)} |
 | length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
 | learning rate | {config.lr:g}, {config.schedule}, {config.warmup_steps} warm-up steps |
 | prediction | {prediction} |
@@ -150,14 +150,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     run = RunDir(asked.run_dir)
-    chosen = checkpoints.find(run, asked.step)
-    if problems := chosen.problems():
+    chosen = checkpoints.find_checkpoint(run, asked.step)
+    if problems := chosen.verify():
         raise LockstepError(f"{problems[0]}; choose another step")
-    weights = asked.weights or load(run.config).exported
-    if KINDS[weights] not in chosen.manifest().kinds:
+    weights = asked.weights or load_config(run.config).exported
+    if KINDS[weights] not in chosen.read_manifest().kinds:
         raise UserError(f"{chosen.path}: holds no average; write --weights raw")
     try:
-        export(run, chosen, weights, asked.out.absolute())
+        export_pipeline(run, chosen, weights, asked.out.absolute())
     except OSError as error:
         raise UserError(f"{error.filename or asked.out}: {error.strerror}; name another folder with --out") from None
     print(f"exported {weights} weights of step {chosen.step} to {asked.out}")

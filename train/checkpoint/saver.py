@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from configs.errors import LockstepError
-from configs.schema import Checkpoint as Policy
+from configs.schema import CheckpointConfig as Policy
 from store.checkpoint import checkpoints, fragment_file
-from store.checkpoint.manifest import NAME, FileEntry, Identity, Manifest
-from store.checkpoint.retention import is_due, superfluous
+from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Identity, Manifest
+from store.checkpoint.retention import should_save, steps_to_prune
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir, sync_directory, write_atomic
 from train.checkpoint.snapshot import Snapshot
@@ -59,16 +59,18 @@ class Saver:
         if self.in_flight is not None:
             self.in_flight.copied.wait()
 
-    def boundary(self, step: int, *, notice: bool, asked: bool, last: bool, skipped: bool) -> bool:
+    def after_step(self, step: int, *, notice: bool, asked: bool, last: bool, skipped: bool) -> bool:
         """After `step`: commit what is written, begin what is due, or asked for on rank 0. True where all ranks are to
         stop here.
 
         A step that was skipped is no reason to save: the save waits for one that was not, so that a run that only
         skips is seen not to get further.
         """
-        due = self.world.leads and (asked or self.owed or is_due(self.policy, step, time.monotonic() - self.last_save))
+        due = self.world.is_main_process and (
+            asked or self.owed or should_save(self.policy, step, time.monotonic() - self.last_save)
+        )
         busy = self.in_flight is not None and not self.in_flight.done.is_set()
-        notice, due, busy = self.world.agree([notice, due, busy])
+        notice, due, busy = self.world.any_rank([notice, due, busy])
         if self.in_flight is not None and not busy:
             self._commit()
         owed, self.owed = self.owed, False
@@ -77,7 +79,7 @@ class Saver:
         elif due and skipped:
             self.owed = True
         elif due and self.in_flight is not None:
-            if self.world.leads and not owed:
+            if self.world.is_main_process and not owed:
                 print(
                     f"step {self.in_flight.draft.identity.step} is still being written; the next save waits", flush=True
                 )
@@ -110,18 +112,18 @@ class Saver:
         pieces, sources = self._state()
         size = sum(self.world.gather(sum(4 * piece.length for piece in pieces)))
         folder = checkpoints.temporary_path(self.run, step, self.attempt.number)
-        refusal = self.world.broadcast(_make_room(folder, size) if self.world.leads else None)
+        refusal = self.world.broadcast(_make_room(folder, size) if self.world.is_main_process else None)
         if refusal is not None:
             self._fail(folder, refusal)
             return False
         if not self.buffers:
             pinned = self.world.device.type == "cuda"
             self.buffers = [torch.empty(source.shape, pin_memory=pinned) for source in sources]
-        path = folder / fragment_file.file_name(self.world.rank)
+        path = folder / fragment_file.fragment_file_name(self.world.rank)
         self.in_flight = Snapshot(self._draft(step), path, pieces, sources, self.buffers)
         return True
 
-    def _state(self) -> tuple[list[fragment_file.Piece], list[torch.Tensor]]:
+    def _state(self) -> tuple[list[fragment_file.StoredFragment], list[torch.Tensor]]:
         """What this rank owns: the pieces, and DeepSpeed's own storage of each."""
         engine, owned = self.engine.deepspeed, self.engine.owned
         state.ensure_moments(engine, owned)
@@ -129,7 +131,7 @@ class Saver:
         values |= {key: [f.moment(engine.basic_optimizer, key) for f in owned] for key in state.MOMENTS}
         if self.ema is not None:
             values["ema"] = self.ema.averages
-        pieces = [fragment_file.Piece(kind, f.name, f.offset, f.length) for kind in values for f in owned]
+        pieces = [fragment_file.StoredFragment(kind, f.name, f.offset, f.length) for kind in values for f in owned]
         return pieces, [value for kind in values for value in values[kind]]
 
     def _draft(self, step: int) -> Manifest:
@@ -157,16 +159,16 @@ class Saver:
         self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
         spoiled = [found for found in self.world.gather(snapshot.spoiled) if found]
         if spoiled:
-            if self.world.leads:
+            if self.world.is_main_process:
                 shutil.rmtree(snapshot.path.parent, ignore_errors=True)
             raise NonFinite(f"{spoiled[0]}, so no checkpoint of it is kept; {self._newest()}")
         outcomes = self.world.gather(snapshot.outcome)
-        problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.leads else None)
+        problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.is_main_process else None)
         if problem is not None:
             self._fail(snapshot.path.parent, problem)
             return False
         self.newest = snapshot.draft.identity.step
-        if self.world.leads:
+        if self.world.is_main_process:
             print(f"saved step {self.newest}", flush=True)
             self._prune()
         return True
@@ -180,33 +182,33 @@ class Saver:
             return f"attempt {newer[-1]} of this run has begun, and attempt {identity.attempt} writes no more"
         folder = checkpoints.temporary_path(self.run, identity.step, identity.attempt)
         try:
-            write_atomic(folder / NAME, replace(draft, files=tuple(outcomes)).to_text())
-            final = checkpoints.final_path(self.run, identity.step, identity.attempt)
+            write_atomic(folder / MANIFEST_NAME, replace(draft, files=tuple(outcomes)).to_text())
+            final = checkpoints.committed_path(self.run, identity.step, identity.attempt)
             os.rename(folder, final)
             sync_directory(self.run.checkpoints)
         except OSError as error:
             return f"{folder}: {error.strerror}"
         try:
-            checkpoints.record_saved(self.attempt, final)
+            checkpoints.record_saved_checkpoint(self.attempt, final)
         except OSError as error:  # the checkpoint stands; its note may lie on another, full file system
             print(f"ALARM: {self.attempt.saved} could not be written: {error.strerror}", flush=True)
         return None
 
     def _prune(self) -> None:
         """Rank 0, only after a commit: remove what the policy does not keep."""
-        there = checkpoints.visible(self.run)
-        doomed = set(superfluous(self.policy, [checkpoint.step for checkpoint in there]))
+        there = checkpoints.list_checkpoints(self.run)
+        doomed = set(steps_to_prune(self.policy, [checkpoint.step for checkpoint in there]))
         for checkpoint in there:
             if checkpoint.step in doomed:
                 try:
-                    checkpoints.remove(checkpoint)
+                    checkpoints.remove_checkpoint(checkpoint)
                 except OSError as error:  # the new one stands; the old one only takes room
                     print(f"ALARM: {checkpoint.path} could not be removed: {error.strerror}", flush=True)
 
     def _fail(self, folder: Path, problem: str) -> None:
         """A save that cannot be had costs itself only: say so loudly, clean up, train on."""
         self.failures += 1
-        if self.world.leads:
+        if self.world.is_main_process:
             print(f"ALARM: a checkpoint was not saved: {problem}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from store.checkpoint.fragment_file import Piece, write
+from store.checkpoint.fragment_file import StoredFragment, write_fragments
 from store.checkpoint.manifest import FileEntry, Manifest
 
 
@@ -14,7 +14,12 @@ class Snapshot:
     """Copies `sources` into `buffers` and writes them to `path`. The sources must not change before `copied` is set."""
 
     def __init__(
-        self, draft: Manifest, path: Path, pieces: list[Piece], sources: list[torch.Tensor], buffers: list[torch.Tensor]
+        self,
+        draft: Manifest,
+        path: Path,
+        pieces: list[StoredFragment],
+        sources: list[torch.Tensor],
+        buffers: list[torch.Tensor],
     ):
         self.draft, self.path = draft, path
         self.pieces, self.sources, self.buffers = pieces, sources, buffers
@@ -35,7 +40,9 @@ class Snapshot:
             self.copied.set()
             self.spoiled = self._find_spoiled()
             if self.spoiled is None:
-                self.outcome = write(self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity)
+                self.outcome = write_fragments(
+                    self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity
+                )
         except OSError as error:
             self.outcome = f"{self.path}: {error.strerror}"
         finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from configs.schema import Data
+from configs.schema import DataConfig
 
 LANCZOS = Image.Resampling.LANCZOS
 REACH = 3  # pixels to either side that a Lanczos filter makes one pixel of; as many times more as it shrinks
@@ -14,7 +14,7 @@ WIDEST = 65535  # the white of 16 bits
 TO_8_BITS = [round(value * 255 / WIDEST) for value in range(WIDEST + 1)]
 
 
-def load_square(path: Path, data: Data, crop_at: tuple[float, float], flip: bool) -> np.ndarray:
+def load_square(path: Path, data: DataConfig, crop_at: tuple[float, float], flip: bool) -> np.ndarray:
     """The image as RGB in [-1, 1], fp32, shape (3, resolution, resolution).
 
     EXIF orientation is applied, transparency shown on white, the short side resized to the resolution, a square cut at

@@ -8,14 +8,14 @@ inverse, each round is a bijection for any n, with no rejection and no table.
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.randomness import Purpose, generator
+from train.data.randomness import Purpose, make_generator
 
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = 2**64 - 1
 _FEW = 32  # below so many positions NumPy's calls cost more than Python's arithmetic
 
 
-def permute(index: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
+def permute_indices(index: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
     """The samples at places `index` (each < n) of epoch `epoch`, in the same shape."""
     keys = _round_keys(n, seed, epoch)
     if index.size < _FEW:
@@ -32,7 +32,7 @@ def permute(index: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray
 def _round_keys(n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
     """Shape (rounds, 2): the partner shift (< n) and the key of the bit. 6·log2(n) rounds mix well (section 3)."""
     rounds = 6 * max(n - 1, 1).bit_length() + 12
-    raw = generator(seed, Purpose.ORDER, epoch).bit_generator.random_raw(2 * rounds).reshape(rounds, 2)
+    raw = make_generator(seed, Purpose.ORDER, epoch).bit_generator.random_raw(2 * rounds).reshape(rounds, 2)
     raw[:, 0] %= np.uint64(n)
     return raw
 

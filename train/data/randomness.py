@@ -21,17 +21,17 @@ class Purpose(IntEnum):
     TIMESTEP = 6
 
 
-def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
+def make_generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
     """The generator of one draw; `position` is a place in the stream (for ORDER: the epoch)."""
     philox = np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=[0, 0, 0, position])
     return np.random.Generator(philox)
 
 
-def uniform(seed: int, purpose: Purpose, position: int) -> float:
+def draw_uniform(seed: int, purpose: Purpose, position: int) -> float:
     """One number in [0, 1)."""
-    return float(generator(seed, purpose, position).random())
+    return float(make_generator(seed, purpose, position).random())
 
 
-def normal(seed: int, purpose: Purpose, position: int, shape: tuple[int, ...]) -> np.ndarray:
+def draw_normal(seed: int, purpose: Purpose, position: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal values, fp32."""
-    return generator(seed, purpose, position).standard_normal(shape, dtype=np.float32)
+    return make_generator(seed, purpose, position).standard_normal(shape, dtype=np.float32)

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from configs.errors import LockstepError, UserError
-from configs.schema import Data, RunConfig
+from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
 from store.dataset.listing import Sample, check_machine
 from train.data.images import load_square
-from train.data.permutation import permute
-from train.data.randomness import Purpose, generator, normal, uniform
+from train.data.permutation import permute_indices
+from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
 
 
 def samples_at(positions: Iterable[int], size: int, seed: int) -> list[int]:
@@ -29,11 +29,11 @@ def samples_at(positions: Iterable[int], size: int, seed: int) -> list[int]:
     found: list[int] = []
     for epoch, group in groupby(positions, key=lambda position: position // size):
         places = np.array([position % size for position in group], np.uint64)
-        found += permute(places, size, seed, epoch).tolist()
+        found += permute_indices(places, size, seed, epoch).tolist()
     return found
 
 
-def positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
+def list_positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
     """The positions `rank` consumes in `step` (counted from 1), one range per micro-batch."""
     first, m, world = (step - 1) * plan.batch, plan.micro_batch, plan.shape.world_size
     starts = (first + (j * world + rank) * m for j in range(plan.accumulation))
@@ -57,7 +57,7 @@ class Stream(Dataset):
     """
 
     def __init__(self, config: RunConfig, samples: list[Sample], tokenizer: Any, latents: LatentShape):
-        self.data: Data = config.data
+        self.data: DataConfig = config.data
         self.seed = config.seed
         self.samples = samples
         self.tokenizer = tokenizer
@@ -83,15 +83,15 @@ class Stream(Dataset):
 
     def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
         pixels, caption = self._image_and_caption(position, index)
-        if uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
+        if draw_uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
             caption = ""
         shape = (self.latents.channels, self.latents.side, self.latents.side)
         return {
             "pixels": torch.from_numpy(pixels),
             "tokens": self._tokens(caption),
-            "posterior": torch.from_numpy(normal(self.seed, Purpose.POSTERIOR, position, shape)),
-            "noise": torch.from_numpy(normal(self.seed, Purpose.NOISE, position, shape)),
-            "timestep": torch.tensor(int(uniform(self.seed, Purpose.TIMESTEP, position) * self.latents.timesteps)),
+            "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
+            "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
+            "timestep": torch.tensor(int(draw_uniform(self.seed, Purpose.TIMESTEP, position) * self.latents.timesteps)),
             "position": torch.tensor(position),
         }
 
@@ -114,9 +114,9 @@ class Stream(Dataset):
         """Where the square is cut, and whether it is mirrored."""
         crop_at = (0.5, 0.5)
         if self.data.crop == "random":
-            x, y = generator(self.seed, Purpose.CROP, position).random(2)
+            x, y = make_generator(self.seed, Purpose.CROP, position).random(2)
             crop_at = (float(x), float(y))
-        return crop_at, self.data.flip and uniform(self.seed, Purpose.FLIP, position) < 0.5
+        return crop_at, self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
 
     def _tokens(self, caption: str) -> torch.Tensor:
         length = self.tokenizer.model_max_length
@@ -128,7 +128,7 @@ def micro_batches(
     stream: Stream, plan: BatchPlan, rank: int, steps: range, *, pin_memory: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The micro-batches of `rank` for `steps` in order, decoded ahead by the run's worker processes."""
-    wanted = (micro_batch for step in steps for micro_batch in positions(plan, rank, step))
+    wanted = (micro_batch for step in steps for micro_batch in list_positions(plan, rank, step))
     loader = DataLoader(
         stream,
         batch_size=None,

@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 from configs.errors import LockstepError
-from train.demo.grid import draw, grid
-from train.demo.shapes import COLOURS, PROMPTS, SEEDS, agreement, write_images
+from train.demo.grid import arrange_grid, draw_prompts
+from train.demo.shapes import COLOURS, PROMPTS, SEEDS, count_agreement, write_images
 
 HERE = Path(__file__).parent
 ENOUGH = 0.8  # share of right colours after the fine-tune
 TIMESTEPS, GUIDANCE = 25, 2.0
 
 
-def prepare(folder: Path) -> None:
+def prepare_demo(folder: Path) -> None:
     """Put the images, the base model and the config where the demo wants them; the same bytes every time."""
     count = write_images(folder / "images")
     shutil.copytree(HERE / "base", folder / "base", dirs_exist_ok=True)
@@ -22,13 +22,13 @@ def prepare(folder: Path) -> None:
     print(f"made a base model that knows grey shapes in {folder / 'base'}")
 
 
-def compare(folder: Path, pipeline: Path) -> None:
+def compare_pictures(folder: Path, pipeline: Path) -> None:
     """Draw the same prompts with the same seeds before and after, and count the right colours."""
     shares = {}
     for name, model in (("before", folder / "base"), ("after", pipeline)):
-        images = draw(model, PROMPTS, SEEDS, TIMESTEPS, GUIDANCE)
-        grid(images, PROMPTS).save(folder / f"{name}.png")
-        shares[name] = agreement(images, PROMPTS)
+        images = draw_prompts(model, PROMPTS, SEEDS, TIMESTEPS, GUIDANCE)
+        arrange_grid(images, PROMPTS).save(folder / f"{name}.png")
+        shares[name] = count_agreement(images, PROMPTS)
         right = round(shares[name] * len(PROMPTS))
         print(
             f"{name:<8}{right:2d} of {len(PROMPTS)} pictures have the colour asked for: {folder / name}.png",
@@ -43,6 +43,6 @@ def compare(folder: Path, pipeline: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        {"prepare": prepare, "compare": compare}[sys.argv[1]](*map(Path, sys.argv[2:]))
+        {"prepare": prepare_demo, "compare": compare_pictures}[sys.argv[1]](*map(Path, sys.argv[2:]))
     except LockstepError as error:
         sys.exit(str(error))

@@ -13,7 +13,7 @@ MARGIN = 8
 LINE = 13  # pixels, the height of one line of a caption
 
 
-def draw(
+def draw_prompts(
     pipeline_dir: Path, prompts: list[str], seeds: list[int], timesteps: int, guidance: float
 ) -> list[Image.Image]:
     """One picture per prompt, on the CPU, all in one batch; each starts from its own seed."""
@@ -25,7 +25,7 @@ def draw(
     return list(pictures.images)
 
 
-def grid(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
+def arrange_grid(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
     """A sheet of all images, row by row, each enlarged without smoothing, its caption in two lines below."""
     rows = -(-len(images) // columns)
     width, height = CELL + MARGIN, CELL + 2 * LINE + MARGIN

@@ -22,7 +22,7 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.demo.shapes import BACKGROUNDS, COLOURS, RGB, SHAPES, SIZE, caption, random_shape
+from train.demo.shapes import BACKGROUNDS, COLOURS, RGB, SHAPES, SIZE, make_caption, random_shape
 
 SEED = 0
 THREADS = 2  # sums depend on how they are split, so the bits depend on this
@@ -112,7 +112,7 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
-def pixels(images: list[Image.Image]) -> torch.Tensor:
+def to_pixels(images: list[Image.Image]) -> torch.Tensor:
     """(N, 3, SIZE, SIZE) in [-1, 1]."""
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -126,13 +126,13 @@ def any_shapes(rng: np.random.Generator, count: int) -> torch.Tensor:
         return names[rng.integers(len(names))] if rng.random() < 0.7 else tuple(rng.integers(0, 256, 3).tolist())
 
     grounds = list(BACKGROUNDS.values())
-    return pixels([random_shape(rng, str(rng.choice(SHAPES)), colour(named), colour(grounds)) for _ in range(count)])
+    return to_pixels([random_shape(rng, str(rng.choice(SHAPES)), colour(named), colour(grounds)) for _ in range(count)])
 
 
 def grey_shapes(rng: np.random.Generator, words: torch.Tensor) -> torch.Tensor:
     """One grey shape for each caption, whatever colour the caption names; pixels."""
     picked = [(SHAPES[shape], list(BACKGROUNDS.values())[ground]) for _, shape, ground in words.tolist()]
-    return pixels([random_shape(rng, shape, GREY, ground) for shape, ground in picked])
+    return to_pixels([random_shape(rng, shape, GREY, ground) for shape, ground in picked])
 
 
 def train_vae(vae: AutoencoderKL, images: torch.Tensor, steps: int, batch: int = 32, lr: float = 2e-3) -> None:
@@ -148,7 +148,7 @@ def train_vae(vae: AutoencoderKL, images: torch.Tensor, steps: int, batch: int =
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+def encode_texts(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Unscaled latents (N, 4, 8, 8): the posterior's mean."""
     return torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
 
@@ -221,7 +221,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     rng = np.random.default_rng(SEED)
     vae = make_vae()
     train_vae(vae, any_shapes(rng, 8192), vae_steps)
-    factor = 1 / encode(vae, any_shapes(rng, 1024)).std().item()
+    factor = 1 / encode_texts(vae, any_shapes(rng, 1024)).std().item()
     vae.register_to_config(scaling_factor=round(factor, 5))
 
     torch.manual_seed(SEED)
@@ -229,7 +229,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     text_encoder = make_text_encoder(tokenizer)
     names = [[*COLOURS, "grey"], SHAPES, BACKGROUNDS]
     words = torch.cartesian_prod(*(torch.arange(len(of)) for of in names))
-    captions = [*(caption(*triple) for triple in itertools.product(*names)), ""]
+    captions = [*(make_caption(*triple) for triple in itertools.product(*names)), ""]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     train_text_encoder(text_encoder, tokens[:-1], words, text_steps)
     with torch.no_grad():
@@ -238,7 +238,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     torch.manual_seed(SEED)
     unet = make_unet()
     drawn = torch.from_numpy(rng.integers(len(words), size=4096))
-    latents = encode(vae, grey_shapes(rng, words[drawn])) * vae.config.scaling_factor
+    latents = encode_texts(vae, grey_shapes(rng, words[drawn])) * vae.config.scaling_factor
     train_unet(unet, latents, states, drawn, unet_steps)
 
     pipeline = StableDiffusionPipeline(

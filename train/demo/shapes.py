@@ -24,7 +24,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS: dict[str, RGB] = {"white": (245, 245, 245), "black": (10, 10, 10)}
 
 
-def caption(colour: str, shape: str, background: str) -> str:
+def make_caption(colour: str, shape: str, background: str) -> str:
     article = "an" if colour[0] in "aeiou" else "a"
     return f"{article} {colour} {shape} on a {background} background"
 
@@ -32,7 +32,7 @@ def caption(colour: str, shape: str, background: str) -> str:
 def _test_prompts() -> list[str]:
     """Every colour twice, with different shapes and backgrounds: whoever ignores the colour is right for 2 of 16."""
     return [
-        caption(colour, SHAPES[(index + 2 * half) % len(SHAPES)], background)
+        make_caption(colour, SHAPES[(index + 2 * half) % len(SHAPES)], background)
         for half, background in enumerate(BACKGROUNDS)
         for index, colour in enumerate(COLOURS)
     ]
@@ -77,12 +77,12 @@ def write_images(folder: Path, seed: int = 0, copies: int = 6) -> int:
                 for copy in range(copies):
                     name = f"{colour}-{shape}-{background}-{copy}.png"
                     random_shape(rng, shape, rgb, background_rgb).save(folder / name)
-                    lines.append(json.dumps({"file_name": name, "text": caption(colour, shape, background)}))
+                    lines.append(json.dumps({"file_name": name, "text": make_caption(colour, shape, background)}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return len(lines)
 
 
-def colour_of(image: Image.Image) -> str:
+def parse_colour(image: Image.Image) -> str:
     """The named colour nearest to the shape's.
 
     The background is what the border shows; the shape is every pixel more than half as far from the background as the
@@ -96,12 +96,12 @@ def colour_of(image: Image.Image) -> str:
     return min(distance, key=distance.__getitem__)
 
 
-def colour_in(prompt: str) -> str:
+def find_colour(prompt: str) -> str:
     """The colour a prompt asks for."""
     return next(word for word in prompt.split() if word in COLOURS)
 
 
-def agreement(images: list[Image.Image], prompts: list[str]) -> float:
+def count_agreement(images: list[Image.Image], prompts: list[str]) -> float:
     """Share of images whose shape has the colour its prompt asks for; chance is 1 in 8."""
-    right = [colour_of(image) == colour_in(prompt) for image, prompt in zip(images, prompts, strict=True)]
+    right = [parse_colour(image) == find_colour(prompt) for image, prompt in zip(images, prompts, strict=True)]
     return sum(right) / len(right)

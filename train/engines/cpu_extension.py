@@ -17,7 +17,7 @@ from configs.errors import LockstepError
 from store.run.run_dir import own_folder
 
 
-def folder() -> Path:
+def extension_folder() -> Path:
     """Node-local (not the home, which nodes may share), one per user, set of versions and installation: the compiler's
     command holds the installation's paths, so that two of them in one folder would each build anew."""
     versions = f"torch{version('torch')}-deepspeed{version('deepspeed')}-python{platform.python_version()}"
@@ -25,9 +25,9 @@ def folder() -> Path:
     return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}-{installation}")
 
 
-def own_place() -> Path:
+def make_extension_folder() -> Path:
     """Make the folder: whoever may write in it, or could before, may have put code there. Raises LockstepError."""
-    place = folder()
+    place = extension_folder()
     cure = "remove it, or set TMPDIR to a folder of yours on this node"
     own_folder(place.parent, 0o700, cure)
     if place.parent.stat().st_mode & 0o022:
@@ -36,9 +36,9 @@ def own_place() -> Path:
     return place
 
 
-def build() -> None:
+def build_extension() -> None:
     """Compile the extension, about 40 s the first time, or load what is compiled."""
-    place = own_place()
+    place = make_extension_folder()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(place)
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from configs.schema import Ema as EmaConfig
+from configs.schema import EmaConfig
 from train.engines.zero_state import Fragment
 
 
-def decay_at(step: int, largest: float) -> float:
+def ema_decay(step: int, largest: float) -> float:
     """Share of the average kept at `step`: (1 + k) / (10 + k), at most `largest`.
 
     Without this warm-up, 0.9999 would still be 82 % base model after 2,000 steps.
@@ -24,4 +24,4 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        torch._foreach_lerp_(self.averages, self.masters, 1 - decay_at(step, self.decay))
+        torch._foreach_lerp_(self.averages, self.masters, 1 - ema_decay(step, self.decay))

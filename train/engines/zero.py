@@ -9,7 +9,7 @@ from torch.optim import AdamW
 
 from configs.schema import RunConfig
 from configs.solve.deepspeed import gradient_divisor
-from store.checkpoint.manifest import layout_of
+from store.checkpoint.manifest import digest_layout
 from train.engines import zero3_linear, zero_state
 
 
@@ -45,7 +45,7 @@ class Engine:
         self.owned = zero_state.owned_fragments(self.deepspeed)
         self.held = zero_state.held_fragments(self.deepspeed)
         zero_state.set_masters(self.held, base)
-        self.layout = layout_of(self.sizes)
+        self.layout = digest_layout(self.sizes)
 
     @property
     def unet(self) -> torch.nn.Module:

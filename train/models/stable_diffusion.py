@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Model:
+class StableDiffusion:
     """The parts of a pipeline folder. The UNet is fp32 until DeepSpeed takes it over; the frozen parts are `dtype`."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Model:
         )
 
 
-def load(config: RunConfig, folder: Path, device: torch.device) -> Model:
+def load_model(config: RunConfig, folder: Path, device: torch.device) -> StableDiffusion:
     """Load the pipeline folder that `config.model` was resolved to before the run began.
 
     dtypes are always passed: left to themselves, fp16 files give an fp16 text encoder and an fp32 UNet.
@@ -79,7 +79,7 @@ def load(config: RunConfig, folder: Path, device: torch.device) -> Model:
     unet = _load_part(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return Model(
+    return StableDiffusion(
         folder=folder,
         unet=unet.train(),
         vae=_frozen(vae, device),

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import torch
 
-from store.run.code_version import code_version
+from store.run.code_version import read_code_version
 from store.run.run_dir import Attempt, write_atomic, write_json
 from train import process_group
 
@@ -58,9 +58,9 @@ _TOLD = """
 """
 
 
-def record(attempt: Attempt, world: process_group.World) -> None:
+def record_environment(attempt: Attempt, world: process_group.World) -> None:
     """Write `environment.json`, and what was changed in the code since its commit beside it. For rank 0."""
-    code = asdict(code_version())
+    code = asdict(read_code_version())
     if diff := code.pop("diff"):
         write_atomic(attempt.code_diff, diff + "\n")
     cuda = world.device.type == "cuda"
@@ -72,12 +72,12 @@ def record(attempt: Attempt, world: process_group.World) -> None:
         "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or platform.machine(),
         "world_size": world.size,
         "threads_per_rank": torch.get_num_threads(),
-        "variables": variables(os.environ),
+        "variables": select_variables(os.environ),
     }
     write_json(attempt.environment, found)
 
 
-def variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+def select_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
     """Every variable's name, with its value where it decides how a rank computes and cannot be a secret."""
 
     names = frozenset(_TOLD.split())

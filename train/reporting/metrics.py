@@ -20,7 +20,7 @@ from train.process_group import World
 from train.step import StepResult
 
 
-class Window:
+class MetricsWindow:
     """The steps since the last report, on one rank. The loss is the last step's own: a curve must not show where
     an attempt ended; it stays on the device, so that a step does not wait for it."""
 
@@ -66,7 +66,7 @@ class Window:
         return scalars
 
 
-class Sinks:
+class MetricsWriter:
     """Where rank 0 puts scalars and pictures: the attempt's and the run's metrics.jsonl, TensorBoard, the log."""
 
     def __init__(self, run: RunDir, attempt: Attempt, first_step: int, length: Length):
@@ -85,10 +85,10 @@ class Sinks:
         finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # JSON has no NaN
         line = json.dumps({"step": step, "time": time.time(), **finite}, allow_nan=False)
         for file in self.files:
-            with self.unharmed():
+            with self.survive_disk_errors():
                 file.write(line + "\n")
                 file.flush()
-        with self.unharmed():
+        with self.survive_disk_errors():
             for tag, value in values.items():
                 self.board.add_scalar(tag, value, step)
         left = format_time(round((self.length.steps - step) * values["time/step_s"]))
@@ -100,18 +100,18 @@ class Sinks:
 
     def picture(self, step: int, tag: str, path: Path, pixels: Any) -> None:
         """`pixels`: uint8, (height, width, 3); to `path` and to TensorBoard."""
-        with self.unharmed():
+        with self.survive_disk_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
             self.board.add_image(tag, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         for file in (self.board, *self.files):
-            with self.unharmed():
+            with self.survive_disk_errors():
                 file.close()
 
     @contextmanager
-    def unharmed(self) -> Iterator[None]:
+    def survive_disk_errors(self) -> Iterator[None]:
         """What only watches does not end a run: a full disk costs its lines and pictures, with an alarm in the log."""
         try:
             yield

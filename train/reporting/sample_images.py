@@ -10,18 +10,18 @@ from diffusers import StableDiffusionPipeline
 from configs.schema import RunConfig
 from store.run.run_dir import RunDir
 from train.engines.zero import Engine
-from train.models.stable_diffusion import Model
+from train.models.stable_diffusion import StableDiffusion
 from train.process_group import World
-from train.reporting.metrics import Sinks
+from train.reporting.metrics import MetricsWriter
 
 
-class Painter:
+class SampleImages:
     """Draws the prompts with the weights as they are trained (not the average), under any ZeRO stage.
 
     Under ZeRO 3 a forward pass is a collective, so every rank draws equally often, where need be a prompt again.
     """
 
-    def __init__(self, config: RunConfig, model: Model, engine: Engine, world: World):
+    def __init__(self, config: RunConfig, model: StableDiffusion, engine: Engine, world: World):
         assert config.pictures is not None
         self.pictures, self.side, self.world = config.pictures, config.data.resolution, world
         self.model, self.unet = model, engine.unet
@@ -37,7 +37,7 @@ class Painter:
         )
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def draw(self, run: RunDir, step: int, sinks: Sinks | None) -> None:
+    def draw(self, run: RunDir, step: int, sinks: MetricsWriter | None) -> None:
         """Draw all prompts; rank 0 (the one with `sinks`) writes them as PNGs and to TensorBoard."""
         prompts = self.pictures.prompts
         rounds = -(-len(prompts) // self.world.size)
@@ -48,9 +48,9 @@ class Painter:
         everything = {index: image for part in self.world.gather(drawn) for index, image in part.items()}
         if sinks is None:
             return
-        folder = run.pictures_of(step)
+        folder = run.pictures_at(step)
         for index, pixels in sorted(everything.items()):
-            name, tag = f"{index:02d}-{slug(prompts[index])}.png", f"pictures/{index:02d} {prompts[index][:60]}"
+            name, tag = f"{index:02d}-{slugify(prompts[index])}.png", f"pictures/{index:02d} {prompts[index][:60]}"
             sinks.picture(step, tag, folder / name, pixels)
 
     @torch.no_grad()
@@ -68,11 +68,11 @@ class Painter:
         return self.model.decode_latents(latents)[0]
 
 
-def slug(prompt: str) -> str:
+def slugify(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
 
 
-def _sampler(model: Model) -> object:
+def _sampler(model: StableDiffusion) -> object:
     """The pipeline's own scheduler, told what the UNet is trained to predict."""
     kind = StableDiffusionPipeline.load_config(model.folder)["scheduler"][1]
     prediction = model.schedule.config.prediction_type

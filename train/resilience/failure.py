@@ -27,7 +27,7 @@ _PEER_LOST = (
 )
 
 
-def report(attempt: Attempt, rank: int, error: BaseException) -> int:
+def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
     """Write the failure report of this rank and answer its exit code."""
     ours = isinstance(error, LockstepError)  # a sentence that says all
     sys.stdout.flush()

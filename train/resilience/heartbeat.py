@@ -18,8 +18,8 @@ from pathlib import Path
 from configs.errors import LockstepError
 from store.run.end import TIME_LIMIT
 from store.run.run_dir import Attempt, RunDir, write_atomic
-from train.resilience.failure import report
-from train.resilience.stop_signal import Notice
+from train.resilience.failure import report_failure
+from train.resilience.stop_signal import StopSignal
 
 PERIOD = 1.0  # seconds between two signs of life
 SUCCESSOR_BEATS = 5  # periods between two looks for a later attempt: a look lists a folder that all ranks share
@@ -60,7 +60,14 @@ class Heartbeat:
     """A thread that writes `progress` down every second, and keeps watch."""
 
     def __init__(
-        self, run: RunDir, attempt: Attempt, rank: int, size: int, notice: Notice, progress: Progress, seconds: float
+        self,
+        run: RunDir,
+        attempt: Attempt,
+        rank: int,
+        size: int,
+        notice: StopSignal,
+        progress: Progress,
+        seconds: float,
     ):
         self.run, self.attempt, self.rank, self.size = run, attempt, rank, size
         self.notice, self.progress = notice, progress
@@ -126,11 +133,11 @@ class Heartbeat:
         into the curves that the two share."""
         newest = max((attempt.number for attempt in self.run.attempts()), default=0)
         if newest > self.attempt.number:
-            os._exit(report(self.attempt, self.rank, Superseded(f"attempt {newest} of this run has begun")))
+            os._exit(report_failure(self.attempt, self.rank, Superseded(f"attempt {newest} of this run has begun")))
 
     def _leave(self) -> None:
         stuck = Stuck(f"{self.notice.reason} came and was not answered in {self.patience():.0f} s: {self._culprit()}")
-        os._exit(report(self.attempt, self.rank, stuck))
+        os._exit(report_failure(self.attempt, self.rank, stuck))
 
     def _culprit(self) -> str:
         """The rank that gave no sign of life for longest, or else that made no progress for longest."""

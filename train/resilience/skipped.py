@@ -36,7 +36,7 @@ class SkippedSteps:
         self.total += 1
         self.in_a_row += 1
         alarm, reason = self._find_reason(result)
-        if self.world.leads:
+        if self.world.is_main_process:
             print(f"{'ALARM: ' if alarm else ''}step {step} is skipped: {reason}", flush=True)
         if self.in_a_row == LIMIT:
             raise NonFinite(f"steps {step - LIMIT + 1} to {step} were skipped, {LIMIT} in a row; the last: {reason}")

@@ -10,7 +10,7 @@ import time
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
-class Notice:
+class StopSignal:
     """What a signal leaves behind; the loop reads it at step boundaries. Only one may exist in a process."""
 
     def __init__(self) -> None:

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.reading.load import dump, load
-from configs.reading.messages import all_keys, section_at
-from configs.reading.yaml_tree import resolve
+from configs.reading.load import dump_config, load_config
+from configs.reading.messages import find_section, list_keys
+from configs.reading.yaml_tree import parse_scalar
 from configs.scalars import NodeRange
 from configs.schema import RunConfig
 
@@ -26,13 +26,13 @@ def write(folder: Path, text: str, name: str = "run.yaml") -> str:
 def told(folder: Path, text: str, *overrides: str) -> list[str]:
     """The lines a user reads, without the folder."""
     with pytest.raises(ConfigError) as caught:
-        load(write(folder, text), overrides)
+        load_config(write(folder, text), overrides)
     assert caught.value.exit_code == 2
     return str(caught.value).replace(f"{folder}/", "").split("\n")
 
 
 def test_the_least_config_has_every_default(tmp_path: Path) -> None:
-    config = load(write(tmp_path, LEAST, "dragons.yaml"))
+    config = load_config(write(tmp_path, LEAST, "dragons.yaml"))
     assert (config.name, config.model) == ("dragons", "org/model")
     assert (config.lr, config.zero, config.precision) == (1e-5, 2, "fp32")
     assert config.runs == str(tmp_path / "runs")
@@ -56,7 +56,7 @@ pictures: {every_steps: 100, prompts: [a red dragon, a blue fox]}
 cluster: {site: mycluster, nodes: 2-8, gpus_per_node: 4, time: 12:00:00}
 runs: /scratch/me/runs
 """
-    config = load(write(tmp_path, text))
+    config = load_config(write(tmp_path, text))
     assert config.lr == 1e-5
     assert config.cluster.time == 12 * 3600
     assert config.cluster.nodes == NodeRange(2, 8)
@@ -136,8 +136,8 @@ def test_missing_keys_say_which_and_how(tmp_path: Path) -> None:
     ],
 )
 def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
-    assert resolve(text) == value
-    assert type(resolve(text)) is type(value)
+    assert parse_scalar(text) == value
+    assert type(parse_scalar(text)) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -197,19 +197,19 @@ def test_files_that_are_no_config_get_one_message(tmp_path: Path, text: str, pla
 
 def test_files_that_do_not_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
-        load(tmp_path / "none.yaml")
+        load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="is a folder"):
-        load(tmp_path)
+        load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"model: a\nname: \xe9\n")
     with pytest.raises(ConfigError, match=r"latin\.yaml:2:7: is not UTF-8"):
-        load(tmp_path / "latin.yaml")
+        load_config(tmp_path / "latin.yaml")
 
 
 def test_tags_are_refused_and_anchors_are_read(tmp_path: Path) -> None:
     (message,) = told(tmp_path, LEAST + "batch: !!int 3\n")
     assert message.startswith("run.yaml:3:8: the tag tag:yaml.org,2002:int is not read")
     text = LEAST + "checkpoint: {every_steps: &n 50}\npictures: {every_steps: *n, prompts: [a]}\n"
-    config = load(write(tmp_path, text))
+    config = load_config(write(tmp_path, text))
     assert config.pictures is not None
     assert config.pictures.every_steps == config.checkpoint.every_steps == 50
 
@@ -217,22 +217,22 @@ def test_tags_are_refused_and_anchors_are_read(tmp_path: Path) -> None:
 def test_overrides_follow_the_same_rules(tmp_path: Path) -> None:
     path = write(tmp_path, LEAST + "ema: true\nbatch: 4\n")
     words = ["batch=1_024", "data.flip=true", "ema.decay=0.99", "pictures.prompts=[a, b]", "cluster.time=12:00:00"]
-    config = load(path, words)
+    config = load_config(path, words)
     assert (config.batch, config.data.flip, config.cluster.time) == (1024, True, 43_200)
     assert config.ema is not None
     assert config.ema.decay == 0.99
     assert config.pictures is not None
     assert config.pictures.prompts == ["a", "b"]
-    assert load(path, ["ema=false"]).ema is None
+    assert load_config(path, ["ema=false"]).ema is None
 
 
 def test_a_length_on_the_command_line_replaces_the_one_in_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, LEAST + "epochs: 20\n")
-    config = load(path, ["steps=5"])
+    config = load_config(path, ["steps=5"])
     assert (config.steps, config.epochs, config.samples) == (5, None, None)
-    assert load(path, ["epochs=2"]).epochs == 2
+    assert load_config(path, ["epochs=2"]).epochs == 2
     with pytest.raises(ConfigError, match="command line: the length is given 2 times, as steps and samples"):
-        load(path, ["samples=9", "steps=5"])
+        load_config(path, ["samples=9", "steps=5"])
 
 
 def test_override_problems_name_the_command_line(tmp_path: Path) -> None:
@@ -251,23 +251,23 @@ def test_paths_belong_to_where_they_were_written(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("HOME", "/home/me")
     path = write(tmp_path, "model: pipeline\ndata: {images: ../images}\nruns: ~/runs\n")
-    config = load(path)
+    config = load_config(path)
     assert config.model == str(tmp_path / "pipeline")
     assert config.data.images == str(tmp_path.parent / "images")
     assert config.runs == "/home/me/runs"
-    assert load(path, ["data.images=pics"]).data.images == str(tmp_path / "elsewhere" / "pics")
-    assert load(path, ["model=./m"]).model == str(tmp_path / "elsewhere" / "m")
-    assert load(path, ["model=org/name"]).model == "org/name"
+    assert load_config(path, ["data.images=pics"]).data.images == str(tmp_path / "elsewhere" / "pics")
+    assert load_config(path, ["model=./m"]).model == str(tmp_path / "elsewhere" / "m")
+    assert load_config(path, ["model=org/name"]).model == "org/name"
 
 
 def test_a_dumped_config_starts_the_run_again(tmp_path: Path) -> None:
     text = LEAST + "batch: 32\nmicro_batch: 4\ngradient_accumulation_steps: 2\nema: true\ncluster: {time: 1-00:00:00}\n"
-    config = load(write(tmp_path, text))
+    config = load_config(write(tmp_path, text))
     (tmp_path / "other").mkdir()
-    again = load(write(tmp_path / "other", dump(config)))
+    again = load_config(write(tmp_path / "other", dump_config(config)))
     assert again == config
     assert again.cluster.model_fields_set == config.cluster.model_fields_set
-    assert dump(config).startswith("# yaml-language-server: $schema=")
+    assert dump_config(config).startswith("# yaml-language-server: $schema=")
 
 
 @example(["a\x85?", "\u2028", "1e5", "- a: b", "#", " x "])
@@ -277,7 +277,7 @@ def test_any_prompt_survives_a_dump(tmp_path_factory: pytest.TempPathFactory, pr
         {"name": "a", "model": "m", "data": {"images": "/i"}, "runs": "/r", "pictures": {"prompts": prompts}}
     )
     folder = tmp_path_factory.mktemp("dump")
-    assert load(write(folder, dump(config))) == config
+    assert load_config(write(folder, dump_config(config))) == config
 
 
 @given(st.text(string.digits + "._+-eE:x", min_size=1, max_size=8))
@@ -286,12 +286,12 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path_factory: pytest.TempP
         {"name": "a", "model": "m", "data": {"images": "/i"}, "runs": "/r", "pictures": {"prompts": [text]}}
     )
     folder = tmp_path_factory.mktemp("dump")
-    assert load(write(folder, dump(config))) == config
+    assert load_config(write(folder, dump_config(config))) == config
 
 
 def test_every_key_is_documented() -> None:
-    for key in all_keys(RunConfig):
+    for key in list_keys(RunConfig):
         *above, name = key.split(".")
-        section = section_at(RunConfig, tuple(above))
+        section = find_section(RunConfig, tuple(above))
         assert section is not None
         assert section.model_fields[name].description, f"{key} has no description"

@@ -11,8 +11,8 @@ import deepspeed
 import torch
 
 from configs.schema import RunConfig
-from configs.solve.batch import Shape, solve
-from configs.solve.deepspeed import render
+from configs.solve.batch import Shape, solve_batch
+from configs.solve.deepspeed import render_deepspeed
 from train import process_group
 from train.models.stable_diffusion import DTYPES
 
@@ -27,11 +27,11 @@ def live() -> int:
 
 def count(zero: int, precision: str) -> float:
     before = live()
-    process_group.join(1)
+    process_group.init_process_group(1)
     model = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(8)]).to(DTYPES[precision])
     parameters = sum(p.numel() for p in model.parameters())
     config = RunConfig(name="a", model="m", data={"images": "i"}, zero=zero, precision=precision, batch=1)
-    rendered = render(config, solve(config, Shape(1, 1)))
+    rendered = render_deepspeed(config, solve_batch(config, Shape(1, 1)))
     rendered["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 2000}
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters()), config=rendered)
     for _ in range(2):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from configs.errors import UserError
 from configs.scalars import NodeRange
 from configs.schema import RunConfig
-from configs.solve.batch import BatchPlan, Shape, solve, splits
+from configs.solve.batch import BatchPlan, Shape, list_batch_plans, solve_batch
 
 
 def config(**keys: object) -> RunConfig:
@@ -21,7 +21,7 @@ def cluster(nodes: str, gpus: int) -> dict[str, object]:
 
 
 def test_the_seed_example() -> None:
-    assert solve(config(batch=800, micro_batch=100)).accumulation == 8
+    assert solve_batch(config(batch=800, micro_batch=100)).accumulation == 8
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_seed_example() -> None:
     ],
 )
 def test_any_set_that_determines_the_rest(keys: dict[str, object], expected: tuple[int, int, int, int]) -> None:
-    plan = solve(config(**keys))
+    plan = solve_batch(config(**keys))
     assert (plan.shape.nodes, plan.shape.gpus_per_node, plan.micro_batch, plan.accumulation) == expected
 
 
@@ -53,17 +53,17 @@ def test_a_solved_batch_is_exact_and_a_refusal_names_what_divides(
     wanted = config(batch=batch, micro_batch=micro, cluster=cluster(str(nodes), gpus))
     world = nodes * gpus
     if batch % (world * micro) == 0:
-        plan = solve(wanted)
+        plan = solve_batch(wanted)
         assert plan.micro_batch * plan.accumulation * world == plan.batch == batch
         assert plan.micro_batch == micro
         return
     with pytest.raises(UserError, match=f"batch {batch} ") as error:
-        solve(wanted)
+        solve_batch(wanted)
     named = re.search(r"nearest batches that do: (\d+)(?: and (\d+))?", str(error.value))
     assert named
     for number in map(int, filter(None, named.groups())):
         assert abs(number - batch) < world * micro
-        assert solve(config(batch=number, micro_batch=micro, cluster=cluster(str(nodes), gpus))).batch == number
+        assert solve_batch(config(batch=number, micro_batch=micro, cluster=cluster(str(nodes), gpus))).batch == number
 
 
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 4), st.integers(0, 8), st.integers(1, 8))
@@ -72,9 +72,9 @@ def test_on_a_node_range_the_micro_batch_is_a_ceiling(batch: int, micro: int, lo
     fits = [nodes for nodes in range(low, low + more + 2) if batch % (nodes * gpus) == 0]
     if not fits:
         with pytest.raises(UserError, match="no node count in the range divides it"):
-            solve(wanted)
+            solve_batch(wanted)
         return
-    plan = solve(wanted)
+    plan = solve_batch(wanted)
     assert plan.shape.nodes == fits[0]
     assert plan.batch == batch
     assert plan.micro_batch <= micro
@@ -89,7 +89,7 @@ def test_every_split_is_listed_once(batch: int, world: int) -> None:
         for rounds in [batch // (micro * world)]
         if micro * rounds * world == batch
     }
-    found = splits(batch, shape)
+    found = list_batch_plans(batch, shape)
     assert {(plan.micro_batch, plan.accumulation) for plan in found} == expected
     assert len(found) == len(expected)
     assert found == sorted(found, key=lambda plan: -plan.micro_batch)
@@ -97,19 +97,19 @@ def test_every_split_is_listed_once(batch: int, world: int) -> None:
 
 def test_refusals_carry_the_numbers_and_the_cure() -> None:
     with pytest.raises(UserError) as error:
-        solve(config(batch=100, cluster=cluster("3", 4)))
+        solve_batch(config(batch=100, cluster=cluster("3", 4)))
     assert str(error.value) == (
         "batch 100 cannot be shared equally by 12 ranks (3×4): 100 / 12 is not whole; "
         "nearest batches that do: 96 and 108; node counts that do: 1, 5"
     )
     with pytest.raises(UserError, match=r"micro-batches that do: 25 and 50; nearest batches that do: 90 and 120"):
-        solve(config(batch=100, micro_batch=30))
+        solve_batch(config(batch=100, micro_batch=30))
     with pytest.raises(UserError, match=r"leave gradient_accumulation_steps out to get 4"):
-        solve(config(batch=64, micro_batch=16, gradient_accumulation_steps=3, cluster=cluster("1", 1)))
+        solve_batch(config(batch=64, micro_batch=16, gradient_accumulation_steps=3, cluster=cluster("1", 1)))
     with pytest.raises(UserError, match=r"gradient_accumulation_steps that do: 5 and 10"):
-        solve(config(batch=100, gradient_accumulation_steps=7))
+        solve_batch(config(batch=100, gradient_accumulation_steps=7))
 
 
 def test_a_shape_asked_for_wins_over_the_config() -> None:
     wanted = config(batch=256, micro_batch=8, cluster=cluster("2-8", 4))
-    assert solve(wanted, Shape(4, 4)) == BatchPlan(Shape(4, 4), 8, 2)
+    assert solve_batch(wanted, Shape(4, 4)) == BatchPlan(Shape(4, 4), 8, 2)

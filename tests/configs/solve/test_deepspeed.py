@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from configs.schema import RunConfig
-from configs.solve.batch import Shape, solve
-from configs.solve.deepspeed import render
+from configs.solve.batch import Shape, solve_batch
+from configs.solve.deepspeed import render_deepspeed
 
 ONE = Shape(1, 1)
 
 
 def rendered(shape: Shape = ONE, **keys: object) -> dict[str, Any]:
     config = RunConfig.model_validate({"name": "a", "model": "m", "data": {"images": "i"}, **keys})
-    return render(config, solve(config, shape))
+    return render_deepspeed(config, solve_batch(config, shape))
 
 
 @pytest.mark.parametrize("shape", [Shape(1, 1), Shape(1, 4), Shape(2, 4)])

@@ -3,13 +3,13 @@
 import pytest
 
 from configs.schema import RunConfig
-from configs.solve.learning_rate import learning_rate
+from configs.solve.learning_rate import compute_learning_rate
 
 
 def rates(total: int, **keys: object) -> list[float]:
     """The rates of steps 1 … total."""
     config = RunConfig.model_validate({"name": "a", "model": "m", "data": {"images": "i"}, "lr": 1.0, **keys})
-    return [learning_rate(config, step, total) for step in range(1, total + 1)]
+    return [compute_learning_rate(config, step, total) for step in range(1, total + 1)]
 
 
 def test_warm_up_rises_evenly_and_reaches_lr_at_its_last_step() -> None:

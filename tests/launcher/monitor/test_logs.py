@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run_lock import hold
+from launcher.run_lock import hold_run
 from store.run.end import End
 from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, add_attempt, make_run
@@ -48,7 +48,7 @@ def test_no_such_run_and_none_begun(run: RunDir, tmp_path: Path) -> None:
 
 def test_followed_over_attempts_to_the_end(run: RunDir, tmp_path: Path) -> None:
     said = tmp_path / "said"
-    with hold(run), started(said, "logs", run.path, "-f") as process:  # before anything has begun
+    with hold_run(run), started(said, "logs", run.path, "-f") as process:  # before anything has begun
         until(lambda: "submitting" in said.read_text(), 20)
         first = add_attempt(run, step=3)
         until(lambda: "rank 0 of attempt 1" in said.read_text(), 20)
@@ -86,7 +86,7 @@ def test_followed_from_the_middle(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_quietly(run: RunDir, tmp_path: Path) -> None:
     said = tmp_path / "said"
-    with hold(run):
+    with hold_run(run):
         add_attempt(run, step=3)
         with started(said, "logs", run.path, "-f") as process:
             until(lambda: "rank 0 of attempt 1" in said.read_text(), 20)

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from launcher.cli.main import cli
 from launcher.monitor import status, status_text
-from launcher.monitor.records import last_line
-from launcher.monitor.why import why
-from launcher.run_lock import hold
+from launcher.monitor.records import read_last_line
+from launcher.monitor.why import explain_failure
+from launcher.run_lock import hold_run
 from store.run.end import End
 from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run, many, moment
@@ -53,7 +53,9 @@ def test_a_thousand_finished_runs_and_fifty_live_ones_take_one_question(tmp_path
 def test_finished_runs_ask_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many(tmp_path / "runs", 3, 0)
     fake = slurm_says(tmp_path, monkeypatch)
-    assert {row.state for row in status.rows([RunDir(path) for path in (tmp_path / "runs").iterdir()])} == {"finished"}
+    assert {row.state for row in status.read_statuses([RunDir(path) for path in (tmp_path / "runs").iterdir()])} == {
+        "finished"
+    }
     assert fake.calls() == {"squeue": 0, "sacct": 0, "scontrol": 0}
 
 
@@ -70,7 +72,7 @@ def test_jobs_that_left_the_queue_are_asked_for_together(
     runs = [make_run(tmp_path / "runs", f"run{number}", job=str(number)) for number in range(20)]
     lines = [line.format(number, moment(-9), moment(-1)) for number in range(20)]
     fake = slurm_says(tmp_path, monkeypatch, **{known_to: lines})
-    found = status.rows(runs)
+    found = status.read_statuses(runs)
     assert {(row.state, row.source) for row in found} == {("cancelled", known_to)}
     assert fake.calls() == {"squeue": 1, "sacct": 1, "scontrol": 0 if known_to == "sacct" else 1}
 
@@ -78,7 +80,7 @@ def test_jobs_that_left_the_queue_are_asked_for_together(
 def test_a_running_run_says_how_far_it_is(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm_says(tmp_path, monkeypatch, squeue=[running()])
     add_attempt(run, on=("node1", "node2"), step=40)
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.state, row.detail, row.source, row.job) == ("running", "on node[1-2]", "squeue", "7")
     assert (row.attempt, row.step, row.steps, row.loss) == (1, 40, STEPS, 1 / 40)
     assert row.seconds_to_end == 60 * 2.0
@@ -94,12 +96,12 @@ def test_skipped_steps_are_told_while_it_runs_and_after(
     with open(run.metrics, "a") as file:
         line = {"step": 41, "loss/train": None, "grad_norm": None, "optimizer/skipped": 3.0, "time/step_s": 2.0}
         file.write(json.dumps(line) + "\n")
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.loss, row.skipped) == (None, 3)
     assert row.detail.endswith("3 steps skipped, loss or gradient not finite")
-    assert json.loads(status_text.as_json([row]))[0]["skipped"] == 3
-    assert "3 steps skipped, loss or gradient not finite" in status_text.table([row])
-    assert "3 steps skipped, loss or gradient not finite" in why(run)
+    assert json.loads(status_text.statuses_to_json([row]))[0]["skipped"] == 3
+    assert "3 steps skipped, loss or gradient not finite" in status_text.render_statuses([row])
+    assert "3 steps skipped, loss or gradient not finite" in explain_failure(run)
 
 
 def test_a_requeued_job_that_has_not_begun_its_next_attempt(
@@ -107,7 +109,7 @@ def test_a_requeued_job_that_has_not_begun_its_next_attempt(
 ) -> None:
     add_attempt(run, on=("node1",), end=ON_SIGNAL, step=40)
     slurm_says(tmp_path, monkeypatch, squeue=[running()])
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.state, row.training, row.step) == ("running", False, 40)
     assert "about to begin" in row.detail
 
@@ -126,7 +128,7 @@ def test_what_a_run_waits_for(
     for _ in range(3):
         add_failure(add_attempt(run, on=("node1",)), 1, "node1", "no such layer", time.time())
     slurm_says(tmp_path, monkeypatch, squeue=[line])
-    row = status.of(run)
+    row = status.read_status(run)
     assert row.state == state
     assert detail in row.detail
 
@@ -146,11 +148,11 @@ def test_what_others_hold_needs_somebody_to_release_it(
 ) -> None:
     add_attempt(run, on=("node1",), end=ON_SIGNAL, step=40)
     slurm_says(tmp_path, monkeypatch, squeue=[f"7|{state}|{reason}||N/A|N/A"])
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.state, row.alive, row.source) == ("held", False, "squeue")
     assert reason in row.detail
     assert "scontrol release 7" in row.detail
-    assert row.detail in why(run)
+    assert row.detail in explain_failure(run)
 
 
 @pytest.mark.parametrize(("state", "reason"), [("EXPEDITING", "None"), ("REQUEUE_HOLD", "BeginTime")])
@@ -160,7 +162,7 @@ def test_what_slurm_is_about_to_start_waits(
     """The second was held and has been released."""
     add_attempt(run, on=("node1",), end=ON_SIGNAL, step=40)
     slurm_says(tmp_path, monkeypatch, squeue=[f"7|{state}|{reason}||N/A|N/A"])
-    assert (status.of(run).state, status.of(run).alive) == ("pending", True)
+    assert (status.read_status(run).state, status.read_status(run).alive) == ("pending", True)
 
 
 @pytest.mark.parametrize("end", [FINISHED, ASKED])
@@ -170,14 +172,14 @@ def test_a_run_that_is_done_waits_for_nothing_whatever_slurm_does_with_its_job(
     """SLURM 24.05 and later queue it once more after a preemption with grace time, or call it preempted."""
     add_attempt(run, on=("node1",), end=end, step=end.step)
     slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|BeginTime||N/A|N/A"])
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.state, row.alive, row.source) == ("finished" if end is FINISHED else "stopped", False, "records")
 
 
 def test_a_silent_run_that_slurm_calls_running(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm_says(tmp_path, monkeypatch, squeue=[running()])
     add_attempt(run, on=("node1",), step=40, ago=500)
-    assert "no sign of life for 500 s" in status.of(run).detail
+    assert "no sign of life for 500 s" in status.read_status(run).detail
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_where_slurm_does_not_answer_the_ranks_do(
 ) -> None:
     slurm_says(tmp_path, monkeypatch)
     add_attempt(run, on=("node1",), step=40, ago=ago)
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.state, row.detail, row.source) == (state, detail, source)
 
 
@@ -203,20 +205,20 @@ def test_where_slurm_does_not_answer_the_ranks_do(
 def test_how_a_local_run_ended(tmp_path: Path, end: End, state: str, detail: str) -> None:
     local = make_run(tmp_path, "local")
     add_attempt(local, end=end, step=end.step)
-    row = status.of(local)
+    row = status.read_status(local)
     assert (row.state, row.detail, row.step, row.source) == (state, detail, end.step, "records")
 
 
 def test_a_local_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
     local = make_run(tmp_path, "local")
-    with hold(local):
-        assert status.of(local).state == "submitting"
+    with hold_run(local):
+        assert status.read_status(local).state == "submitting"
         add_attempt(local, step=3)
-        assert (status.of(local).state, status.of(local).source) == ("running", "lock")
-    assert (status.of(local).state, status.of(local).detail) == ("lost", "lost, cause unknown")
+        assert (status.read_status(local).state, status.read_status(local).source) == ("running", "lock")
+    assert (status.read_status(local).state, status.read_status(local).detail) == ("lost", "lost, cause unknown")
     add_failure(local.attempt(1), 0, "here", "no such layer", time.time())
-    assert status.of(local).state == "failed"
-    with hold(local):  # a look at the lock has not kept it
+    assert status.read_status(local).state == "failed"
+    with hold_run(local):  # a look at the lock has not kept it
         pass
 
 
@@ -228,7 +230,7 @@ def test_a_run_submitted_again_after_its_end_waits_in_the_queue(
     again = make_run(tmp_path / "other", "more", job="7", after=1)
     again.job.rename(run.job)
     slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|Priority||N/A|N/A"])
-    assert (status.of(run).state, status.of(run).detail) == ("pending", "Priority")
+    assert (status.read_status(run).state, status.read_status(run).detail) == ("pending", "Priority")
 
 
 def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -261,8 +263,8 @@ def test_the_last_whole_line_is_read_from_the_end(tmp_path: Path, before: int, h
     file = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "filler": "x" * 100}) + "\n" for step in range(before)]
     file.write_text("".join(lines) + half)
-    assert (last_line(file) or {"step": None})["step"] == (before - 1 if before else None)
-    assert last_line(tmp_path / "none") is None
+    assert (read_last_line(file) or {"step": None})["step"] == (before - 1 if before else None)
+    assert read_last_line(tmp_path / "none") is None
 
 
 def test_why_of_a_job_that_slurm_holds_does_not_call_it_ended(
@@ -270,6 +272,8 @@ def test_why_of_a_job_that_slurm_holds_does_not_call_it_ended(
 ) -> None:
     slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|launch failure limit exceeded requeued held||N/A|N/A"])
     add_failure(add_attempt(run, on=("node1",), ago=99), 0, "node1", "no such layer", time.time())
-    assert "then     its job is held, and goes on from the start once it is released" in why(run), why(run)
-    assert "scontrol release 7" in why(run)
-    assert "ended its job" not in why(run)
+    assert "then     its job is held, and goes on from the start once it is released" in explain_failure(run), (
+        explain_failure(run)
+    )
+    assert "scontrol release 7" in explain_failure(run)
+    assert "ended its job" not in explain_failure(run)

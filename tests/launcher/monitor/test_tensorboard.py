@@ -18,13 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from configs.solve.length import Length
 from store.run.run_dir import RunDir
 from tests.shell import lockstep, started, until
-from train.reporting.metrics import Sinks
+from train.reporting.metrics import MetricsWriter
 
 LENGTH = Length(steps=200, batch=4, dataset=100)
 PICTURE = "pictures/00 a red circle"
 
 
-def report(sinks: Sinks, attempt: int, steps: range, folder: Path) -> None:
+def report(sinks: MetricsWriter, attempt: int, steps: range, folder: Path) -> None:
     """One report per step, one picture every fifth; values tell which attempt they come from."""
     for step in steps:
         values = {"loss/train": attempt + step / 1000, "time/step_s": 0.1, "progress/epoch": step / 25}
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Steps 1 … 100, then again from 61 to 200: of the pictures 40 are kept."""
     run = RunDir(tmp_path_factory.mktemp("runs") / "board")
     for number, steps in ((1, range(1, 101)), (2, range(61, 201))):
-        sinks = Sinks(run, run.open_attempt(), steps.start, LENGTH)
+        sinks = MetricsWriter(run, run.open_attempt(), steps.start, LENGTH)
         report(sinks, number, steps, run.pictures)
         sinks.close()
     return run
@@ -118,11 +118,11 @@ def test_the_metrics_of_the_run_drop_what_was_rolled_back(run: RunDir) -> None:
 
 def test_a_torn_last_line_does_not_stop_the_next_attempt(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "torn")
-    sinks = Sinks(run, run.open_attempt(), 1, LENGTH)
+    sinks = MetricsWriter(run, run.open_attempt(), 1, LENGTH)
     report(sinks, 1, range(1, 4), run.pictures)
     sinks.close()
     run.metrics.write_text(run.metrics.read_text()[:-20])
-    Sinks(run, run.open_attempt(), 4, LENGTH).close()
+    MetricsWriter(run, run.open_attempt(), 4, LENGTH).close()
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
 

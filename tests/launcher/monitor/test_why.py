@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from launcher.monitor.why import why
-from launcher.run_lock import hold
+from launcher.monitor.why import explain_failure
+from launcher.run_lock import hold_run
 from store.run.end import End
 from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run
@@ -30,7 +30,7 @@ def test_the_first_failure_in_time_and_its_victims(run: RunDir) -> None:
     add_failure(attempt, 5, "node2", "CUDA out of memory. Tried to allocate 2 GiB", NOW)
     for rank in (0, 1, 2, 7):
         add_failure(attempt, rank, "node1", "Connection closed by peer", NOW - 1)
-    lines = why(run).splitlines()
+    lines = explain_failure(run).splitlines()
     assert lines[0].startswith("attempt 1 of mine: rank 5 on node2 ran out of memory in step 41: RuntimeError: CUDA")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW))
     assert lines[1] == f"first    {when}, rank 5 on node2, step 41: out of memory"
@@ -43,14 +43,14 @@ def test_the_first_failure_in_time_and_its_victims(run: RunDir) -> None:
 def test_after_the_last_try_it_is_held(run: RunDir) -> None:
     for _ in range(3):
         add_failure(add_attempt(run, on=("node1",), ago=99), 0, "node1", "no such layer", NOW)
-    said = why(run)
+    said = explain_failure(run)
     assert "attempt 3 of mine: rank 0 on node1 failed in step 1: RuntimeError: no such layer" in said
     assert "then     it is held for you: 3 attempts in a row ended without a new checkpoint" in said
 
 
 def test_an_attempt_that_nobody_tells_anything_of(run: RunDir) -> None:
     add_attempt(run, on=("node1",), ago=99)
-    lines = why(run).splitlines()
+    lines = explain_failure(run).splitlines()
     assert lines[0] == "attempt 1 of mine: lost, cause unknown"
     assert not any(line.startswith(("first", "victims")) for line in lines)
 
@@ -59,32 +59,32 @@ def test_a_node_that_fell_silent(run: RunDir) -> None:
     attempt = add_attempt(run, on=("node1", "node2"), step=40, ranks=2, ago=99)
     beat = json.loads(attempt.heartbeat(0).read_text())
     attempt.heartbeat(0).write_text(json.dumps(beat | {"time": beat["time"] - 20}))
-    assert "attempt 1 of mine: node node1 was lost" in why(run)
+    assert "attempt 1 of mine: node node1 was lost" in explain_failure(run)
 
 
 def test_an_earlier_attempt_failed_and_the_run_is_finished(run: RunDir) -> None:
     add_failure(add_attempt(run, on=("node1",), ago=99), 1, "node1", "no such layer", NOW)
     add_attempt(run, on=("node1",), end=FINISHED, step=STEPS)
-    said = why(run)
+    said = explain_failure(run)
     assert "attempt 1 of mine: rank 1 on node1 failed" in said
     assert "now      finished, attempt 2, 100/100 steps (records)" in said
 
 
 def test_nothing_failed(tmp_path: Path) -> None:
     local = make_run(tmp_path, "mine")
-    assert why(local) == "nothing failed: mine is not begun (records)"
-    with hold(local):
+    assert explain_failure(local) == "nothing failed: mine is not begun (records)"
+    with hold_run(local):
         add_attempt(local, step=40)
-        assert why(local) == "nothing failed: mine is running, attempt 1, 40/100 steps (lock)"
+        assert explain_failure(local) == "nothing failed: mine is running, attempt 1, 40/100 steps (lock)"
 
 
 def test_a_local_run_names_the_way_on(tmp_path: Path) -> None:
     local = make_run(tmp_path, "mine")
-    with hold(local):
+    with hold_run(local):
         pass
     attempt = add_attempt(local)
     add_failure(attempt, 0, "here", "/x.png: does not decode", NOW, error="UserError", exit_code=2)
-    said = why(local)
+    said = explain_failure(local)
     assert "/x.png: does not decode" in said
     assert "then     mend that first, then lockstep submit goes on from the start" in said
 
@@ -96,7 +96,7 @@ def test_a_job_that_ended_before_any_attempt_shows_its_output(tmp_path: Path, mo
     run.slurm.mkdir()
     output = run.slurm / "7_0_log.out"
     output.write_text("module: command not found")
-    assert why(run).splitlines() == [
+    assert explain_failure(run).splitlines() == [
         "mine: its job ended before an attempt began (FAILED)",
         f"log      {output}",
     ]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs.reading import json_schema
-from configs.reading.load import SCHEMA, load
+from configs.reading.load import SCHEMA_FILE, load_config
 from launcher.cli import main
 
 POKEMON = """\
@@ -212,7 +212,7 @@ def test_shapes_memory_and_explain(lockstep: Lockstep) -> None:
 def test_the_schema_documents_every_key_and_ships_current(lockstep: Lockstep) -> None:
     shell = lockstep("schema")
     assert shell.code == 0
-    assert SCHEMA.read_text() == shell.out == json_schema.schema_text(), (
+    assert SCHEMA_FILE.read_text() == shell.out == json_schema.render_json_schema(), (
         "run: lockstep schema > configs/recipes/schema.json"
     )
     schema = json.loads(shell.out)
@@ -222,12 +222,12 @@ def test_the_schema_documents_every_key_and_ships_current(lockstep: Lockstep) ->
             assert field.get("description"), f"{key} has no description"
 
 
-@pytest.mark.parametrize("recipe", sorted(SCHEMA.parent.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted(SCHEMA_FILE.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_names_its_command(recipe: Path) -> None:
     first, command, *_ = recipe.read_text().splitlines()
     assert first == "# yaml-language-server: $schema=./schema.json"
     assert command == f"# lockstep plan {recipe.name}"
-    assert load(recipe).name == recipe.stem
+    assert load_config(recipe).name == recipe.stem
 
 
 def test_help_lists_the_commands_in_the_order_of_a_run(lockstep: Lockstep) -> None:

@@ -1,6 +1,6 @@
 """The text that sbatch gets, byte for byte, for sites that ask for GPUs and containers in different ways.
 
-A change of submitit's renderer or of ours shows here; `python -m tests.launcher.plan.test_sbatch` writes the texts anew.
+A change of submitit's or of ours shows here; `python -m tests.launcher.plan.test_sbatch` writes the texts anew.
 """
 
 import json

@@ -10,8 +10,8 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from configs.reading.load import load
-from store.run.code_version import code_version
+from configs.reading.load import load_config
+from store.run.code_version import read_code_version
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of
 from tests.shell import lockstep, processes_of
 
@@ -91,14 +91,14 @@ def test_tensorboard_holds_the_same_scalars_and_every_picture(trained: Trained) 
     for tag, name in zip(tags, ["00-a-red-circle.png", "01-a-blue-square.png"], strict=True):
         assert [event.step for event in board.Images(tag)] == [0, 20, STEPS]
         for event in board.Images(tag):
-            with Image.open(trained.run.pictures_of(event.step) / name) as picture:
+            with Image.open(trained.run.pictures_at(event.step) / name) as picture:
                 assert (picture.size, picture.mode) == ((32, 32), "RGB")
-    first, last = (trained.run.pictures_of(step) / "00-a-red-circle.png" for step in (0, STEPS))
+    first, last = (trained.run.pictures_at(step) / "00-a-red-circle.png" for step in (0, STEPS))
     assert first.read_bytes() != last.read_bytes()
 
 
 def test_the_run_folder_says_what_was_run(trained: Trained) -> None:
-    assert load(trained.run.config) == load(trained.file)
+    assert load_config(trained.run.config) == load_config(trained.file)
     planned = json.loads(lockstep("plan", trained.file, "--json", "--nodes", 1, "--gpus-per-node", 2).stdout)
     plan = json.loads(trained.attempt.plan.read_text())
     for key in ("micro_batch", "gradient_accumulation_steps", "total_steps"):
@@ -109,7 +109,7 @@ def test_the_run_folder_says_what_was_run(trained: Trained) -> None:
     assert trained.run.dataset.read_text().count("\n") == plan["dataset_size"] == 18
     environment = json.loads(trained.attempt.environment.read_text())
     assert (environment["packages"]["torch"], environment["world_size"]) == (torch.__version__, 2)
-    code = code_version()
+    code = read_code_version()
     assert environment["code"]["digest"] == code.digest
     assert environment["code"]["commit"] == code.commit
     assert trained.attempt.code_diff.exists() == bool(code.diff)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from configs.errors import LockstepError
-from slurm.job.record import JobRecord, living
+from slurm.job.record import JobRecord, find_active_job
 from slurm.site import Site
 from store.run.end import End
 from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun
@@ -31,10 +31,10 @@ def test_a_job_whose_run_has_come_to_its_end_needs_no_slurm(desk: Desk, monkeypa
     monkeypatch.setattr(shutil, "which", lambda name: None)
     run = desk.submitted()
     begun(run, end=End("notice", 4, None, "stop asked for by Ada"), step=4, ago=99)
-    assert living(run) is None
+    assert find_active_job(run) is None
     JobRecord("8", Site(), 1, 0.0).write(run)  # submitted again since
     with pytest.raises(LockstepError, match="was given to job 8"):
-        living(run)
+        find_active_job(run)
 
 
 @pytest.mark.parametrize("job", ["7", None])

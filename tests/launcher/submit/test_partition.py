@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor import examine
+from launcher.doctor import examine_cluster
 from launcher.monitor import status
-from launcher.monitor.why import why
-from slurm.query.partitions import read_rules, warn_of_cancelling
+from launcher.monitor.why import explain_failure
+from slurm.query.partitions import query_partition_rules, warn_of_cancelling
 from slurm.site import Site
 from store.run.end import End
 from tests.launcher.desk import Desk, begun, ended
@@ -75,7 +75,7 @@ def test_a_person_s_own_filters_reach_no_question(desk: Desk, monkeypatch: pytes
 def test_a_job_that_will_never_start_says_what_to_do(desk: Desk, reason: str, cure: str) -> None:
     run = desk.submitted()
     desk.knows(f"7|PENDING|{reason}||N/A|N/A")
-    for told in (status.of(run).detail, why(run), desk.lockstep("submit", desk.file)[1]):
+    for told in (status.read_status(run).detail, explain_failure(run), desk.lockstep("submit", desk.file)[1]):
         assert f"{reason}: the partition allows" in told
         assert cure in told
 
@@ -95,7 +95,7 @@ def test_doctor_tells_of_a_partition_that_cancels(desk: Desk) -> None:
     desk.has(SPOT)
     desk.site("partition: spot\ncpus_per_rank: 2\n")
     desk.does("sinfo", 'case "$1" in --version) echo slurm 22.05.8;; *) echo "spot|4|8|gpu:4";; esac')
-    findings = list(islice(examine(desk.folder, "site", 1.0), 4))
+    findings = list(islice(examine_cluster(desk.folder, "site", 1.0), 4))
     assert [one.good for one in findings if WARNING in one.said] == [None], findings
     assert desk.queued() == []
 
@@ -111,25 +111,28 @@ def test_doctor_tells_of_a_partition_that_cancels(desk: Desk) -> None:
 )
 def test_no_warning_of_what_cannot_happen(desk: Desk, spot: str, preempt: str) -> None:
     desk.has(spot)
-    assert warn_of_cancelling(read_rules(), preempt, Site(partition="spot")) is None
+    assert warn_of_cancelling(query_partition_rules(), preempt, Site(partition="spot")) is None
 
 
 def test_a_preempted_run_says_that_it_does_not_come_back(desk: Desk) -> None:
     run = desk.submitted()
     begun(run, end=SIGTERM, step=4)
     desk.knows(ended("7", "PREEMPTED"))
-    row = status.of(run)
+    row = status.read_status(run)
     assert (row.state, row.detail, row.source) == ("stopped", CANCELS, "squeue")
-    assert CANCELS in why(run)
+    assert CANCELS in explain_failure(run)
 
 
 def test_preempted_before_it_could_save(desk: Desk) -> None:
     run = desk.submitted()
     begun(run, step=4, ago=99)
     desk.knows(ended("7", "PREEMPTED"))
-    assert (status.of(run).state, status.of(run).detail) == ("stopped", f"{CANCELS} from the newest checkpoint")
-    assert "it is started again by itself" not in why(run)
-    assert "does not start it again; lockstep submit goes on from the start" in why(run)
+    assert (status.read_status(run).state, status.read_status(run).detail) == (
+        "stopped",
+        f"{CANCELS} from the newest checkpoint",
+    )
+    assert "it is started again by itself" not in explain_failure(run)
+    assert "does not start it again; lockstep submit goes on from the start" in explain_failure(run)
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT"])
@@ -137,10 +140,14 @@ def test_another_sigterm_is_no_preemption(desk: Desk, state: str) -> None:
     run = desk.submitted()
     begun(run, end=SIGTERM, step=4)
     desk.knows(ended("7", state))
-    assert "preempted" not in status.of(run).detail + why(run)
+    assert "preempted" not in status.read_status(run).detail + explain_failure(run)
 
 
 def test_partitions_of_which_little_is_told(desk: Desk, tmp_path: Path) -> None:
     """A newer release may drop or rename what we look for."""
     desk.has("PartitionName=bare", "", "PartitionName=odd MaxTime=forever GraceTime=a while")
-    assert [(one.name, one.max_time) for one in read_rules()] == [("main", None), ("bare", None), ("odd", None)]
+    assert [(one.name, one.max_time) for one in query_partition_rules()] == [
+        ("main", None),
+        ("bare", None),
+        ("odd", None),
+    ]

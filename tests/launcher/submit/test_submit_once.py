@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from launcher.monitor import status
-from launcher.monitor.records import holder_lives
-from launcher.run_lock import hold
-from slurm.job.record import JobRecord, living
+from launcher.monitor.records import is_run_held
+from launcher.run_lock import hold_run
+from slurm.job.record import JobRecord, find_active_job
 from slurm.query import ask
 from store.run.end import End
 from store.run.run_dir import RunDir, write_json
@@ -40,12 +40,12 @@ def test_a_source_that_takes_too_long_has_not_answered(desk: Desk, monkeypatch: 
 
 def test_status_tells_a_silent_slurm_from_one_that_knows_no_such_job(desk: Desk) -> None:
     run = desk.submitted()
-    assert status.of(run).detail == "SLURM here knows nothing of job 7"
+    assert status.read_status(run).detail == "SLURM here knows nothing of job 7"
     for name in QUESTIONS:
         desk.does(name, AWAY)
-    assert status.of(run).detail == "SLURM does not answer, so nobody knows of job 7"
+    assert status.read_status(run).detail == "SLURM does not answer, so nobody knows of job 7"
     begun(run, step=3)
-    assert (status.of(run).state, status.of(run).source) == ("running", "heartbeat")
+    assert (status.read_status(run).state, status.read_status(run).source) == ("running", "heartbeat")
 
 
 def test_an_answer_that_there_is_no_such_job_is_enough_to_queue_again(desk: Desk) -> None:
@@ -145,7 +145,7 @@ def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> No
     pending = "PENDING|Priority||N/A|N/A"
     others = [f"4|{pending}|", f"3|{pending}|bash", f"2|{pending}|/bin/sh a", "second line"]  # not made from files
     desk.knows(*others, *(f"5_{task}|{pending}|{folder}/submission.sh" for task in range(2)))
-    assert [job and job.id for job in map(living, runs)] == ["5_0", "5_1"]
+    assert [job and job.id for job in map(find_active_job, runs)] == ["5_0", "5_1"]
 
 
 @pytest.mark.parametrize("tasks", ["0-1%2", "0,1", "0-3:1%2"])
@@ -155,7 +155,7 @@ def test_a_task_of_an_array_is_seen_where_only_the_controller_answers(desk: Desk
     desk.does("squeue", AWAY)
     shown = f"JobId=5 ArrayJobId=5 ArrayTaskId={tasks} JobState=PENDING Reason=Priority NodeList= StartTime=Unknown"
     desk.does("scontrol", f'case "$*" in *5_*) exit 1;; esac; echo "{shown}"')
-    job = living(run)
+    job = find_active_job(run)
     assert (job and job.id, job and job.state, desk.lockstep("submit", desk.file)[0]) == ("5_1", "PENDING", 0)
     assert desk.queued() == []
 
@@ -257,12 +257,12 @@ def test_checkpoints_are_not_pruned_while_a_job_trains(desk: Desk) -> None:
 
 def test_whoever_looks_at_a_run_does_not_keep_others_from_it(tmp_path: Path) -> None:
     run, enough = make_run(tmp_path, "mine"), threading.Event()
-    with hold(run):
+    with hold_run(run):
         pass
 
     def look() -> None:
         while not enough.is_set():
-            holder_lives(run)
+            is_run_held(run)
 
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for looker in lookers:
@@ -270,7 +270,7 @@ def test_whoever_looks_at_a_run_does_not_keep_others_from_it(tmp_path: Path) -> 
     taken = 0
     try:
         for _ in range(300):
-            with hold(run):
+            with hold_run(run):
                 taken += 1
     finally:
         enough.set()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.run_lock import hold
+from launcher.run_lock import hold_run
 from launcher.submit import sweep
 from store.run.run_dir import RunDir
 from tests.launcher.desk import Desk
@@ -13,7 +13,7 @@ WORDS = ("lr=1e-5,2e-5",)
 
 def test_a_point_that_is_trained_here_is_left_alone(desk: Desk) -> None:
     run = desk.ready("name=mine-lr-1e-5", "lr=1e-5").run
-    with hold(run):
+    with hold_run(run):
         add_attempt(run, step=3)
         code, output = desk.lockstep("sweep", desk.file, *WORDS)
     assert code == 0, output
@@ -24,7 +24,7 @@ def test_a_point_that_is_trained_here_is_left_alone(desk: Desk) -> None:
 
 def test_a_lock_that_is_taken_meanwhile_keeps_one_point_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "holder_lives", lambda run: False)  # as it was at the first look
-    with hold(RunDir(desk.folder / "runs/mine-lr-1e-5")):
+    with hold_run(RunDir(desk.folder / "runs/mine-lr-1e-5")):
         code, output = desk.lockstep("sweep", desk.file, *WORDS)
     assert code == 0, output
     assert "mine-lr-1e-5 is not queued: " in output

@@ -63,13 +63,13 @@ def test_a_job_that_nobody_noted_down_is_noted_down_where_it_begins(in_job: Desk
 def test_a_job_that_was_cancelled_meanwhile_is_not_brought_back(in_job: Desk, state: str) -> None:
     """Between the question whether it runs and the requeue lie others, and a controller that takes its time."""
     shows(in_job, state)
-    scontrol.requeue("7", ["node2"])
-    scontrol.hold("7", "no such layer")
+    scontrol.requeue_job("7", ["node2"])
+    scontrol.hold_job("7", "no such layer")
     assert [words for words in in_job.told("scontrol") if words.startswith(("requeue", "release"))] == []
 
 
 def test_a_job_that_runs_is_requeued_and_held(in_job: Desk) -> None:
-    scontrol.requeue("7")
-    scontrol.hold("7", "no such layer")
+    scontrol.requeue_job("7")
+    scontrol.hold_job("7", "no such layer")
     told = in_job.told("scontrol")
     assert ("requeue 7" in told, "requeuehold 7" in told) == (True, True), told

@@ -36,7 +36,7 @@ def test_a_rank_loads_no_pickle(shared: Path) -> None:
     run, proof = RunDir(shared / "run"), shared / "proof"
     run.path.mkdir()
     run.config.touch()
-    text = request.text(run, config_of(run), Site())
+    text = request.render_script(run, config_of(run), Site())
     command = next(line for line in text.splitlines() if line.startswith("srun ")).partition("$LOCKSTEP_SRUN ")[2]
     (shared / "evil").write_bytes(pickle.dumps(Evil(proof)))
     run.slurm.mkdir()
@@ -60,10 +60,10 @@ def test_only_its_owner_writes_where_slurm_does(shared: Path) -> None:
     folder = RunDir(shared / "run").slurm
     folder.mkdir(parents=True)  # as an earlier release did, by the umask
     assert stat.S_IMODE(folder.stat().st_mode) & 0o777 == 0o775
-    request.own_output(folder)
+    request.make_output_folder(folder)
     assert "Permission denied" in as_colleague("ln", "-s", "/etc/passwd", folder / "8_0_log.out").stderr
-    request.own_output(folder)
-    request.own_output(shared / "other" / "slurm")
+    request.make_output_folder(folder)
+    request.make_output_folder(shared / "other" / "slurm")
     assert "Permission denied" in as_colleague("touch", shared / "other" / "slurm" / "8_0_log.out").stderr
 
 
@@ -74,7 +74,7 @@ def test_what_a_colleague_left_where_slurm_writes_is_refused(shared: Path) -> No
     run.slurm.mkdir(parents=True)
     assert as_colleague("ln", "-s", "/etc/passwd", run.slurm / "8_0_log.out").returncode == 0
     with pytest.raises(LockstepError, match=rf"^{run.slurm}/8_0_log.out: is another user's, .*; remove it"):
-        request.own_output(run.slurm)
+        request.make_output_folder(run.slurm)
 
 
 @two_users
@@ -85,4 +85,4 @@ def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> Non
     words = ("ln", "-s", "/tmp", run.slurm) if planted == "link" else ("mkdir", run.slurm)
     assert as_colleague(*words).returncode == 0
     with pytest.raises(LockstepError, match=rf"^{run.slurm}: is (a link|another user's)"):
-        request.own_output(run.slurm)
+        request.make_output_folder(run.slurm)

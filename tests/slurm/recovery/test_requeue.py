@@ -4,13 +4,13 @@ import pytest
 
 from slurm.recovery.cause import Cause
 from slurm.recovery.history import Outcome
-from slurm.recovery.requeue import LOSSES, TRIES, bad_nodes, decide
+from slurm.recovery.requeue import MAX_FAILURES, MAX_INTERRUPTIONS, decide_next, find_bad_nodes
 from store.run.end import End
 
 CRASH = Cause("program", "rank 0 on node1 failed in step 1: ValueError: no", 0, "node1")
 KILLED = Cause("killed", "rank 3 on node2 was killed from outside in step 7", 3, "node2")
 NODE_LOST = Cause("node lost", "node node2 was lost", host="node2")
-MISTAKE = Cause("data", "rank 1 on node1 stopped: /x.png: does not decode", 1, "node1", mistake=True)
+MISTAKE = Cause("data", "rank 1 on node1 stopped: /x.png: does not decode", 1, "node1", is_user_error=True)
 FINISHED = End("finished", 100, "step-00000100-a0001")
 PREEMPTED = End("notice", 40, "step-00000040-a0001", "SIGTERM")
 ASKED = End("notice", 40, "step-00000040-a0001", "stop asked for by Ada")
@@ -31,31 +31,35 @@ SAVED = (CRASH, "saved")
 @pytest.mark.parametrize(
     ("ended", "action", "reason"),
     [
-        ([], "go on", "first attempt"),
-        ([FINISHED], "done", "trained to step 100"),
-        ([PREEMPTED], "go on", "stopped after step 40 on SIGTERM"),
-        ([PREEMPTED] * 50, "go on", "stopped after step 40 on SIGTERM"),
-        ([ASKED], "done", "stopped after step 40: stop asked for by Ada"),
-        ([CRASH], "go on", f"{CRASH.sentence}; try 1 of {TRIES} without a new checkpoint"),
-        ([CRASH] * TRIES, "hold", f"{TRIES} attempts in a row ended without a new checkpoint; the last: "),
-        ([SAVED] * 50, "go on", f"{CRASH.sentence}; it had saved a new checkpoint"),
-        ([CRASH, SAVED, CRASH, CRASH], "go on", f"try 2 of {TRIES}"),
-        ([CRASH, PREEMPTED, CRASH, CRASH], "hold", f"{TRIES} attempts"),
+        ([], "requeue", "first attempt"),
+        ([FINISHED], "complete", "trained to step 100"),
+        ([PREEMPTED], "requeue", "stopped after step 40 on SIGTERM"),
+        ([PREEMPTED] * 50, "requeue", "stopped after step 40 on SIGTERM"),
+        ([ASKED], "complete", "stopped after step 40: stop asked for by Ada"),
+        ([CRASH], "requeue", f"{CRASH.sentence}; try 1 of {MAX_FAILURES} without a new checkpoint"),
+        (
+            [CRASH] * MAX_FAILURES,
+            "hold",
+            f"{MAX_FAILURES} attempts in a row ended without a new checkpoint; the last: ",
+        ),
+        ([SAVED] * 50, "requeue", f"{CRASH.sentence}; it had saved a new checkpoint"),
+        ([CRASH, SAVED, CRASH, CRASH], "requeue", f"try 2 of {MAX_FAILURES}"),
+        ([CRASH, PREEMPTED, CRASH, CRASH], "hold", f"{MAX_FAILURES} attempts"),
         ([MISTAKE], "hold", "does not decode"),
-        ([NODE_LOST] * (LOSSES - 1), "go on", "node2 was lost"),
-        ([NODE_LOST] * LOSSES, "hold", f"{LOSSES} attempts"),
-        ([NODE_LOST, CRASH, NODE_LOST, CRASH], "go on", f"try 2 of {TRIES}"),
+        ([NODE_LOST] * (MAX_INTERRUPTIONS - 1), "requeue", "node2 was lost"),
+        ([NODE_LOST] * MAX_INTERRUPTIONS, "hold", f"{MAX_INTERRUPTIONS} attempts"),
+        ([NODE_LOST, CRASH, NODE_LOST, CRASH], "requeue", f"try 2 of {MAX_FAILURES}"),
     ],
 )
 def test_whether_a_run_is_started_again(ended: list[End | Cause], action: str, reason: str) -> None:
-    decision = decide(history(*ended))
+    decision = decide_next(history(*ended))
     assert decision.action == action
     assert reason in decision.reason
 
 
 def test_a_node_is_left_out_after_two_failures_that_may_be_its_own() -> None:
-    assert bad_nodes(history(NODE_LOST)) == {}
-    assert bad_nodes(history(NODE_LOST, PREEMPTED, KILLED)) == {"node2": "2 attempts failed first on node2"}
-    assert bad_nodes(history(CRASH, CRASH)) == {}, "a program that is wrong is wrong on every node"
+    assert find_bad_nodes(history(NODE_LOST)) == {}
+    assert find_bad_nodes(history(NODE_LOST, PREEMPTED, KILLED)) == {"node2": "2 attempts failed first on node2"}
+    assert find_bad_nodes(history(CRASH, CRASH)) == {}, "a program that is wrong is wrong on every node"
     ecc = Cause("program", "rank 0 on node1 failed: RuntimeError: CUDA error: uncorrectable ECC error", 0, "node1")
-    assert list(bad_nodes(history(ecc, ecc))) == ["node1"]
+    assert list(find_bad_nodes(history(ecc, ecc))) == ["node1"]

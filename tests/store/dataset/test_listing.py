@@ -10,8 +10,16 @@ import pytest
 from PIL import Image
 
 from configs.errors import LockstepError, UserError
-from configs.schema import Data
-from store.dataset.listing import Sample, check_images, digest, from_lines, list_samples, settle, to_lines
+from configs.schema import DataConfig
+from store.dataset.listing import (
+    Sample,
+    check_images,
+    digest_samples,
+    format_samples,
+    list_samples,
+    parse_samples,
+    select_samples,
+)
 
 
 def image(path: Path) -> Path:
@@ -77,8 +85,8 @@ def test_missing_halves_are_named(tmp_path: Path) -> None:
     assert first.endswith("orphan.txt: the image it captions is missing")
     assert "alone.png: has no caption; write alone.txt beside it" in second
     with pytest.raises(UserError, match=r"2 bad samples in .*data\.on_bad_sample: skip"):
-        settle(Data(images=str(tmp_path)), listing)
-    assert len(settle(Data(images=str(tmp_path), on_bad_sample="skip"), listing)) == 1
+        select_samples(DataConfig(images=str(tmp_path)), listing)
+    assert len(select_samples(DataConfig(images=str(tmp_path), on_bad_sample="skip"), listing)) == 1
 
 
 def test_a_missing_image_is_named_by_its_line(tmp_path: Path) -> None:
@@ -139,10 +147,12 @@ def test_an_image_that_does_not_decode_is_found_before_training(tmp_path: Path) 
 
 def test_the_list_survives_its_file_and_has_an_identity() -> None:
     samples = [Sample("a.png", "line\nbreak \u2028 ü", 5), Sample("b.png", "", 6)]
-    text = to_lines(samples)
-    assert from_lines(text) == samples
-    assert digest(text) != digest(to_lines(samples[:1]))
-    assert digest(text) != digest(to_lines([samples[0], Sample("b.png", "", 7)])), "an image that was replaced"
+    text = format_samples(samples)
+    assert parse_samples(text) == samples
+    assert digest_samples(text) != digest_samples(format_samples(samples[:1]))
+    assert digest_samples(text) != digest_samples(format_samples([samples[0], Sample("b.png", "", 7)])), (
+        "an image that was replaced"
+    )
 
 
 def test_linked_folders_are_followed(tmp_path: Path) -> None:

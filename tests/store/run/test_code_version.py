@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from store.run.code_version import code_version
+from store.run.code_version import read_code_version
 
 
 @pytest.fixture
@@ -23,20 +23,20 @@ def git(folder, *words):
 
 
 def test_out_of_a_clone_the_digest_tells(clone):
-    before = code_version()
+    before = read_code_version()
     assert (before.commit, before.diff) == (None, "")
     (clone / "train" / "loop.py").write_text("steps = 2\n")
-    assert code_version().digest != before.digest
+    assert read_code_version().digest != before.digest
 
 
 def test_in_a_clone_the_commit_and_what_was_changed(clone):
     git(clone, "init", "-q")
     git(clone, "add", ".")
     git(clone, "commit", "-qm", "first")
-    before = code_version()
+    before = read_code_version()
     assert (before.commit, before.diff) == (git(clone, "rev-parse", "HEAD"), "")
     (clone / "train" / "loop.py").write_text("steps = 2\n")
-    assert "+steps = 2" in code_version().diff
+    assert "+steps = 2" in read_code_version().diff
 
 
 def test_inside_somebody_elses_clone_there_is_no_commit(clone, monkeypatch):
@@ -44,4 +44,4 @@ def test_inside_somebody_elses_clone_there_is_no_commit(clone, monkeypatch):
     git(clone, "add", ".")
     git(clone, "commit", "-qm", "theirs")
     monkeypatch.setattr("store.run.code_version.ROOT", clone / "train")
-    assert code_version().commit is None
+    assert read_code_version().commit is None

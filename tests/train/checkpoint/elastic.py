@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from configs.reading.load import load
-from configs.solve.learning_rate import learning_rate
+from configs.reading.load import load_config
+from configs.solve.learning_rate import compute_learning_rate
 from store.checkpoint import checkpoints
-from store.dataset.listing import from_lines
+from store.dataset.listing import parse_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.gather import gather
 from tests.runs import new_run, next_attempt
 from train import process_group
-from train.checkpoint.restore import resume
+from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.data.stream import Stream, micro_batches
 from train.engines import zero_state as state
@@ -44,8 +44,8 @@ class Case:
         self.name = f"{precision}-zero{zero}-ranks{world.size}"
         self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
         run, attempt = self.open(self.name, pipeline, images)
-        self.config, self.plan = load(run.config), AttemptPlan.read(attempt)
-        self.parts = stable_diffusion.load(self.config, pipeline, world.device)
+        self.config, self.plan = load_config(run.config), AttemptPlan.read(attempt)
+        self.parts = stable_diffusion.load_model(self.config, pipeline, world.device)
         self.engine = Engine(self.parts.unet, self.config, json.loads(attempt.deepspeed.read_text()), world.device)
         self.ema = Ema(self.config.ema, self.engine.owned)
         self.trainer = Trainer(self.parts, self.engine, self.ema, world.device)
@@ -54,7 +54,7 @@ class Case:
     def open(self, name: str, pipeline: Path | None = None, images: Path | None = None):
         """The run `name`, made by rank 0 where it is not there, and its next attempt."""
         run = RunDir(self.root / name)
-        if self.world.leads:
+        if self.world.is_main_process:
             if not run.path.exists():
                 new_run(run.path, pipeline, images, **self.changes)
             next_attempt(run, self.world.size, **self.changes)
@@ -64,7 +64,7 @@ class Case:
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
         samples = self.run.dataset.read_text()
-        stream = Stream(self.config, from_lines(samples), self.parts.tokenizer, self.parts.latent_shape(32))
+        stream = Stream(self.config, parse_samples(samples), self.parts.tokenizer, self.parts.latent_shape(32))
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
 
@@ -76,7 +76,7 @@ class Case:
 
         self.trainer.micro_loss = watched
         for step in steps:
-            rate = learning_rate(self.config, step, SAVED + MORE)
+            rate = compute_learning_rate(self.config, step, SAVED + MORE)
             mean = self.trainer.step(step, rate, batches, lambda: None).loss
             losses.append(self.world.sum([mean.item()])[0] / self.world.size)
         firsts = {key: value for part in self.world.gather(first) for key, value in part.items()}
@@ -101,28 +101,28 @@ class Case:
         return found.hexdigest()
 
     def make(self) -> None:
-        resume(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
+        resume_run(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
         saver = Saver(
             self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0, Progress()
         )
         self.train(range(1, SAVED + 1))
-        saver.boundary(SAVED, notice=False, asked=False, last=True, skipped=False)
+        saver.after_step(SAVED, notice=False, asked=False, last=True, skipped=False)
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
-        if self.world.leads:
+        if self.world.is_main_process:
             (self.run.path / "after.json").write_text(json.dumps(after))
 
     def load(self, source: str) -> None:
         self.run, self.attempt = self.open(source)
         self.plan = AttemptPlan.read(self.attempt)
-        assert resume(self.run, self.attempt, self.plan, self.world, self.engine, self.ema) == SAVED
+        assert resume_run(self.run, self.attempt, self.plan, self.world, self.engine, self.ema) == SAVED
         self._check_bits()
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
-        if self.world.leads:
+        if self.world.is_main_process:
             (self.run.path / f"on-{self.name}.json").write_text(json.dumps(after))
 
     def _check_bits(self) -> None:
         """Weights, moments and averages as they were saved, and the passes see these weights."""
-        reader = checkpoints.visible(self.run)[-1].reader()
+        reader = checkpoints.list_checkpoints(self.run)[-1].open_reader()
         for kind, pieces in self._values().items():
             whole = gather(self.world, self.engine.owned, pieces)
             for name, tensor in (whole or {}).items():
@@ -131,7 +131,7 @@ class Case:
 
 
 def main(mode: str, root: str, pipeline: str, images: str, cases: str) -> None:
-    world = process_group.join(int(os.environ["WORLD_SIZE"]))
+    world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for zero, precision, *sources in json.loads(cases):
         case = Case(world, Path(pipeline), Path(images), Path(root), zero, precision)
         if mode == "make":

@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import LockstepError
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import Resume
+from store.checkpoint.checkpoints import ResumePoint
 from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
@@ -32,12 +32,12 @@ def saved(tmp_path_factory, pipeline_folder, image_folder) -> tuple[RunDir, RunD
     return made[0], made[1]
 
 
-def resumed(run: RunDir, steps: int = 7) -> tuple[list[int], str, Resume | None]:
+def resumed(run: RunDir, steps: int = 7) -> tuple[list[int], str, ResumePoint | None]:
     """Start the next attempt; its exit codes, what it said and where it went on from."""
     attempt = next_attempt(run, 2, steps=steps)
     ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
     codes = ranks.wait()
-    return codes, ranks.said(), Resume.read(attempt)
+    return codes, ranks.said(), ResumePoint.read(attempt)
 
 
 def truncate(path: Path) -> None:
@@ -57,31 +57,31 @@ DAMAGE = {"truncate": truncate, "flip": flip_one_bit, "delete": Path.unlink}
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_every_damage_to_every_file_is_found(saved, tmp_path, name, damage):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    newest = checkpoints.visible(run)[-1]
+    newest = checkpoints.list_checkpoints(run)[-1]
     DAMAGE[damage](newest.path / name)
-    assert any(name in problem for problem in newest.problems())
+    assert any(name in problem for problem in newest.verify())
 
 
 @pytest.mark.parametrize("foreign", ["step", "run"])
 def test_a_foreign_shard_is_found(saved, tmp_path, foreign):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    newest = checkpoints.visible(run)[-1]
-    source = checkpoints.visible(run)[-2] if foreign == "step" else checkpoints.visible(saved[1])[-1]
+    newest = checkpoints.list_checkpoints(run)[-1]
+    source = checkpoints.list_checkpoints(run)[-2] if foreign == "step" else checkpoints.list_checkpoints(saved[1])[-1]
     shutil.copy(source.path / "fragments-00000.safetensors", newest.path)
-    assert re.search(r"fragments-00000.safetensors: (does not match its digest|holds \d+ bytes)", newest.problems()[0])
+    assert re.search(r"fragments-00000.safetensors: (does not match its digest|holds \d+ bytes)", newest.verify()[0])
 
 
 def test_a_stranger_beside_the_shards_is_found(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    newest = checkpoints.visible(run)[-1]
+    newest = checkpoints.list_checkpoints(run)[-1]
     shutil.copy(newest.path / "fragments-00000.safetensors", newest.path / "fragments-00002.safetensors")
-    assert newest.problems() == [f"{newest.path / 'fragments-00002.safetensors'}: is not in the manifest"]
+    assert newest.verify() == [f"{newest.path / 'fragments-00002.safetensors'}: is not in the manifest"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_in_the_other_rank_s_file_is_quarantined_by_all(saved, tmp_path, damage):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    path = checkpoints.visible(run)[-1].path / "fragments-00001.safetensors"
+    path = checkpoints.list_checkpoints(run)[-1].path / "fragments-00001.safetensors"
     DAMAGE[damage](path)
     codes, said, record = resumed(run)
     assert codes == [0, 0], said[-3000:]
@@ -92,7 +92,7 @@ def test_damage_in_the_other_rank_s_file_is_quarantined_by_all(saved, tmp_path, 
 
 def test_a_run_goes_on_from_the_last_good_one_and_keeps_the_bad(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    newest, before = checkpoints.visible(run)[-1], checkpoints.visible(run)[-2]
+    newest, before = checkpoints.list_checkpoints(run)[-1], checkpoints.list_checkpoints(run)[-2]
     flip_one_bit(newest.path / "fragments-00000.safetensors")
     truncate(before.path / "manifest.json")
     codes, said, record = resumed(run)
@@ -101,17 +101,17 @@ def test_a_run_goes_on_from_the_last_good_one_and_keeps_the_bad(saved, tmp_path)
     assert record.step == 2
     assert f"{newest.path / 'fragments-00000.safetensors'}: does not match its digest" in said
     assert f"{before.path / 'manifest.json'}" in said
-    assert [path.name for path in checkpoints.quarantined(run)] == [
+    assert [path.name for path in checkpoints.list_quarantined(run)] == [
         "quarantined-step-00000004-a0001",
         "quarantined-step-00000006-a0001",
     ]
-    assert checkpoints.visible(run)[-1].step == 7
+    assert checkpoints.list_checkpoints(run)[-1].step == 7
 
 
 def test_a_checkpoint_of_another_run_under_this_name_is_not_taken(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    shutil.rmtree(checkpoints.visible(run)[-1].path)
-    shutil.copytree(checkpoints.visible(saved[1])[-1].path, run.checkpoints / "step-00000006-a0001")
+    shutil.rmtree(checkpoints.list_checkpoints(run)[-1].path)
+    shutil.copytree(checkpoints.list_checkpoints(saved[1])[-1].path, run.checkpoints / "step-00000006-a0001")
     codes, said, record = resumed(run)
     assert codes == [0, 0], said[-3000:]
     assert record is not None
@@ -121,14 +121,14 @@ def test_a_checkpoint_of_another_run_under_this_name_is_not_taken(saved, tmp_pat
 
 def test_all_bad_is_an_error_and_no_step_is_taken(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    for checkpoint in checkpoints.visible(run):
+    for checkpoint in checkpoints.list_checkpoints(run):
         flip_one_bit(checkpoint.path / "fragments-00000.safetensors")
     for _ in range(2):  # and it stays an error: no second start begins again in silence
         codes, said, _ = resumed(run)
         assert codes == [1, 1]
         assert "3 checkpoints and none verifies, so no step is taken" in said
         assert "step 1/" not in said
-    mended = next(path for path in checkpoints.quarantined(run) if "00000004" in path.name)
+    mended = next(path for path in checkpoints.list_quarantined(run) if "00000004" in path.name)
     flip_one_bit(mended / "fragments-00000.safetensors")
     mended.rename(mended.with_name(mended.name.removeprefix("quarantined-")))
     codes, said, record = resumed(run)
@@ -144,7 +144,7 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
     first = run.attempt(1)
     if record == "resume":
-        Resume(4, "step-00000004-a0001", "x").write(first)
+        ResumePoint(4, "step-00000004-a0001", "x").write(first)
     for path in {first.saved, first.end, first.resume} - {getattr(first, record)}:
         path.unlink(missing_ok=True)
     elsewhere = run.checkpoints.rename(tmp_path / "elsewhere")
@@ -174,22 +174,22 @@ def test_a_damaged_record_is_named(saved, tmp_path):
     for content in ("", "{}", "[]", '{"checkpoint'):
         run.attempt(1).saved.write_text(content)
         with pytest.raises(LockstepError, match=r"attempts/0001/saved.json: is damaged"):
-            checkpoints.find_recorded(run)
+            checkpoints.find_recorded_checkpoint(run)
 
 
 def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):
     """A cut-off node may commit after the next attempt began; readers ignore it."""
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
-    newest = checkpoints.visible(run)[-1]
+    newest = checkpoints.list_checkpoints(run)[-1]
     attempt = next_attempt(run, 1)
-    Resume(4, "step-00000004-a0001", "x").write(attempt)
+    ResumePoint(4, "step-00000004-a0001", "x").write(attempt)
     assert newest.path.exists()
-    assert [checkpoint.step for checkpoint in checkpoints.visible(run)] == [2, 4]
+    assert [checkpoint.step for checkpoint in checkpoints.list_checkpoints(run)] == [2, 4]
 
 
 def test_manifest_counts_and_identity(saved):
-    newest = checkpoints.visible(saved[0])[-1]
-    manifest = newest.manifest()
+    newest = checkpoints.list_checkpoints(saved[0])[-1]
+    manifest = newest.read_manifest()
     assert (manifest.identity.run, manifest.identity.step, manifest.optimizer_step) == ("run", 6, 6)
     assert manifest.kinds == ("weights", "exp_avg", "exp_avg_sq", "ema")
     assert json.loads((newest.path / "manifest.json").read_text())["schema"] == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import Resume
+from store.checkpoint.checkpoints import ResumePoint
 from store.run.run_dir import RunDir
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt, values
@@ -45,8 +45,8 @@ def start(run: RunDir, fault: dict | None = None) -> Ranks:
 
 def check_visible(run: RunDir, newest: int) -> int:
     """Every visible checkpoint verifies, and the newest is not older than it was. Answers the newest step."""
-    there = checkpoints.visible(run)
-    assert [problem for checkpoint in there for problem in checkpoint.problems()] == []
+    there = checkpoints.list_checkpoints(run)
+    assert [problem for checkpoint in there for problem in checkpoint.verify()] == []
     steps = [checkpoint.step for checkpoint in there]
     assert max(steps, default=0) >= newest
     return max(steps, default=0)
@@ -55,7 +55,7 @@ def check_visible(run: RunDir, newest: int) -> int:
 def check_exactly_once(run: RunDir, batch: int, steps: int) -> None:
     """Over all attempts, rolled-back steps discarded, the consumed positions are 0 … N−1, each once and in order."""
     attempts = run.attempts()
-    resumed = [Resume.read(attempt) for attempt in attempts]
+    resumed = [ResumePoint.read(attempt) for attempt in attempts]
     consumed: list[int] = []
     for attempt, record in zip(attempts, resumed, strict=True):
         if record is None:

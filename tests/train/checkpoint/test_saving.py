@@ -52,8 +52,8 @@ def steps_of(run: RunDir) -> list[int]:
 
 
 def check_all_verify(run: RunDir) -> list[int]:
-    there = checkpoints.visible(run)
-    assert [problem for checkpoint in there for problem in checkpoint.problems()] == []
+    there = checkpoints.list_checkpoints(run)
+    assert [problem for checkpoint in there for problem in checkpoint.verify()] == []
     assert not list(run.checkpoints.glob("tmp-*"))
     return [checkpoint.step for checkpoint in there]
 
@@ -89,7 +89,7 @@ def test_a_disk_without_one_free_byte_stops_no_training(small_disk, pipeline_fol
     """Not even metrics, logs and signs of life can be written."""
     run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=60, **SETTINGS)
     ranks = start(run)
-    until(lambda: checkpoints.visible(run))
+    until(lambda: checkpoints.list_checkpoints(run))
     with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as ballast:
         while True:
             ballast.write(bytes(4096))
@@ -145,7 +145,7 @@ def test_a_time_limit_is_seen_before_slurm_tells(tmp_path, pipeline_folder, imag
     assert end is not None
     assert (end.reason, end.step) == ("notice", steps_of(run)[-1])
     assert re.fullmatch(r"the time limit in \d+ s", str(end.notice))
-    assert not end.asked_by_people, "so that it goes on by itself"
+    assert not end.requested_by_user, "so that it goes on by itself"
     assert check_all_verify(run)[-1] == end.step
 
 
@@ -153,7 +153,7 @@ def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder)
     changes = SETTINGS | {"checkpoint": {"every_steps": 3, "notice_seconds": 12}, "steps": 1000}
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
     ranks = start(run)
-    until(lambda: [c for c in checkpoints.visible(run) if c.step >= 3])
+    until(lambda: [c for c in checkpoints.list_checkpoints(run) if c.step >= 3])
     os.kill(ranks.pids[1], signal.SIGSTOP)
     began = time.monotonic()
     os.kill(ranks.pids[0], signal.SIGUSR2)
@@ -166,8 +166,8 @@ def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder)
 
 def check_all_verify_but_temporary(run: RunDir) -> list[int]:
     """Where ranks were killed, a half-written folder may lie there until the next start sweeps it."""
-    there = checkpoints.visible(run)
-    assert [problem for checkpoint in there for problem in checkpoint.problems()] == []
+    there = checkpoints.list_checkpoints(run)
+    assert [problem for checkpoint in there for problem in checkpoint.verify()] == []
     return [checkpoint.step for checkpoint in there]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import Data
+from configs.schema import DataConfig
 from train.data.images import load_square
 
 WHITE = [255, 255, 255]
@@ -17,7 +17,7 @@ WHITE = [255, 255, 255]
 
 def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """The square's pixels as they are displayed: (side, side, 3) of 0 … 255."""
-    square = load_square(path, Data(images="x", resolution=side), crop_at, False)
+    square = load_square(path, DataConfig(images="x", resolution=side), crop_at, False)
     return np.rint((square.transpose(1, 2, 0) + 1) * 127.5).astype(int)
 
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from configs.errors import LockstepError, UserError
-from configs.schema import Data, RunConfig
+from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from store.dataset.listing import Sample, list_samples
 from train.data.images import load_square
-from train.data.stream import LatentShape, Stream, micro_batches, positions, samples_at
+from train.data.stream import LatentShape, Stream, list_positions, micro_batches, samples_at
 
 
 class Tokenizer:
@@ -39,7 +39,7 @@ def caption(item: dict) -> str:
 def test_each_step_deals_its_batch_out_exactly_once(nodes, micro, accumulation):
     plan = BatchPlan(Shape(nodes, 1), micro, accumulation)
     for step in (1, 2, 7):
-        dealt = [p for rank in range(nodes) for part in positions(plan, rank, step) for p in part]
+        dealt = [p for rank in range(nodes) for part in list_positions(plan, rank, step) for p in part]
         assert sorted(dealt) == list(range((step - 1) * 12, step * 12))
 
 
@@ -112,7 +112,7 @@ def broken_folder(tmp_path: Path) -> Path:
 def square(image: Image.Image, tmp_path: Path, crop_at=(0.5, 0.5), flip=False, **save) -> np.ndarray:
     path = tmp_path / f"image.{save.pop('suffix', 'png')}"
     image.save(path, **save)
-    return load_square(path, Data(images="x", resolution=32), crop_at, flip)
+    return load_square(path, DataConfig(images="x", resolution=32), crop_at, flip)
 
 
 def halves(width: int, height: int) -> Image.Image:

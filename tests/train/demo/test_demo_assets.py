@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from configs.reading.load import load
+from configs.reading.load import load_config
 from store.dataset.listing import check_images, list_samples
 from train.demo import grid, shapes
 
@@ -54,7 +54,7 @@ def test_the_image_set_is_a_dataset_as_ours_are(image_set, samples):
 
 def test_the_recipe_is_a_config_whose_pictures_ask_for_what_the_images_show(image_set, samples):
     recipe = shutil.copy(BASE.parent / "recipe.yaml", image_set.parent / "demo.yaml")
-    config = load(recipe)
+    config = load_config(recipe)
     assert config.batch == 32
     assert config.data.resolution == shapes.SIZE
     assert config.pictures is not None
@@ -62,20 +62,20 @@ def test_the_recipe_is_a_config_whose_pictures_ask_for_what_the_images_show(imag
 
 
 def test_the_prompts_ask_for_every_colour_twice():
-    asked = [shapes.colour_in(prompt) for prompt in shapes.PROMPTS]
+    asked = [shapes.find_colour(prompt) for prompt in shapes.PROMPTS]
     assert sorted(asked) == sorted([*shapes.COLOURS] * 2)
     assert len(set(shapes.PROMPTS)) == len(shapes.SEEDS) == 16
 
 
 def test_the_colour_check_is_right_on_the_true_images(samples, true_images):
-    assert shapes.agreement(true_images, [sample.caption for sample in samples]) == 1.0
+    assert shapes.count_agreement(true_images, [sample.caption for sample in samples]) == 1.0
 
 
 def test_the_colour_check_looks_at_the_shape_and_not_at_the_background():
     for background in [(255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 120, 60), (40, 90, 60)]:
         for colour, rgb in shapes.COLOURS.items():
             image = shapes.draw_shape("cross", rgb, background, (16, 16), 8)
-            assert shapes.colour_of(image) == colour, (colour, background)
+            assert shapes.parse_colour(image) == colour, (colour, background)
 
 
 def test_the_colour_check_survives_noise_and_faint_colours():
@@ -84,7 +84,7 @@ def test_the_colour_check_survives_noise_and_faint_colours():
         faded = tuple(round(0.8 * channel + 0.2 * 128) for channel in rgb)
         image = np.asarray(shapes.draw_shape("circle", faded, (245, 245, 245), (14, 18), 9), dtype=float)
         noisy = np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
-        assert shapes.colour_of(Image.fromarray(noisy)) == colour
+        assert shapes.parse_colour(Image.fromarray(noisy)) == colour
 
 
 def test_the_base_is_small_and_whole():
@@ -118,19 +118,19 @@ def test_the_base_speaks_the_captions_words_and_draws_no_colours():
     assert pipeline.vae_scale_factor == 4
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) < 1.2e6
 
-    images = grid.draw(BASE, shapes.PROMPTS, shapes.SEEDS, timesteps=10, guidance=2.0)
-    assert shapes.agreement(images, shapes.PROMPTS) <= 3 / 16  # chance is 2 of 16
+    images = grid.draw_prompts(BASE, shapes.PROMPTS, shapes.SEEDS, timesteps=10, guidance=2.0)
+    assert shapes.count_agreement(images, shapes.PROMPTS) <= 3 / 16  # chance is 2 of 16
     colourfulness = [np.ptp(np.asarray(image, dtype=float), axis=-1).mean() for image in images]
     assert max(colourfulness) < 25
     contrast = [np.asarray(image.convert("L"), dtype=float).std() for image in images]
     assert min(contrast) > 15  # there is a shape
-    sheet = grid.grid(images, shapes.PROMPTS)
+    sheet = grid.arrange_grid(images, shapes.PROMPTS)
     assert sheet.width > 4 * grid.CELL
     assert sheet.height > 4 * grid.CELL
 
 
 def test_a_picture_depends_on_its_own_seed_and_not_on_its_neighbours():
-    together = grid.draw(BASE, shapes.PROMPTS[:2], [7, 8], timesteps=2, guidance=2.0)
-    alone = grid.draw(BASE, shapes.PROMPTS[1:2], [8], timesteps=2, guidance=2.0)
+    together = grid.draw_prompts(BASE, shapes.PROMPTS[:2], [7, 8], timesteps=2, guidance=2.0)
+    alone = grid.draw_prompts(BASE, shapes.PROMPTS[1:2], [8], timesteps=2, guidance=2.0)
     difference = np.asarray(together[1], dtype=int) - np.asarray(alone[0], dtype=int)
     assert np.abs(difference).max() <= 1

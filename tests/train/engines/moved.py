@@ -12,8 +12,8 @@ import torch
 
 from configs.errors import LockstepError
 from configs.schema import RunConfig
-from configs.solve.batch import Shape, solve
-from configs.solve.deepspeed import render
+from configs.solve.batch import Shape, solve_batch
+from configs.solve.deepspeed import render_deepspeed
 from train import process_group
 from train.engines import zero_state
 from train.engines.zero import Engine
@@ -44,10 +44,12 @@ def said(engine: object) -> str:
 
 
 def main() -> None:
-    world = process_group.join(int(os.environ["WORLD_SIZE"]))
+    world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for zero in range(4):
         config = RunConfig(name="moved", model="-", data={"images": "-"}, batch=2, zero=zero)
-        engine = Engine(torch.nn.Linear(4, 4), config, render(config, solve(config, Shape(1, 1))), world.device)
+        engine = Engine(
+            torch.nn.Linear(4, 4), config, render_deepspeed(config, solve_batch(config, Shape(1, 1))), world.device
+        )
         inner = engine.deepspeed
         print(zero, "nothing", said(inner), sep="|")
         for name in (*zero_state._COUNTERS, *zero_state._TOUCHED[zero]):

@@ -32,13 +32,13 @@ def test_a_folder_that_others_may_write_in_is_refused(place: Path, words: list[s
         place.mkdir()  # by umask 002
     cure = "remove it, or set TMPDIR to a folder of yours on this node"
     with pytest.raises(LockstepError, match=f"^{re.escape(str(place))}: is {what}, .*; {cure}$"):
-        cpu_extension.build()
+        cpu_extension.build_extension()
     assert "TORCH_EXTENSIONS_DIR" not in os.environ
 
 
 @two_users
 def test_the_folder_is_ones_own_whatever_the_umask(place: Path) -> None:
-    cpu_extension.own_place()
-    cpu_extension.own_place()
+    cpu_extension.make_extension_folder()
+    cpu_extension.make_extension_folder()
     assert "Permission denied" in as_colleague("touch", place / "planted.so").stderr
-    assert "Permission denied" in as_colleague("touch", cpu_extension.folder() / "planted.so").stderr
+    assert "Permission denied" in as_colleague("touch", cpu_extension.extension_folder() / "planted.so").stderr

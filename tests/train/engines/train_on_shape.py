@@ -13,13 +13,13 @@ import torch
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render
-from configs.solve.learning_rate import learning_rate
+from configs.solve.deepspeed import render_deepspeed
+from configs.solve.learning_rate import compute_learning_rate
 from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import process_group
 from train.data.stream import Stream, micro_batches
-from train.engines.ema import Ema, decay_at
+from train.engines.ema import Ema, ema_decay
 from train.engines.zero import Engine
 from train.models import stable_diffusion
 from train.step import Trainer
@@ -33,10 +33,10 @@ def digest(tensor: torch.Tensor) -> str:
 
 def record(world, config, plan, folder: Path) -> dict:
     """20 steps of the real trainer; every micro-batch's positions, noise, timesteps and loss."""
-    parts = stable_diffusion.load(config, Path(config.model), world.device)
+    parts = stable_diffusion.load_model(config, Path(config.model), world.device)
     samples = list_samples(Path(config.data.images)).samples
     stream = Stream(config, samples, parts.tokenizer, parts.latent_shape(config.data.resolution))
-    engine = Engine(parts.unet, config, render(config, plan), world.device)
+    engine = Engine(parts.unet, config, render_deepspeed(config, plan), world.device)
     ema = Ema(config.ema, engine.owned)
     trainer = Trainer(parts, engine, ema, world.device)
     passes, original = [], trainer.micro_loss
@@ -61,18 +61,18 @@ def record(world, config, plan, folder: Path) -> dict:
     reference = gather(world, engine.owned, [f.master for f in engine.owned])
     batches = micro_batches(stream, plan, world.rank, range(1, STEPS + 1), pin_memory=False)
     for step in range(1, STEPS + 1):
-        mean = trainer.step(step, learning_rate(config, step, STEPS), batches, lambda: None).loss
+        mean = trainer.step(step, compute_learning_rate(config, step, STEPS), batches, lambda: None).loss
         losses.append(world.sum([mean.item()])[0] / world.size)
         norms.append(engine.gradient_norm())
         if step <= 3:  # the average of whole tensors, to hold the sharded one against
             masters = gather(world, engine.owned, [f.master for f in engine.owned])
             averages = gather(world, engine.owned, ema.averages)
-            if world.leads:
+            if world.is_main_process:
                 for name, whole in reference.items():
-                    whole.lerp_(masters[name], 1 - decay_at(step, config.ema.decay))
+                    whole.lerp_(masters[name], 1 - ema_decay(step, config.ema.decay))
                     assert torch.equal(whole, averages[name]), f"the sharded average of {name} differs at step {step}"
     final = gather(world, engine.owned, [f.master for f in engine.owned])
-    if world.leads:
+    if world.is_main_process:
         torch.save(final, folder / f"{name_of(config, world)}.pt")
     return {"losses": losses, "norms": norms, "passes": passes}
 
@@ -86,7 +86,7 @@ def main(model_folder: str, images: str, records: str, cases: str) -> None:
     cases = json.loads(cases)
     world = None
     for zero, precision, micro, accumulation in cases:
-        world = world or process_group.join(12 // (micro * accumulation))
+        world = world or process_group.init_process_group(12 // (micro * accumulation))
         config = RunConfig(
             name="shapes",
             model=model_folder,

@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render
+from configs.solve.deepspeed import render_deepspeed
 from tests.gather import gather
 from train import process_group
 from train.engines.zero import Engine
@@ -71,7 +71,7 @@ def given_gradient(world: process_group.World, zero: int, precision: str, offloa
         offload=offload,
         grad_clip=1e6,
     )
-    engine = Engine(Net(), config, render(config, plan), world.device)
+    engine = Engine(Net(), config, render_deepspeed(config, plan), world.device)
     given: list[torch.Tensor] = []
     optimizer = engine.deepspeed.basic_optimizer
 
@@ -88,12 +88,12 @@ def given_gradient(world: process_group.World, zero: int, precision: str, offloa
 
 
 def main(cases: str) -> None:
-    world = process_group.join(int(os.environ["WORLD_SIZE"]))
+    world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     get_accelerator().is_fp16_supported = lambda: True  # torch computes fp16 on a CPU, if slowly
     for zero, precision, offload in json.loads(cases):
         wanted = mean_gradient(world, precision)
         found = given_gradient(world, zero, precision, offload)
-        if not world.leads:
+        if not world.is_main_process:
             continue
         whole = torch.cat([value.flatten() for value in wanted.values()])
         given = torch.cat([found["gradient"][name].double() for name in wanted])

@@ -24,9 +24,9 @@ def folder(tmp_path, pipeline_folder) -> Path:
     return Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
 
 
-def load(folder: Path, precision: str = "fp32") -> stable_diffusion.Model:
+def load(folder: Path, precision: str = "fp32") -> stable_diffusion.StableDiffusion:
     config = RunConfig(name="a", model=str(folder), data={"images": "-"}, precision=precision)
-    return stable_diffusion.load(config, folder, torch.device("cpu"))
+    return stable_diffusion.load_model(config, folder, torch.device("cpu"))
 
 
 def change(folder: Path, part: str, tensor: torch.Tensor | None) -> None:

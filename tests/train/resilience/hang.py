@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from store.run.run_dir import Attempt
-from train.resilience.failure import report
+from train.resilience.failure import report_failure
 
 
 def main(folder: str) -> None:
@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     try:
         dist.all_reduce(torch.zeros(1))
     except RuntimeError as error:
-        report(Attempt(Path(folder)), rank, error)
+        report_failure(Attempt(Path(folder)), rank, error)
     store.set("reported", "")
     store.wait(["seen"], timedelta(minutes=1))  # the store ends with this rank
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from configs.errors import LockstepError
 from store.run.run_dir import Attempt
 from tests.ranks import run_ranks
-from train.resilience.failure import report
+from train.resilience.failure import report_failure
 
 VICTIMS = [
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:31337",
@@ -24,7 +24,7 @@ CAUSES = ["CUDA error: uncorrectable ECC error encountered", "[Errno 88] Socket 
 
 @pytest.mark.parametrize("message", [*VICTIMS, *CAUSES])
 def test_a_rank_knows_a_victims_words(tmp_path, message):
-    report(Attempt(tmp_path / "0001"), 0, RuntimeError(message))
+    report_failure(Attempt(tmp_path / "0001"), 0, RuntimeError(message))
     [found] = Attempt(tmp_path / "0001").failures()
     assert found["peer_lost"] == (message in VICTIMS)
 
@@ -34,13 +34,13 @@ def test_a_store_that_nobody_answers_is_somebody_elses_fault(tmp_path):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1))
     with pytest.raises(dist.DistError) as lost:
         store.get("what rank 0 would say")
-    report(Attempt(tmp_path / "0001"), 1, lost.value)
+    report_failure(Attempt(tmp_path / "0001"), 1, lost.value)
     assert Attempt(tmp_path / "0001").failures()[0]["peer_lost"], str(lost.value)
 
 
 def test_a_sentence_of_ours_is_told_without_a_traceback(tmp_path):
-    report(Attempt(tmp_path / "0001"), 0, LockstepError("the disk is away"))
-    report(Attempt(tmp_path / "0001"), 1, ValueError("a bug"))
+    report_failure(Attempt(tmp_path / "0001"), 0, LockstepError("the disk is away"))
+    report_failure(Attempt(tmp_path / "0001"), 1, ValueError("a bug"))
     ours, bug = Attempt(tmp_path / "0001").failures()
     assert (ours["traceback"], ours["exit_code"], ours["message"]) == (None, 1, "the disk is away")
     assert "ValueError: a bug" in bug["traceback"]

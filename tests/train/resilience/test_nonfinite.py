@@ -46,7 +46,7 @@ def metrics_of(run: RunDir) -> list[dict]:
 
 
 def is_finite(checkpoint: checkpoints.Checkpoint) -> bool:
-    reader = checkpoint.reader()
+    reader = checkpoint.open_reader()
     sizes = {(kind, name): size for kind in reader.kinds() for name, size in reader.sizes(kind).items()}
     return all(np.isfinite(reader.read(kind, name, 0, size)).all() for (kind, name), size in sizes.items())
 
@@ -62,10 +62,10 @@ def test_one_bad_micro_batch_costs_its_step_and_no_more(
     assert "ALARM: step 3 is skipped" in said
     assert "the loss is not finite at positions 27-29" in said, "the micro-batch of three that holds position 28"
 
-    left = checkpoints.visible(run)
+    left = checkpoints.list_checkpoints(run)
     assert [checkpoint.step for checkpoint in left] == [6, 7]
     assert all(is_finite(checkpoint) for checkpoint in left)
-    manifest = left[-1].manifest()
+    manifest = left[-1].read_manifest()
     assert (manifest.optimizer_step, manifest.skipped_steps) == (6, 1)
     rows = metrics_of(run)
     assert [row["optimizer/skipped"] for row in rows] == [0, 0, 1, 1, 1, 1, 1]
@@ -104,14 +104,14 @@ def test_twenty_skipped_steps_in_a_row_end_the_run_and_leave_what_was_good(
     codes, said = train(run, {"nan_at": list(range(5 * BATCH, 40 * BATCH))})
     assert codes == [1, 1]
     assert "steps 6 to 25 were skipped, 20 in a row" in said
-    left = checkpoints.visible(run)
+    left = checkpoints.list_checkpoints(run)
     assert [checkpoint.step for checkpoint in left] == [2, 4], "no save while steps are skipped: nothing was gained"
     assert all(is_finite(checkpoint) for checkpoint in left)
 
     codes, said = train(run, {}, steps=8)
     assert codes == [0, 0], said[-3000:]
     assert "resumed after step 4" in said
-    assert checkpoints.visible(run)[-1].manifest().skipped_steps == 0
+    assert checkpoints.list_checkpoints(run)[-1].read_manifest().skipped_steps == 0
 
 
 def test_what_is_not_finite_is_never_committed(tmp_path, pipeline_folder, image_folder):
@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_never_committed(tmp_path, pipeline_folder, image_
         r"ema of \S+ is not finite after step 3, so no checkpoint of it is kept; the newest is step 2", said
     )
     assert "step 6/6" not in said, "it ends there: nothing that comes later could be saved either"
-    left = checkpoints.visible(run)
+    left = checkpoints.list_checkpoints(run)
     assert [checkpoint.step for checkpoint in left] == [2]
     assert is_finite(left[0])
     assert not list(run.checkpoints.glob("tmp-*")), "and it takes no room"
@@ -142,7 +142,7 @@ def test_a_gradient_that_overflows_is_told_from_a_loss(tmp_path, pipeline_folder
     codes, said = train(run, {"infinite_gradient_at": [STEP_3]}, steps=5)
     assert codes == [0, 0], said[-3000:]
     assert words in said
-    assert checkpoints.visible(run)[-1].manifest().skipped_steps == 1
+    assert checkpoints.list_checkpoints(run)[-1].read_manifest().skipped_steps == 1
 
 
 def test_a_save_in_flight_is_kept_when_skipped_steps_end_the_run(tmp_path, pipeline_folder, image_folder):
@@ -154,4 +154,4 @@ def test_a_save_in_flight_is_kept_when_skipped_steps_end_the_run(tmp_path, pipel
     assert codes == [1, 1]
     assert "steps 6 to 25 were skipped, 20 in a row" in said
     assert said.index("step 25 is skipped") < said.index("saved step 5")
-    assert [checkpoint.step for checkpoint in checkpoints.visible(run)] == [5]
+    assert [checkpoint.step for checkpoint in checkpoints.list_checkpoints(run)] == [5]
