@@ -175,14 +175,16 @@ class Saver:
 
     def _publish(self, draft: Manifest, outcomes: list[FileEntry | str]) -> str | None:
         """Rank 0: manifest, fsync, rename, fsync of the parent; or what stands in the way."""
-        if problems := [outcome for outcome in outcomes if isinstance(outcome, str)]:
+        files = tuple(outcome for outcome in outcomes if isinstance(outcome, FileEntry))
+        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        if problems:
             return problems[0]
         identity = draft.identity
         if newer := [attempt.number for attempt in self.run.attempts() if attempt.number > identity.attempt]:
             return f"attempt {newer[-1]} of this run has begun, and attempt {identity.attempt} writes no more"
         folder = checkpoints.temporary_path(self.run, identity.step, identity.attempt)
         try:
-            write_atomic(folder / MANIFEST_NAME, replace(draft, files=tuple(outcomes)).to_text())
+            write_atomic(folder / MANIFEST_NAME, replace(draft, files=files).to_text())
             final = checkpoints.committed_path(self.run, identity.step, identity.attempt)
             os.rename(folder, final)
             sync_directory(self.run.checkpoints)

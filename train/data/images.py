@@ -41,8 +41,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     wide = image.convert("I")
-    low, high = wide.getextrema()
-    _check_range(low, high, WIDEST)
+    values = np.asarray(wide)
+    _check_range(int(values.min()), int(values.max()), WIDEST)
     grey = wide.point(TO_8_BITS, "L")
     transparent = grey.info.pop("transparency", None)
     if transparent is not None:

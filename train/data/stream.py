@@ -49,7 +49,7 @@ class LatentShape:
     timesteps: int
 
 
-class Stream(Dataset):
+class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     """A range of positions → everything one pass needs about these m samples, a pure function of seed and positions.
 
     pixels (m, 3, R, R) in [-1, 1], tokens (m, 77), posterior and noise (m, C, h, h) standard normal, timestep (m,) in
@@ -66,7 +66,9 @@ class Stream(Dataset):
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
         try:
             indices = samples_at(micro_batch, len(self.samples), self.seed)
-            return default_collate([self._draw(*pair) for pair in zip(micro_batch, indices, strict=True)])
+            samples = [self._draw(*pair) for pair in zip(micro_batch, indices, strict=True)]
+            collated: dict[str, torch.Tensor] = default_collate(samples)
+            return collated
         except LockstepError as error:
             return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 

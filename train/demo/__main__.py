@@ -43,6 +43,10 @@ def compare_pictures(folder: Path, pipeline: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        {"prepare": prepare_demo, "compare": compare_pictures}[sys.argv[1]](*map(Path, sys.argv[2:]))
+        command, *paths = sys.argv[1:]
+        if command == "prepare":
+            prepare_demo(*map(Path, paths))
+        else:
+            compare_pictures(*map(Path, paths))
     except LockstepError as error:
         sys.exit(str(error))

@@ -12,6 +12,7 @@ import itertools
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from train.demo.shapes import BACKGROUNDS, COLOURS, RGB, SHAPES, SIZE, make_caption, random_shape
@@ -148,9 +151,9 @@ def train_vae(vae: AutoencoderKL, images: torch.Tensor, steps: int, batch: int =
 
 
 @torch.no_grad()
-def encode_texts(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+def encode_latents(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Unscaled latents (N, 4, 8, 8): the posterior's mean."""
-    return torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
+    return torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(images, 64)])
 
 
 def train_text_encoder(encoder: CLIPTextModel, tokens: torch.Tensor, words: torch.Tensor, steps: int) -> None:
@@ -166,7 +169,8 @@ def train_text_encoder(encoder: CLIPTextModel, tokens: torch.Tensor, words: torc
     for step in range(1, steps + 1):
         logits = readout(encoder(tokens).last_hidden_state[:, end:]).split(sizes, dim=-1)
         targets = words[:, None].expand(-1, logits[0].shape[1], -1)
-        loss = sum(F.cross_entropy(logits[i].transpose(1, 2), targets[..., i]) for i in range(len(sizes)))
+        losses = [F.cross_entropy(logits[i].transpose(1, 2), targets[..., i]) for i in range(len(sizes))]
+        loss = torch.stack(losses).sum()
         _update(optimizer, schedule, loss)
         _report("text encoder", step, steps, loss)
 
@@ -193,12 +197,12 @@ def train_unet(
         _report("unet", step, steps, loss)
 
 
-def _adam(parameters, lr: float, steps: int):
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+def _adam(parameters: Iterable[torch.nn.Parameter], lr: float, steps: int) -> tuple[AdamW, OneCycleLR]:
+    optimizer = AdamW(parameters, lr=lr, weight_decay=1e-4)
+    return optimizer, OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
 
 
-def _update(optimizer, schedule, loss: torch.Tensor) -> None:
+def _update(optimizer: AdamW, schedule: OneCycleLR, loss: torch.Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     for group in optimizer.param_groups:
@@ -221,7 +225,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     rng = np.random.default_rng(SEED)
     vae = make_vae()
     train_vae(vae, any_shapes(rng, 8192), vae_steps)
-    factor = 1 / encode_texts(vae, any_shapes(rng, 1024)).std().item()
+    factor = 1 / encode_latents(vae, any_shapes(rng, 1024)).std().item()
     vae.register_to_config(scaling_factor=round(factor, 5))
 
     torch.manual_seed(SEED)
@@ -238,7 +242,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     torch.manual_seed(SEED)
     unet = make_unet()
     drawn = torch.from_numpy(rng.integers(len(words), size=4096))
-    latents = encode_texts(vae, grey_shapes(rng, words[drawn])) * vae.config.scaling_factor
+    latents = encode_latents(vae, grey_shapes(rng, words[drawn])) * vae.config.scaling_factor
     train_unet(unet, latents, states, drawn, unet_steps)
 
     pipeline = StableDiffusionPipeline(

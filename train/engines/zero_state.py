@@ -195,7 +195,8 @@ def _misplaced(engine: DeepSpeedEngine) -> list[str]:
     return problems + [f"masters are {dtype}" for dtype in sorted(other)]
 
 
-def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, Any]]:
+    """The trained parameters by name, with what DeepSpeed has hung on them."""
     return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
 
 

@@ -106,9 +106,9 @@ class MetricsWriter:
             self.board.add_image(tag, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        for file in (self.board, *self.files):
+        for close in (self.board.close, *(file.close for file in self.files)):
             with self.survive_disk_errors():
-                file.close()
+                close()
 
     @contextmanager
     def survive_disk_errors(self) -> Iterator[None]:
