@@ -51,7 +51,7 @@ def find_imports_against_the_order(sources: list[Source], order: dict[str, str])
         places = {name: place for place, name in enumerate(order[package].split())}
         wings = {name: name.split(".")[1] for name in imported if name.startswith(f"{package}.")}
         for name, other in sorted(wings.items()):
-            if wing and places[other] > places[wing]:
+            if places.get(other, 0) > places.get(wing, len(places)):
                 problems.append(f"{module} imports {name}, and in {package} {wing} stands before {other}")
     return problems
 
