@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,11 +22,12 @@ class Source:
         """Its dotted name; a package's own is that of its folder."""
         return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
 
+@cache
 def read_sources() -> list[Source]:
     """Every module of the five packages."""
     files = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
