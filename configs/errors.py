@@ -1,4 +1,4 @@
-"""One error root and its children; the exit code belongs to the error (DESIGN: how a run ends)."""
+"""One error root and its children; the exit code belongs to the error (docs/design.md, contract 5)."""
 
 from dataclasses import dataclass
 

@@ -1,13 +1,15 @@
-"""The house: configs ← store ← slurm ← launcher, store ← train; only train knows torch; the command does without it."""
+"""The arrows of the house: between the packages, and inside each; only train knows torch; the command does without it.
 
-import ast
+configs ← store ← slurm ← launcher, and store ← train.
+"""
+
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.sources import PACKAGES, ROOT, Source, import_graph, imports_of, read_sources
+
 MAY_IMPORT = {
     "configs": set[str](),
     "store": {"configs"},
@@ -15,33 +17,101 @@ MAY_IMPORT = {
     "launcher": {"configs", "store", "slurm"},
     "train": {"configs", "store"},
 }
+# The wings and modules of each package, the ground first: one may import what stands before it in its line, and
+# nothing that stands behind it. A new one is put where it belongs; docs/design.md says what each is for.
+ORDER = {
+    "configs": "errors scalars schema model_folder reading solve",
+    "store": "run dataset checkpoint",
+    "slurm": "site query recovery job lab",
+    "launcher": "format run_lock plan monitor submit manage doctor demo cli",
+    "train": "process_group engines data models objective step resilience context checkpoint reporting loop attempt "
+    "demo __main__",
+}
 HEAVY = {"torch", "deepspeed", "diffusers", "transformers"}
 
 
-def imported(file: Path) -> set[str]:
-    """The top-level names that `file` imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative imports hide the arrows"
-            found.add((node.module or "").partition(".")[0])
-    return found
+def find_foreign_imports(sources: list[Source]) -> list[str]:
+    """Imports of a package by one that may not know it."""
+    problems = []
+    for source in sources:
+        package = source.module.partition(".")[0]
+        imported = {name.partition(".")[0] for name in imports_of(source)}
+        for other in sorted(imported & set(MAY_IMPORT) - MAY_IMPORT[package] - {package}):
+            allowed = ", ".join(sorted(MAY_IMPORT[package])) or "no other package"
+            problems.append(f"{source.file} imports {other}, and {package} may import {allowed}")
+    return problems
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_packages_import_along_the_arrows(package: str) -> None:
-    allowed = MAY_IMPORT[package] | {package}
-    for file in (ROOT / package).rglob("*.py"):
-        against = imported(file) & set(MAY_IMPORT) - allowed
-        assert not against, f"{file.relative_to(ROOT)} imports {', '.join(against)}"
+def find_imports_against_the_order(sources: list[Source], order: dict[str, str]) -> list[str]:
+    """Imports inside a package that go from a wing to one that stands behind it."""
+    problems = []
+    for module, imported in import_graph(sources).items():
+        package, _, rest = module.partition(".")
+        wing = rest.partition(".")[0]
+        places = {name: place for place, name in enumerate(order[package].split())}
+        wings = {name: name.split(".")[1] for name in imported if name.startswith(f"{package}.")}
+        for name, other in sorted(wings.items()):
+            if places.get(other, 0) > places.get(wing, len(places)):
+                problems.append(f"{module} imports {name}, and in {package} {wing} stands before {other}")
+    return problems
+
+
+def find_wings(sources: list[Source]) -> dict[str, set[str]]:
+    """Package → its wings and modules."""
+    wings: dict[str, set[str]] = {package: set() for package in PACKAGES}
+    for source in sources:
+        package, _, rest = source.module.partition(".")
+        wings[package] |= {rest.partition(".")[0]} - {""}
+    return wings
+
+
+def test_packages_import_along_the_arrows() -> None:
+    assert find_foreign_imports(read_sources()) == []
+
+
+def test_wings_import_along_their_order() -> None:
+    problems = find_imports_against_the_order(read_sources(), ORDER)
+    assert not problems, "\n".join(problems)
+
+
+def test_every_wing_has_its_place() -> None:
+    places = {package: sorted(wings.split()) for package, wings in ORDER.items()}
+    assert places == {package: sorted(wings) for package, wings in find_wings(read_sources()).items()}, (
+        "a wing or module is missing in ORDER, is named twice or is no more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "problem"),
+    [
+        ("configs/a.py", "import store.run", "configs/a.py imports store, and configs may import no other package"),
+        ("launcher/a.py", "def f():\n    from train import loop", "launcher may import configs, slurm, store"),
+        ("train/a.py", "from launcher.cli.main import main", "train/a.py imports launcher"),
+    ],
+)
+def test_an_import_against_the_arrows_is_found(file: str, text: str, problem: str) -> None:
+    [line] = find_foreign_imports([Source(file, text)])
+    assert problem in line
+
+
+def test_an_import_against_the_order_is_found() -> None:
+    order = {"store": "run checkpoint"}
+    ground, above = (
+        Source("store/run/run_dir.py", ""),
+        Source("store/checkpoint/manifest.py", "import store.run.run_dir"),
+    )
+    assert find_imports_against_the_order([ground, above], order) == []
+    upwards = Source("store/run/run_dir.py", "def f():\n    from store.checkpoint.manifest import Manifest")
+    found = find_imports_against_the_order([upwards, Source("store/checkpoint/manifest.py", "")], order)
+    assert found == ["store.run.run_dir imports store.checkpoint.manifest, and in store run stands before checkpoint"]
 
 
 @pytest.mark.parametrize("package", ["configs", "store", "slurm", "launcher"])
 def test_only_train_imports_torch(package: str) -> None:
-    for file in (ROOT / package).rglob("*.py"):
-        assert not imported(file) & HEAVY, f"{file.relative_to(ROOT)} imports {imported(file) & HEAVY}"
+    for source in read_sources():
+        if source.module.partition(".")[0] == package:
+            heavy = {name.partition(".")[0] for name in imports_of(source)} & HEAVY
+            assert not heavy, f"{source.file} imports {heavy}"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plan", "laptop.yaml", "--samples", "100", "model=me/mine"]])

@@ -1,5 +1,6 @@
 """The README is run: its config, its commands, its output, its links."""
 
+import ast
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 from configs.reading.load import load_config
 from configs.scalars import NodeRange
+from launcher.cli.main import cli
 from tests.shell import lockstep
 from tests.tiny import make_images, make_pipeline
 
@@ -72,7 +74,7 @@ def test_the_cluster_s_line_is_a_config_s(folder):
     assert (asked.nodes, asked.gpus_per_node, asked.time) == (NodeRange(2, 8), 4, 12 * 3600)
 
 
-def test_every_other_command_is_a_target_or_tested_elsewhere():
+def test_every_other_command_is_a_target_or_one_of_ours():
     targets = {
         line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"[a-z-]+:", line)
     }
@@ -83,15 +85,63 @@ def test_every_other_command_is_a_target_or_tested_elsewhere():
             assert words[1] in targets
             subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         else:
-            # in tests/launcher and tests/slurm
-            tested = {"tensorboard", "export", "doctor", "status", "logs", "why", "stop", "cancel", "sweep"}
-            assert (words[0], words[1] in tested) == ("lockstep", True), command
+            assert (words[0], words[1] in cli.commands) == ("lockstep", True), command
             assert lockstep(words[1], "--help").returncode == 0
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def first_words(source: str) -> set[str]:
+    """What is written first in the calls of `lockstep(…)`, of anybody's `.lockstep(…)`, and of `started(output, …)`,
+    and what follows LOCKSTEP in a list or a call."""
+    words: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            written, name = node.args, ast.unparse(node.func).rpartition(".")[2]
+            words |= _texts({"lockstep": written[:1], "started": written[1:2]}.get(name, []))
+        elif isinstance(node, ast.List):
+            written = node.elts
+        else:
+            continue
+        names = [ast.unparse(element) for element in written]
+        if "LOCKSTEP" in names:
+            words |= _texts(written[names.index("LOCKSTEP") + 1 :][:1])
+    return words
+
+
+def _texts(nodes: list[ast.expr]) -> set[str]:
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_every_command_is_run_by_a_test_or_by_ci():
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py")]
+    tested = set().union(*map(first_words, sources))
+    targets = re.findall(r"^make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    recipes = subprocess.run(
+        ["make", "--dry-run", "--always-make", *targets], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    made = set(re.findall(r"bin/lockstep (\w+)", recipes.stdout))
+    assert cli.commands.keys() - tested - made == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("lockstep('save', run)", {"save"}),
+        ("cluster.lockstep('stop', run)", {"stop"}),
+        ("with started(output, 'logs', run): pass", {"logs"}),
+        ("lab.popen([LOCKSTEP, 'why', run], stdout=out)", {"why"}),
+        ("desk.run(LOCKSTEP, 'status')", {"status"}),
+        ("tested = {'cancel'}; other('cancel'); lockstep(command, 'cancel')", set()),
+    ],
+)
+def test_calls_of_commands_are_found(source, words):
+    assert first_words(source) == words
+
+
+def test_the_lab_is_a_command_too(tmp_path):
+    down = lockstep("lab", "down", LOCKSTEP_LAB=str(tmp_path))
+    assert (down.returncode, down.stdout, down.stderr) == (0, "was not up\n", "")
+    refused = lockstep("lab", "run", "sinfo", LOCKSTEP_LAB=str(tmp_path))
+    assert (refused.returncode, "lockstep lab up" in refused.stderr) == (2, True)
 
 
 def test_the_words_are_the_help_s_words():
