@@ -11,17 +11,20 @@ from store.checkpoint.manifest import FileEntry, Manifest
 
 
 class Snapshot:
-    """Copies `sources` into `buffers` and writes them to `path`. The sources must not change before `copied` is set."""
+    """Copies `sources` into `buffers` and writes them to `path`. The sources must not change before `copied` is set.
+
+    `manifest` is that of the checkpoint, without its files. The rest may be read once `done` is set.
+    """
 
     def __init__(
         self,
-        draft: Manifest,
+        manifest: Manifest,
         path: Path,
         pieces: list[StoredFragment],
         sources: list[torch.Tensor],
         buffers: list[torch.Tensor],
     ):
-        self.draft, self.path = draft, path
+        self.manifest, self.path = manifest, path
         self.pieces, self.sources, self.buffers = pieces, sources, buffers
         self.copied, self.done = threading.Event(), threading.Event()
         self.outcome: FileEntry | str = "was not written"  # the file, or what went wrong
@@ -30,7 +33,7 @@ class Snapshot:
         self.ready = torch.cuda.Event() if sources and sources[0].is_cuda else None
         if self.ready is not None:
             self.ready.record()  # what is queued on the device so far belongs to this step
-        self.thread = threading.Thread(target=self._run, name=f"save-{draft.identity.step}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"save-{manifest.identity.step}", daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
@@ -40,9 +43,8 @@ class Snapshot:
             self.copied.set()
             self.spoiled = self._find_spoiled()
             if self.spoiled is None:
-                self.outcome = write_fragments(
-                    self.path, self.pieces, [b.numpy() for b in self.buffers], self.draft.identity
-                )
+                values = [buffer.numpy() for buffer in self.buffers]
+                self.outcome = write_fragments(self.path, self.pieces, values, self.manifest.identity)
         except OSError as error:
             self.outcome = f"{self.path}: {error.strerror}"
         finally:
@@ -53,7 +55,7 @@ class Snapshot:
     def _find_spoiled(self) -> str | None:
         for piece, buffer in zip(self.pieces, self.buffers, strict=True):
             if not torch.isfinite(buffer).all():
-                return f"{piece.kind} of {piece.name} is not finite after step {self.draft.identity.step}"
+                return f"{piece.kind} of {piece.name} is not finite after step {self.manifest.identity.step}"
         return None
 
     def _copy(self) -> None:

@@ -1,9 +1,9 @@
-"""Which pieces of the training state this rank owns. The only module that touches DeepSpeed's private attributes
-(zero3_linear replaces one of its functions).
+"""Where DeepSpeed keeps the training state. The only module that touches its private attributes (zero3_linear replaces
+one of its functions).
 
-Every ZeRO stage comes down to named 1-D pieces [offset, offset + length) of flattened parameters, so whatever is built
-on fragments (EMA, checkpoints, export) knows no stage and no world size. Known good: DeepSpeed 0.19.8 (`self_test` runs
-at every start and says so where another version keeps its state elsewhere).
+Every ZeRO stage comes down to fragments of flattened parameters, each a run of elements in an fp32 tensor that the
+optimizer updates. Known good: DeepSpeed 0.19.8 (`check_state_layout` runs at every start and says so where another
+version keeps its state elsewhere).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,74 +16,37 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from configs.errors import LockstepError
+from train.engines.base import Fragment
 
 KNOWN_GOOD = ("0.19.8",)
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
-class Fragment:
-    """Elements [offset, offset + length) of parameter `name`: those from `start` on in `owner`, which AdamW updates."""
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a fragment lies: from element `start` on in `owner`, flattened. The optimizer's state hangs on `owner`."""
 
-    name: str
-    offset: int
-    length: int
     owner: torch.Tensor
     start: int
 
-    @property
-    def master(self) -> torch.Tensor:
-        """DeepSpeed's own fp32 storage, 1-D: writing to it changes the weight."""
-        return self._piece(self.owner.data)
 
-    def moment(self, optimizer: torch.optim.Optimizer, key: str) -> torch.Tensor:
-        """AdamW's `exp_avg` or `exp_avg_sq` of these elements, 1-D, its own storage."""
-        return self._piece(optimizer.state[self.owner][key])
-
-    def _piece(self, whole: torch.Tensor) -> torch.Tensor:
-        return whole.view(-1).narrow(0, self.start, self.length)
+Places = dict[Fragment, Place]
 
 
-def owned_fragments(engine: DeepSpeedEngine) -> list[Fragment]:
+def find_owned(engine: DeepSpeedEngine) -> Places:
     """What this rank answers for. Over all ranks these cover every trained parameter exactly once."""
-    held = held_fragments(engine)
-    return _share(held, engine) if engine.zero_optimization_stage() == 0 else held
+    held = find_held(engine)
+    return _equal_share(held, engine) if engine.zero_optimization_stage() == 0 else held
 
 
-def held_fragments(engine: DeepSpeedEngine) -> list[Fragment]:
+def find_held(engine: DeepSpeedEngine) -> Places:
     """What this rank holds and a load must fill: at ZeRO 0 everything, else what it owns."""
-    find = {0: _whole, 1: _linked, 2: _linked, 3: _partitioned}[engine.zero_optimization_stage()]
-    return [fragment for fragment in find(engine) if fragment.length]
+    find = {0: _find_whole, 1: _find_linked, 2: _find_linked, 3: _find_partitioned}[engine.zero_optimization_stage()]
+    # a parameter that lies on other ranks altogether, or only in padding, leaves an empty piece
+    return {fragment: place for fragment, place in find(engine) if fragment.length}
 
 
-@torch.no_grad()
-def set_masters(fragments: list[Fragment], weights: dict[str, torch.Tensor]) -> None:
-    """Write whole fp32 `weights` into the masters: DeepSpeed made those from weights rounded to bf16 or fp16."""
-    for fragment in fragments:
-        if fragment.name in weights:
-            whole = weights[fragment.name].reshape(-1)
-            fragment.master.copy_(whole[fragment.offset : fragment.offset + fragment.length])
-
-
-def ensure_moments(engine: DeepSpeedEngine, fragments: list[Fragment]) -> None:
-    """AdamW makes its state at its first step; a save before that, or a load, needs it now."""
-    optimizer = engine.basic_optimizer
-    for owner in _owners(fragments):
-        if not optimizer.state.get(owner):
-            fused = optimizer.defaults.get("fused")
-            step = torch.zeros((), dtype=torch.float32, device=owner.device if fused else "cpu")
-            optimizer.state[owner] = {"step": step} | {key: torch.zeros_like(owner.data) for key in MOMENTS}
-
-
-def optimizer_step(engine: DeepSpeedEngine, fragments: list[Fragment]) -> int:
-    """Updates that AdamW has applied. `param_groups` is empty under ZeRO 3 between steps, so its state is asked."""
-    return int(engine.basic_optimizer.state[fragments[0].owner]["step"])
-
-
-def set_counters(engine: DeepSpeedEngine, fragments: list[Fragment], *, step: int, applied: int) -> None:
-    """Tell AdamW and the engine that `step` steps are done, `applied` of them updates."""
-    for owner in _owners(fragments):
-        engine.basic_optimizer.state[owner]["step"].fill_(applied)
+def set_progress(engine: DeepSpeedEngine, *, step: int, applied: int) -> None:
+    """Tell DeepSpeed that `step` steps are done, `applied` of them updates."""
     engine.global_steps = step
     engine.global_samples = step * engine.train_batch_size()
     engine.skipped_steps = step - applied
@@ -93,25 +56,26 @@ def set_counters(engine: DeepSpeedEngine, fragments: list[Fragment], *, step: in
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def loss_scaler(engine: DeepSpeedEngine) -> dict[str, float] | None:
-    """The dynamic loss scale of fp16 and its counters."""
+def read_loss_scaler(engine: DeepSpeedEngine) -> dict[str, float] | None:
+    """The dynamic loss scale of fp16 and its counters; None in another precision."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     return {key: getattr(scaler, key) for key in _SCALER} if getattr(scaler, "dynamic", False) else None
 
 
 def set_loss_scaler(engine: DeepSpeedEngine, state: dict[str, float] | None) -> None:
+    """Go on with what `read_loss_scaler` answered before; None leaves the scaler as it is."""
     for key, value in (state or {}).items():
         setattr(engine.optimizer.loss_scaler, key, value)
 
 
 def keep_smallest_loss_scale(engine: DeepSpeedEngine) -> None:
     """fp16: an overflow at the smallest loss scale is a skipped step like any other; DeepSpeed would raise."""
-    if loss_scaler(engine) is not None:
+    if read_loss_scaler(engine) is not None:
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 
 
 @torch.no_grad()
-def masters_to_parameters(engine: DeepSpeedEngine) -> None:
+def publish_masters(engine: DeepSpeedEngine) -> None:
     """Make the weights that forward passes see again from the masters, on every rank. A collective."""
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if stage in (1, 2):
@@ -123,7 +87,7 @@ def masters_to_parameters(engine: DeepSpeedEngine) -> None:
         optimizer.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
 
 
-def clip_with(engine: DeepSpeedEngine, clip: Callable[[], None]) -> None:
+def replace_clipping(engine: DeepSpeedEngine, clip: Callable[[], None]) -> None:
     """ZeRO 0: let `clip` take the place of DeepSpeed's own clipping."""
     engine.clip_fp32_gradients = clip
 
@@ -157,23 +121,31 @@ _TOUCHED = {  # by stage: all that this module will ever read, set or call
 }
 
 
-def self_test(engine: DeepSpeedEngine) -> None:
-    """Refuse a DeepSpeed that keeps its state elsewhere, before a step is made. Raises LockstepError."""
-    stage = engine.zero_optimization_stage()
-    names = [*_COUNTERS, *_TOUCHED[stage]]
-    if getattr(getattr(engine.optimizer, "loss_scaler", None), "dynamic", False):
-        names += [f"optimizer.loss_scaler.{key}" for key in (*_SCALER, "raise_error_at_min_scale")]
-    if getattr(engine.optimizer, "cpu_offload", False):
-        names += ["optimizer.averaged_gradients"]
-    problems = [f"engine.{name} is missing" for name in names if not _has(engine, name)]
-    if stage in (1, 2):
-        problems += [f"{n} has no _hp_mapping" for n, p in _trained(engine) if not hasattr(p, "_hp_mapping")][:1]
-    problems = problems or _misplaced(engine)
+def check_state_layout(engine: DeepSpeedEngine) -> None:
+    """Refuse a DeepSpeed that keeps its state elsewhere, before a step is made: a save or a load would find out too
+    late. Raises LockstepError, naming what is missing. A collective."""
+    # A missing name is told first. Only where every name is there can the masters be looked for and counted.
+    problems = _find_missing_names(engine) or _find_misplaced_masters(engine)
     if problems:
         raise LockstepError(
             f"DeepSpeed {deepspeed.__version__} does not keep its state where this version of Lockstep looks for it "
             f"({'; '.join(problems)}); known good: {', '.join(KNOWN_GOOD)}"
         )
+
+
+def _find_missing_names(engine: DeepSpeedEngine) -> list[str]:
+    stage = engine.zero_optimization_stage()
+    names = [*_COUNTERS, *_TOUCHED[stage]]
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if getattr(scaler, "dynamic", False):  # fp16; elsewhere the scale is fixed, and nobody looks at it
+        names += [f"optimizer.loss_scaler.{key}" for key in (*_SCALER, "raise_error_at_min_scale")]
+    if getattr(engine.optimizer, "cpu_offload", False):
+        names.append("optimizer.averaged_gradients")  # see drop_gradients
+    problems = [f"engine.{name} is missing" for name in names if not _has(engine, name)]
+    if stage in (1, 2):
+        unlinked = [name for name, parameter in _trained(engine) if not hasattr(parameter, "_hp_mapping")]
+        problems += [f"{name} has no _hp_mapping" for name in unlinked[:1]]
+    return problems
 
 
 def _has(engine: DeepSpeedEngine, name: str) -> bool:
@@ -184,66 +156,75 @@ def _has(engine: DeepSpeedEngine, name: str) -> bool:
     return True
 
 
-def _misplaced(engine: DeepSpeedEngine) -> list[str]:
-    """What is wrong with the masters that were found. A collective."""
-    fragments = owned_fragments(engine)
-    found = torch.tensor([sum(f.length for f in fragments)], dtype=torch.int64, device=engine.device)
-    deepspeed.comm.all_reduce(found)
-    wanted = sum(_size(p) for _, p in _trained(engine))
-    problems = [] if found.item() == wanted else [f"{found.item()} of {wanted} fp32 weights found"]
-    other = {str(f.master.dtype) for f in fragments} - {"torch.float32"}
-    return problems + [f"masters are {dtype}" for dtype in sorted(other)]
+def _find_misplaced_masters(engine: DeepSpeedEngine) -> list[str]:
+    """What is wrong with the masters: the ranks' must add up to all trained weights, in fp32. A collective."""
+    owned = find_owned(engine)
+    elements = sum(fragment.length for fragment in owned)
+    total = torch.tensor([elements], dtype=torch.int64, device=engine.device)
+    deepspeed.comm.all_reduce(total)
+    expected = sum(_count_elements(parameter) for _, parameter in _trained(engine))
+    problems = [] if total.item() == expected else [f"{total.item()} of {expected} fp32 weights found"]
+    other_dtypes = {str(place.owner.dtype) for place in owned.values()} - {"torch.float32"}
+    return problems + [f"masters are {dtype}" for dtype in sorted(other_dtypes)]
 
 
 def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, Any]]:
     """The trained parameters by name, with what DeepSpeed has hung on them."""
-    return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+    return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
 
 
-def _size(parameter: Any) -> int:
+def _count_elements(parameter: Any) -> int:
+    """Of the whole parameter: ZeRO 3 leaves an empty one behind, with the size beside it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _owners(fragments: list[Fragment]) -> list[torch.Tensor]:
-    return list({id(fragment.owner): fragment.owner for fragment in fragments}.values())
-
-
-def _whole(engine: DeepSpeedEngine) -> Iterator[Fragment]:
+def _find_whole(engine: DeepSpeedEngine) -> Iterator[tuple[Fragment, Place]]:
     """ZeRO 0: every rank holds everything."""
-    for name, p in _trained(engine):
-        yield Fragment(name, 0, p.numel(), p, 0)
+    for name, parameter in _trained(engine):
+        yield Fragment(name, 0, parameter.numel()), Place(parameter, 0)
 
 
-def _share(held: list[Fragment], engine: DeepSpeedEngine) -> list[Fragment]:
-    """ZeRO 0: all parameters end to end, cut into equal shares, so that each rank answers for one."""
+def _equal_share(held: Places, engine: DeepSpeedEngine) -> Places:
+    """ZeRO 0: all parameters end to end, cut into one equal share per rank, so that each element has one owner.
+
+    A share begins and ends wherever it falls, so its first and last fragments may be parts of a parameter.
+    """
     share = -(-sum(fragment.length for fragment in held) // engine.world_size)
-    first, last = engine.global_rank * share, (engine.global_rank + 1) * share
-    begin, owned = 0, []
-    for fragment in held:
-        low, high = max(first - begin, 0), min(last - begin, fragment.length)
+    share_begin = engine.global_rank * share
+    share_end = share_begin + share
+    owned: Places = {}
+    begin = 0  # of this parameter, in all of them end to end
+    for fragment, place in held.items():
+        low = max(share_begin - begin, 0)
+        high = min(share_end - begin, fragment.length)
         if low < high:
-            owned.append(Fragment(fragment.name, low, high - low, fragment.owner, low))
+            owned[Fragment(fragment.name, low, high - low)] = Place(place.owner, low)
         begin += fragment.length
     return owned
 
 
-def _linked(engine: DeepSpeedEngine) -> Iterator[Fragment]:
-    """ZeRO 1 and 2: DeepSpeed links each low-precision parameter to its part of this rank's flat partition."""
-    flats = [p for group in engine.basic_optimizer.param_groups for p in group["params"]]
+def _find_linked(engine: DeepSpeedEngine) -> Iterator[tuple[Fragment, Place]]:
+    """ZeRO 1 and 2: DeepSpeed links each low-precision parameter to its part of this rank's flat partition.
+
+    The link is a view, and the optimizer knows only the flat tensor behind it: found again by their common storage.
+    """
+    flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]]
     owners = {flat.untyped_storage().data_ptr(): flat for flat in flats}
-    for name, p in _trained(engine):
-        if p._hp_mapping is not None:
-            piece = p._hp_mapping.get_hp_fragment()
-            owner = owners[piece.untyped_storage().data_ptr()]
-            start = piece.storage_offset() - owner.storage_offset()
-            yield Fragment(name, p._hp_mapping.lp_fragment_address.start, piece.numel(), owner, start)
+    for name, parameter in _trained(engine):
+        mapping = parameter._hp_mapping
+        if mapping is None:  # no element of it is this rank's
+            continue
+        piece = mapping.get_hp_fragment()
+        owner = owners[piece.untyped_storage().data_ptr()]
+        start = piece.storage_offset() - owner.storage_offset()
+        yield Fragment(name, mapping.lp_fragment_address.start, piece.numel()), Place(owner, start)
 
 
-def _partitioned(engine: DeepSpeedEngine) -> Iterator[Fragment]:
+def _find_partitioned(engine: DeepSpeedEngine) -> Iterator[tuple[Fragment, Place]]:
     """ZeRO 3: each parameter is cut into equal shares, the last ones padded; the padding is not ours."""
     optimizer = engine.optimizer
-    for name, p in _trained(engine):
-        group, start, share = optimizer.grad_position[optimizer.get_param_id(p)]
+    for name, parameter in _trained(engine):
+        group, start, share = optimizer.grad_position[optimizer.get_param_id(parameter)]
         offset = share * engine.global_rank
-        length = max(0, min(share, p.ds_numel - offset))
-        yield Fragment(name, offset, length, optimizer.fp32_partitioned_groups_flat[group], start)
+        length = max(0, min(share, parameter.ds_numel - offset))
+        yield Fragment(name, offset, length), Place(optimizer.fp32_partitioned_groups_flat[group], start)
