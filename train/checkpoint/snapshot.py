@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ class Snapshot:
         self.manifest, self.path = manifest, path
         self.pieces, self.sources, self.buffers = pieces, sources, buffers
         self.copied, self.done = threading.Event(), threading.Event()
-        self.outcome: FileEntry | str = "was not written"  # the file, or what went wrong
+        self.outcome: FileEntry | str = f"{path}: was not written"  # the file, or what went wrong
         self.spoiled: str | None = None  # the first value that is not finite
         self.seconds = 0.0  # that the copy and the file took
         self.ready = torch.cuda.Event() if sources and sources[0].is_cuda else None
@@ -45,8 +46,8 @@ class Snapshot:
             if self.spoiled is None:
                 values = [buffer.numpy() for buffer in self.buffers]
                 self.outcome = write_fragments(self.path, self.pieces, values, self.manifest.identity)
-        except OSError as error:
-            self.outcome = f"{self.path}: {error.strerror}"
+        except Exception as error:  # noqa: BLE001  (it costs this save, and its reason is told where the ranks meet)
+            self.outcome = f"{self.path}: {_describe(error)}"
         finally:
             self.seconds = time.monotonic() - began
             self.copied.set()
@@ -70,3 +71,10 @@ class Snapshot:
             for buffer, source in zip(self.buffers, self.sources, strict=True):
                 buffer.copy_(source, non_blocking=True)
             stream.synchronize()
+
+
+def _describe(error: Exception) -> str:
+    """The system's words for what it refused (a full disk); type and text of anything else (CUDA, memory)."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "".join(traceback.format_exception_only(error)).strip()
