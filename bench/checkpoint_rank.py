@@ -184,7 +184,7 @@ def size_of(folder: Path) -> int:
 
 def save(bench: Bench) -> dict[str, Any]:
     """Every contestant in every round, in changing order; the last saves of ours and DeepSpeed's stay for the loads."""
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     turns = contestants(bench)
     for _ in range(3):
         bench.step()
@@ -197,18 +197,18 @@ def save(bench: Bench) -> dict[str, Any]:
             measured = turns[name]()
             if number == 0:  # warms up: buffers, threads, the disk's own state
                 continue
-            row = found.setdefault(name, {"stall_s": [], "commit_s": [], "beside_s": []})
+            row = rows.setdefault(name, {"stall_s": [], "commit_s": [], "beside_s": []})
             row["stall_s"].append(bench.world.max([measured["stall_s"]])[0])
             row["commit_s"].append(bench.world.max([measured["commit_s"]])[0])
             row["beside_s"].append(measured["beside_s"])
             row["bytes"] = sum(size_of(bench.folder / part) for part in ("run/checkpoints", "deepspeed", "dcp"))
     median = statistics.median(bare)
-    for row in found.values():
+    for row in rows.values():
         row["slowdown_s"] = [sum(beside) - len(beside) * median for beside in row["beside_s"]]
     clean(bench)
     for name in ("ours sync", "DeepSpeed"):
         turns[name]()
-    saved = {name: found[name] for name in turns}
+    saved = {name: rows[name] for name in turns}
     return {"saves": saved, "bare_step_s": median, "parameters": sum(bench.engine.sizes.values())}
 
 
@@ -243,18 +243,18 @@ def ours_resumes(bench: Bench) -> float:
 
 def same(bench: Bench) -> dict[str, float]:
     """On the world that saved."""
-    seconds = ours_resumes(bench)
+    ours_seconds = ours_resumes(bench)
     other = bench.new_deepspeed()
-    found = timed(bench, lambda: other.load_checkpoint(bench.folder / "deepspeed", tag="kept"))
-    return {"ours_same_s": seconds, "deepspeed_same_s": found}
+    seconds = timed(bench, lambda: other.load_checkpoint(bench.folder / "deepspeed", tag="kept"))
+    return {"ours_same_s": ours_seconds, "deepspeed_same_s": seconds}
 
 
 def other(bench: Bench) -> dict[str, float]:
     """On another world; DeepSpeed's checkpoint is converted by now."""
-    seconds = ours_resumes(bench)
+    ours_seconds = ours_resumes(bench)
     universal = bench.new_deepspeed(checkpoint={"load_universal": True})
-    found = timed(bench, lambda: universal.load_checkpoint(bench.folder, tag="universal"))
-    return {"ours_other_s": seconds, "universal_load_s": found}
+    seconds = timed(bench, lambda: universal.load_checkpoint(bench.folder, tag="universal"))
+    return {"ours_other_s": ours_seconds, "universal_load_s": seconds}
 
 
 def main(options: str) -> None:
