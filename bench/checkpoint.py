@@ -1,8 +1,9 @@
 """What a save and a resume cost, beside DeepSpeed's and PyTorch's own: `python -m bench.checkpoint`.
 
 About 8 minutes on two idle cores; prints tables, writes bench/results/checkpoint-DATE.json. On a CPU: a UNet of 110 M
-random weights (Stable Diffusion 1.5's layout, narrower), fp32, one thread per rank. All contestants save the same
-engine's weights and moments (no average: DeepSpeed keeps none), take turns round by round, and write to the same disk.
+random weights (Stable Diffusion 1.5's layout, narrower), fp32, one thread per rank. All contestants save weights and
+moments of this UNet (no average: DeepSpeed keeps none), DeepSpeed those of an engine of its own beside ours; they take
+turns round by round and write to the same disk.
 
 ours async   checkpoint.mode async: copied while the next step's passes run, digested and fsynced behind the training
 ours sync    checkpoint.mode sync: the same bytes, training stands still for all of it
@@ -53,21 +54,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(asked: argparse.Namespace, mode: str, ranks: int, folder: Path, contestant: str = "") -> dict[str, Any]:
+def run(args: argparse.Namespace, mode: str, ranks: int, folder: Path, contestant: str = "") -> dict[str, Any]:
     """Start `ranks` ranks of bench/checkpoint_rank.py in `mode`, and wait for what they measured."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"DS_ACCELERATOR": asked.device, "PYTHONWARNINGS": "ignore::FutureWarning"}
-    if asked.device == "cpu":
+    environment |= {"DS_ACCELERATOR": args.device, "PYTHONWARNINGS": "ignore::FutureWarning"}
+    if args.device == "cpu":
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **KEEP_PAGES}
     shape = {
         "mode": mode,
         "world_size": ranks,
-        "stage": asked.zero,
+        "stage": args.zero,
         "folder": str(folder),
         "accumulation": 1,
         "warm": 0,
     }
-    options = vars(asked) | shape | {"disk": None, "contestant": contestant}
+    options = vars(args) | shape | {"disk": None, "contestant": contestant}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", "bench.checkpoint_rank", json.dumps(options)]
     log = folder / f"{mode}.log"
@@ -95,7 +96,7 @@ def convert(folder: Path) -> float:
     return float(done.stdout.split("seconds")[-1])
 
 
-def show(saves: dict[str, Any], loads: dict[str, float], asked: argparse.Namespace) -> dict[str, float]:
+def show(saves: dict[str, Any], loads: dict[str, float], args: argparse.Namespace) -> dict[str, float]:
     bare = saves["DeepSpeed"]["stall_s"]
     print(
         f"\n{'save':<12}{'stall':>10}{'÷ DeepSpeed':>13}{'slowdown':>11}{'to commit':>11}{'on disk':>11}{'memory':>11}"
@@ -106,7 +107,7 @@ def show(saves: dict[str, Any], loads: dict[str, float], asked: argparse.Namespa
         sizes = f"{row['bytes'] / 2**20:>7.0f} MiB{row['peak_bytes'] / 2**20:>7.0f} MiB"
         print(f"{name:<12}{cells[0]:>8.3f} s{share:>13.3f}{cells[1]:>9.2f} s{cells[2]:>9.2f} s{sizes}")
     stall = statistics.median(a / b for a, b in zip(saves["ours async"]["stall_s"], bare, strict=True))
-    print(f"\nresume, s    {asked.ranks} → {asked.ranks} ranks    {asked.ranks} → {asked.to} ranks")
+    print(f"\nresume, s    {args.ranks} → {args.ranks} ranks    {args.ranks} → {args.to} ranks")
     print(f"{'ours':<12}{loads['ours_same_s']:>10.2f}{loads['ours_other_s']:>16.2f}")
     universal = loads["convert_s"] + loads["universal_load_s"]
     parts = f"{loads['convert_s']:.2f} conversion + {loads['universal_load_s']:.2f} load"
@@ -118,26 +119,26 @@ def show(saves: dict[str, Any], loads: dict[str, float], asked: argparse.Namespa
 
 
 def main() -> None:
-    asked = arguments()
+    args = arguments()
     began, load = time.perf_counter(), [os.getloadavg()[0]]
-    with tempfile.TemporaryDirectory(dir=asked.disk) as temporary:
+    with tempfile.TemporaryDirectory(dir=args.disk) as temporary:
         folder = Path(temporary)
         print(
-            f"saving on {asked.ranks} ranks, then resuming on {asked.ranks} and on {asked.to}; some minutes …",
+            f"saving on {args.ranks} ranks, then resuming on {args.ranks} and on {args.to}; some minutes …",
             flush=True,
         )
-        measured = run(asked, "save", asked.ranks, folder)
-        loads = run(asked, "same", asked.ranks, folder)
+        measured = run(args, "save", args.ranks, folder)
+        loads = run(args, "same", args.ranks, folder)
         loads["convert_s"] = convert(folder)
-        loads |= run(asked, "other", asked.to, folder)
+        loads |= run(args, "other", args.to, folder)
         for name, row in measured["saves"].items():
-            row |= run(asked, "memory", asked.ranks, folder, name)
+            row |= run(args, "memory", args.ranks, folder, name)
     load.append(os.getloadavg()[0])
-    answers = show(measured["saves"], loads, asked)
+    answers = show(measured["saves"], loads, args)
     now = datetime.now(UTC)
     path = RESULTS / f"checkpoint-{now:%Y-%m-%d}.json"
     record = {"time": f"{now:%Y-%m-%dT%H:%M:%SZ}", "took_s": round(time.perf_counter() - began), "load": load}
-    record |= {**machine(), "asked": {k: str(v) if k == "disk" else v for k, v in vars(asked).items()}}
+    record |= {**machine(), "asked": {k: str(v) if k == "disk" else v for k, v in vars(args).items()}}
     record |= {**measured, "resume": loads, **answers}
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"UNet {measured['parameters']:,} parameters; {record['took_s']} s, load {load} → {path.relative_to(ROOT)}")

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import deepspeed
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
@@ -30,21 +32,24 @@ from tests.tiny import make_images
 from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
-from train.engines.zero import Engine
+from train.context import RankContext
+from train.engines.deepspeed import ZeroEngine
 from train.objective.loss import loss
 from train.resilience.heartbeat import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
+NOBODY = SimpleNamespace(given=False, reason=None, since=None)  # train's own stop signal would keep Ctrl-C from us
 AFTER = 2  # steps that are made after a save at least, so that a copy behind them is waited for
 
 
 class Bench:
     """One engine that trains on samples in memory, and everything that saves it."""
 
-    def __init__(self, asked: SimpleNamespace, world: process_group.World, stage: Stage):
-        self.asked, self.world, self.stage = asked, world, stage
-        self.folder = Path(asked.folder)
-        self.engine = self.new_engine()
+    def __init__(self, args: SimpleNamespace, world: process_group.World, stage: Stage):
+        self.args, self.world, self.stage = args, world, stage
+        self.folder = Path(args.folder)
+        rendered = render_deepspeed(stage.config, stage.plan)
+        self.engine = ZeroEngine(stage.unet(), stage.config, rendered, world.device)
         self.batches = stage.in_memory()
         self.step_number = 0
         self.run = RunDir(self.folder / "run")
@@ -60,11 +65,22 @@ class Bench:
             dataset_digest="",
         )
 
-    def new_engine(self, **changes: Any) -> Engine:
-        stage = self.stage
-        return Engine(
-            stage.unet(), stage.config, render_deepspeed(stage.config, stage.plan) | changes, stage.world.device
-        )
+    def new_deepspeed(self, **changes: Any) -> deepspeed.DeepSpeedEngine:
+        """DeepSpeed's own engine of the same UNet, without ours around it."""
+        unet, rendered = self.stage.unet(), render_deepspeed(self.stage.config, self.stage.plan) | changes
+        optimizer = self.stage.adamw(unet)
+        engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=rendered, dist_init_required=False)
+        return engine
+
+    def context(self) -> RankContext:
+        """Of a new attempt; nobody stops it."""
+        never = self.stage.config.model_copy(update={"checkpoint": NEVER})
+        return RankContext(self.run, self.open_attempt(), self.plan, never, self.world, Progress(), NOBODY)
+
+    def objective(self, unet: Callable[..., Any]) -> torch.Tensor:
+        """The loss of this step's micro-batch."""
+        model, (noise, timestep) = self.stage.model, self.batches[self.step_number % len(self.batches)][0]
+        return loss(unet, model.schedule, model.x_0, noise, timestep, model.text)
 
     def open_attempt(self) -> Attempt:
         if self.world.is_main_process:
@@ -75,8 +91,7 @@ class Bench:
     def step(self, before_update: Callable[[], None] = lambda: None) -> float:
         """One step of one micro-batch; answers its seconds, from barrier to barrier."""
         began, _ = self.stage.clock()
-        model, (noise, timestep) = self.stage.model, self.batches[self.step_number % len(self.batches)][0]
-        self.engine.backward(loss(self.engine.deepspeed, model.schedule, model.x_0, noise, timestep, model.text))
+        self.engine.backward(self.objective(self.engine))
         before_update()
         self.engine.step()
         self.step_number += 1
@@ -101,24 +116,24 @@ def ours(bench: Bench, saver: Saver, policy: Policy) -> dict[str, float]:
     """From the boundary that begins the save to the one that commits it, through the loop's own calls."""
     watch, began, beside = Watch(), time.perf_counter(), []
     saver.policy = policy
-    watch.over(lambda: saver.after_step(bench.step_number, notice=False, asked=False, last=False, skipped=False))
+    watch.over(lambda: saver.after_step(bench.step_number, force=False, requested=False, skipped=False))
     saver.policy = NEVER
     while saver.in_flight is not None or len(beside) < AFTER:
         waited = watch.seconds
         seconds = bench.step(lambda: watch.over(saver.wait_for_copy))
         beside.append(seconds - (watch.seconds - waited))
         committing = saver.in_flight is not None
-        watch.over(lambda: saver.after_step(bench.step_number, notice=False, asked=False, last=False, skipped=False))
+        watch.over(lambda: saver.after_step(bench.step_number, force=False, requested=False, skipped=False))
         if committing and saver.in_flight is None:
             committed = time.perf_counter()
     committed = began + watch.seconds if policy is SYNC else committed
     return {"stall_s": watch.seconds, "commit_s": committed - began, "beside_s": beside}
 
 
-def deepspeed(bench: Bench) -> dict[str, float]:
+def by_deepspeed(bench: Bench, engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
     target = bench.folder / "deepspeed"
     watch = Watch()
-    watch.over(lambda: bench.engine.deepspeed.save_checkpoint(target, tag="kept"))
+    watch.over(lambda: engine.save_checkpoint(target, tag="kept"))
     return {
         "stall_s": watch.seconds,
         "commit_s": watch.seconds,
@@ -140,12 +155,15 @@ def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
 
 
 def contestants(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
-    saver = Saver(NEVER, bench.run, bench.open_attempt(), bench.plan, bench.world, bench.engine, None, 0, Progress())
+    saver = Saver(bench.context(), bench.engine, None, None)
+    theirs = bench.new_deepspeed()
+    theirs.backward(bench.objective(theirs))
+    theirs.step()  # makes its moments
     group = dist.new_group(backend="gloo")
     return {
         "ours async": lambda: ours(bench, saver, ASYNC),
         "ours sync": lambda: ours(bench, saver, SYNC),
-        "DeepSpeed": lambda: deepspeed(bench),
+        "DeepSpeed": lambda: by_deepspeed(bench, theirs),
         "DCP async": lambda: dcp(bench, saver, group),
     }
 
@@ -166,12 +184,12 @@ def size_of(folder: Path) -> int:
 
 def save(bench: Bench) -> dict[str, Any]:
     """Every contestant in every round, in changing order; the last saves of ours and DeepSpeed's stay for the loads."""
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     turns = contestants(bench)
     for _ in range(3):
         bench.step()
     bare = []
-    for number in range(bench.asked.rounds + 1):
+    for number in range(bench.args.rounds + 1):
         order = list(turns) if number % 2 else list(reversed(turns))
         for name in order:
             clean(bench)
@@ -179,24 +197,24 @@ def save(bench: Bench) -> dict[str, Any]:
             measured = turns[name]()
             if number == 0:  # warms up: buffers, threads, the disk's own state
                 continue
-            row = found.setdefault(name, {"stall_s": [], "commit_s": [], "beside_s": []})
+            row = rows.setdefault(name, {"stall_s": [], "commit_s": [], "beside_s": []})
             row["stall_s"].append(bench.world.max([measured["stall_s"]])[0])
             row["commit_s"].append(bench.world.max([measured["commit_s"]])[0])
             row["beside_s"].append(measured["beside_s"])
             row["bytes"] = sum(size_of(bench.folder / part) for part in ("run/checkpoints", "deepspeed", "dcp"))
     median = statistics.median(bare)
-    for row in found.values():
+    for row in rows.values():
         row["slowdown_s"] = [sum(beside) - len(beside) * median for beside in row["beside_s"]]
     clean(bench)
     for name in ("ours sync", "DeepSpeed"):
         turns[name]()
-    saved = {name: found[name] for name in turns}
+    saved = {name: rows[name] for name in turns}
     return {"saves": saved, "bare_step_s": median, "parameters": sum(bench.engine.sizes.values())}
 
 
 def memory(bench: Bench) -> dict[str, Any]:
     """How far one save of one contestant lifts this process's peak of resident memory above a bare step's."""
-    turn = contestants(bench)[bench.asked.contestant]
+    turn = contestants(bench)[bench.args.contestant]
     for _ in range(3):
         bench.step()
     peaks = []
@@ -215,43 +233,42 @@ def timed(bench: Bench, load: Callable[[], Any]) -> float:
 
 
 def ours_resumes(bench: Bench) -> float:
-    attempt = bench.open_attempt()
-    step = checkpoints.list_checkpoints(bench.run)[-1].step
+    context, newest = bench.context(), checkpoints.list_checkpoints(bench.run)[-1]
 
     def load() -> None:
-        assert resume_run(bench.run, attempt, bench.plan, bench.world, bench.engine, None) == step
+        assert resume_run(context, bench.engine, None) == newest
 
     return timed(bench, load)
 
 
 def same(bench: Bench) -> dict[str, float]:
     """On the world that saved."""
-    seconds = ours_resumes(bench)
-    other = bench.new_engine().deepspeed
-    found = timed(bench, lambda: other.load_checkpoint(bench.folder / "deepspeed", tag="kept"))
-    return {"ours_same_s": seconds, "deepspeed_same_s": found}
+    ours_seconds = ours_resumes(bench)
+    other = bench.new_deepspeed()
+    seconds = timed(bench, lambda: other.load_checkpoint(bench.folder / "deepspeed", tag="kept"))
+    return {"ours_same_s": ours_seconds, "deepspeed_same_s": seconds}
 
 
 def other(bench: Bench) -> dict[str, float]:
     """On another world; DeepSpeed's checkpoint is converted by now."""
-    seconds = ours_resumes(bench)
-    universal = bench.new_engine(checkpoint={"load_universal": True}).deepspeed
-    found = timed(bench, lambda: universal.load_checkpoint(bench.folder, tag="universal"))
-    return {"ours_other_s": seconds, "universal_load_s": found}
+    ours_seconds = ours_resumes(bench)
+    universal = bench.new_deepspeed(checkpoint={"load_universal": True})
+    seconds = timed(bench, lambda: universal.load_checkpoint(bench.folder, tag="universal"))
+    return {"ours_other_s": ours_seconds, "universal_load_s": seconds}
 
 
 def main(options: str) -> None:
-    asked = SimpleNamespace(**json.loads(options))
-    world = process_group.init_process_group(asked.world_size)
-    images = Path(asked.folder, "images")
+    args = SimpleNamespace(**json.loads(options))
+    world = process_group.init_process_group(args.world_size)
+    images = Path(args.folder, "images")
     if world.is_main_process and not images.exists():
-        make_images(images, 16, 10 * asked.side)
+        make_images(images, 16, 10 * args.side)
     world.barrier()
-    stage = make_stage(asked, world, make_model(asked, world.device), images)
-    bench = Bench(asked, world, stage)
-    measured = {"save": save, "memory": memory, "same": same, "other": other}[asked.mode](bench)
+    stage = make_stage(args, world, make_model(args, world.device), images)
+    bench = Bench(args, world, stage)
+    measured = {"save": save, "memory": memory, "same": same, "other": other}[args.mode](bench)
     if world.is_main_process:
-        Path(asked.folder, f"{asked.mode}.json").write_text(json.dumps(measured))
+        Path(args.folder, f"{args.mode}.json").write_text(json.dumps(measured))
     world.barrier()
 
 

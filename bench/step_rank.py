@@ -34,11 +34,12 @@ from store.run.run_dir import RunDir
 from tests.tiny import make_images
 from train import loop, process_group
 from train.checkpoint.saver import Saver
+from train.context import RankContext
 from train.data.images import load_square
 from train.data.stream import Stream, list_positions, micro_batches
 from train.demo.make_base import make_tokenizer
+from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema
-from train.engines.zero import Engine
 from train.models.stable_diffusion import DTYPES, StableDiffusion
 from train.objective.loss import loss
 from train.reporting.metrics import MetricsWindow, MetricsWriter
@@ -226,15 +227,16 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     batches = micro_batches(stage.stream, stage.plan, world.rank, steps, pin_memory=world.device.type == "cuda")
     batches = itertools.chain([next(batches)], batches)  # forks the workers while there is little memory to share
     race = Race(stage, {"deepspeed": bare_deepspeed(stage), "torch": bare_torch(stage)})
-    engine = Engine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
+    engine = ZeroEngine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
     racer = Racer(stage.model, engine, None, world.device)
-    racer.race, racer.average = race, Ema(config.ema, engine.owned)
+    racer.race, racer.average = race, Ema(config.ema, engine)
     length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
     run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
     sinks = MetricsWriter(run_dir, attempt, 1, length) if world.is_main_process else None
     progress = Progress()
-    saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0, progress)
     notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
+    context = RankContext(run_dir, attempt, None, config, world, progress, notice)
+    saver = Saver(context, engine, racer.average, None)
     heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
     loop.run_steps(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
     race.before(steps.stop)
@@ -262,7 +264,7 @@ def parts_alone(
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "boundary": lambda: saver.after_step(last, notice=False, asked=False, last=False, skipped=False),
+        "boundary": lambda: saver.after_step(last, force=False, requested=False, skipped=False),
         "report": report,
         "lr": lambda: engine.set_learning_rate(compute_learning_rate(config, last, last)),
     }

@@ -6,7 +6,7 @@ two stand in a model validator, checks that need the machine or the data stand w
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -53,6 +53,7 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
+    name: ClassVar[str] = "adamw"  # its row in configs/optimizers.py; the only one so far, so no key yet
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="AdamW's decay rates of the first and second moment", strict=False
     )

@@ -1,6 +1,5 @@
 """One rank's part of an attempt: put the pieces together, run the loop, export, write down how it ended."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from configs.errors import LockstepError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve.length import Length
-from store.checkpoint import checkpoints
 from store.dataset.listing import digest_samples, parse_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
@@ -20,9 +18,10 @@ from train import loop, process_group
 from train.checkpoint.export import export_pipeline
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
+from train.context import RankContext
 from train.data.stream import Stream, micro_batches
+from train.engines import import_engine
 from train.engines.ema import Ema
-from train.engines.zero import Engine
 from train.models import stable_diffusion
 from train.reporting import environment
 from train.reporting.metrics import MetricsWriter
@@ -36,6 +35,8 @@ from train.step import Trainer
 def run_attempt(run: RunDir, attempt: Attempt, notice: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
     config, plan = load_config(run.config), AttemptPlan.read(attempt)
+    engine_module = import_engine("deepspeed")  # the only one so far
+    engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     world = process_group.init_process_group(plan.batch_plan.shape.world_size)
     _prepare_torch(config, world)
     length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
@@ -49,12 +50,14 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: StopSignal) -> End:
     if digest_samples(lines) != plan.dataset_digest:
         raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
     stream = Stream(config, parse_samples(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
-    engine = Engine(parts.unet, config, json.loads(attempt.deepspeed.read_text()), world.device)
-    ema = Ema(config.ema, engine.owned) if config.ema else None
+    engine = engine_module.make_engine(parts.unet, config, attempt, world)
+    ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(parts, engine, ema, world.device)
-    start = resume_run(run, attempt, plan, world, engine, ema)
+    context = RankContext(run, attempt, plan, config, world, progress, notice)
+    resumed = resume_run(context, engine, ema)
+    start = resumed.step if resumed is not None else 0
     progress.step = start
-    saver = Saver(config.checkpoint, run, attempt, plan, world, engine, ema, start, progress)
+    saver = Saver(context, engine, ema, resumed)
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
     painter = SampleImages(config, parts, engine, world) if config.pictures else None
 
@@ -67,7 +70,8 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: StopSignal) -> End:
     progress.now("exporting")
     heartbeat.stop()
     if end.reason == "finished" and world.is_main_process:
-        export_pipeline(run, checkpoints.list_checkpoints(run)[-1], config.exported, run.pipeline)
+        assert saver.newest is not None  # a run that is finished has saved its last step
+        export_pipeline(config, plan, saver.newest, config.exported, run.pipeline)
         print(f"exported {run.pipeline}", flush=True)
     world.barrier()
     if sinks is not None:

@@ -8,7 +8,6 @@ import torch
 from configs.schema import RunConfig
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length
-from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import RunDir
 from train.checkpoint.saver import Saver
@@ -38,7 +37,7 @@ def run_steps(
 ) -> End:
     """Make `steps` in order; stop early where any rank was given notice. `sinks` is rank 0's alone."""
     if any(world.any_rank([notice.given])):  # it came while the ranks were loading
-        return _stopped(run, steps.start - 1, world, notice)
+        return _stopped(saver, steps.start - 1, world, notice)
     if painter is not None and steps.start == 1:
         painter.draw(run, 0, sinks)  # the base model, to compare with
     progress, window = heartbeat.progress, MetricsWindow(world.device)
@@ -72,25 +71,18 @@ def run_steps(
 
         if asked := heartbeat.save_asked.is_set():
             heartbeat.save_asked.clear()
-        stop = saver.after_step(
-            step, notice=notice.given, asked=asked, last=step == length.steps, skipped=skipped.in_a_row > 0
-        )
+        stop = world.any_rank([notice.given])[0]
+        force = stop or step == length.steps
+        saver.after_step(step, force=force, requested=asked, skipped=skipped.in_a_row > 0)
         if stop and step < length.steps:
-            return _stopped(run, step, world, notice)
-    return End("finished", length.steps, _newest(run, world))
+            return _stopped(saver, step, world, notice)
+    return End("finished", length.steps, saver.newest_name)
 
 
-def _stopped(run: RunDir, step: int, world: World, notice: StopSignal) -> End:
+def _stopped(saver: Saver, step: int, world: World, notice: StopSignal) -> End:
     """Every rank knows what reached any of them."""
     reasons = [reason for reason in world.gather(notice.reason) if reason is not None]
-    return End("notice", step, _newest(run, world), reasons[0])
-
-
-def _newest(run: RunDir, world: World) -> str | None:
-    """Rank 0 says which one it is: other ranks may not see it yet."""
-    there = checkpoints.list_checkpoints(run) if world.is_main_process else []
-    name: str | None = world.broadcast(there[-1].path.name if there else None)
-    return name
+    return End("notice", step, saver.newest_name, reasons[0])
 
 
 def _watched(micro_batches: Iterator[dict[str, torch.Tensor]], progress: Progress) -> Iterator[dict[str, torch.Tensor]]:

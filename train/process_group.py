@@ -1,4 +1,4 @@
-"""The process group: the only file that names torch.distributed."""
+"""The process group, and what ranks tell each other. The only file that imports torch.distributed."""
 
 import os
 import socket
@@ -11,32 +11,36 @@ import torch.distributed as dist
 
 from configs.errors import LockstepError, UserError
 from store.run.gpus import is_gpu_promised
-from train.engines import cpu_extension
 
 
 class NoDevice(LockstepError):
-    """This node has no GPU that works, though GPUs were asked for."""
+    """This node has no GPU that works, though GPUs were asked for. The node is to blame, not the run."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this rank is, its device, and the CPU group on which ranks agree without waiting for the device."""
+    """Who this rank is, its device, and the CPU group on which ranks agree without waiting for the device.
+
+    Every method is a collective: all ranks call it, in the same order.
+    """
 
     rank: int
-    local_rank: int
-    size: int
+    local_rank: int  # on this node
+    size: int  # ranks of all nodes
     device: torch.device
-    cpu_group: Any
+    cpu_group: Any  # torch's, over gloo
 
     @property
     def is_main_process(self) -> bool:
+        """Whether this is rank 0, which writes for all."""
         return self.rank == 0
 
     def barrier(self) -> None:
+        """Return when every rank has come here."""
         dist.barrier(group=self.cpu_group)
 
     def any_rank(self, flags: list[bool]) -> list[bool]:
-        """Each flag that is true on at least one rank, on every rank."""
+        """Each flag that is true on at least one rank, on every rank. As many flags everywhere."""
         values = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.cpu_group)
         return [bool(value) for value in values]
@@ -48,18 +52,19 @@ class World:
         return total.tolist()
 
     def max(self, values: list[float]) -> list[float]:
+        """Element-wise maxima over the ranks, in fp64."""
         largest = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.cpu_group)
         return largest.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, on every rank."""
+        """Every rank's `value`, by rank, on every rank. Values are pickled."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value`, on every rank."""
+        """Rank 0's `value`, on every rank; the others' are not looked at. It is pickled."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
@@ -68,17 +73,16 @@ class World:
 def init_process_group(expected_size: int) -> World:
     """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
-    Without these variables this process is a world of one.
+    Without these variables this process is a world of one. Raises LockstepError where the world has not
+    `expected_size` ranks, and what `choose_device` raises. Ranks wait for each other for 30 minutes.
     """
     rank, local_rank, size = (int(os.environ.setdefault(name, alone)) for name, alone in _ALONE)
     if size != expected_size:
         raise LockstepError(f"this attempt was planned for {expected_size} ranks, but WORLD_SIZE is {size}")
-    device = _choose_device(local_rank)
+    device = choose_device()
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    else:
-        cpu_extension.build_extension()
     address = "env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:0"
     dist.init_process_group(
         backend="nccl" if cuda else "gloo",
@@ -97,12 +101,13 @@ def has_gpu() -> bool:
     return is_gpu_promised() is not False and torch.cuda.is_available()
 
 
-def _choose_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU where that was promised, or nothing was and there is no GPU.
+def choose_device() -> torch.device:
+    """The GPU of this rank's LOCAL_RANK, or the CPU where that was promised, or nothing was and there is no GPU.
 
     Raises NoDevice where CUDA does not work on this node, UserError where more ranks than GPUs were started on it: two
     ranks on one GPU, or ranks that each see only their own one, which DeepSpeed and NCCL do not stand.
     """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if not has_gpu():
         if not is_gpu_promised():
             return torch.device("cpu")

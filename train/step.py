@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from train.engines.base import Engine
 from train.engines.ema import Ema
-from train.engines.zero import Engine
 from train.models.stable_diffusion import StableDiffusion
 from train.objective.loss import loss
 
@@ -62,4 +62,4 @@ class Trainer:
         on_device = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
         x_0 = self.model.encode_images(on_device["pixels"], on_device["posterior"])
         text = self.model.encode_text(on_device["tokens"])
-        return loss(self.engine.deepspeed, self.model.schedule, x_0, on_device["noise"], on_device["timestep"], text)
+        return loss(self.engine, self.model.schedule, x_0, on_device["noise"], on_device["timestep"], text)

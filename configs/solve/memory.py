@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from configs.optimizers import OPTIMIZERS
+from configs.schema import RunConfig
 from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
 
 SD1, SD2, SDXL = 859_520_964, 865_910_724, 2_567_463_684
@@ -106,91 +108,78 @@ class ModelStates:
         return f"ZeRO-{self.zero}" + (" + offload" if self.offload else "")
 
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
 def estimate_model_states(
+    config: RunConfig,
     parameters: int,
     world: int,
     *,
-    zero: int,
-    precision: Precision,
-    ema: bool,
-    offload: bool = False,
     accumulation: int = 1,
     live_parameters: int = ZERO3_LIVE_PARAMETERS,
 ) -> ModelStates:
-    """Model states of one rank as DeepSpeed 0.19.8 lays them out under our rendered config, for AdamW.
+    """Model states of one of `world` ranks as DeepSpeed 0.19.8 lays them out under our rendered config.
 
-    With P parameters, W ranks and p bytes per parameter in the passes (fp32 4, bf16 and fp16 2), in bytes:
+    With P parameters, W ranks, p bytes per parameter in the passes (fp32 4, bf16 and fp16 2) and o of the optimizer's
+    states (configs/optimizers.py; AdamW 8), in bytes:
 
     ====  =========  ==============================================================  =====================
-    ZeRO  precision  parameters + gradients                                          master, two moments
+    ZeRO  precision  parameters + gradients                                          master, optimizer states
     ====  =========  ==============================================================  =====================
-    0     fp32       4P + 4P                                                         8P, the weights are the master
-    1     fp32       4P + 4P (each rank accumulates all of them)                     4P/W + 8P/W
-    1     bf16       2P + 2P in bf16 + 4P accumulated in fp32 (BF16_Optimizer)       4P/W + 8P/W
-    1     fp16       2P + 4P accumulated in fp32 + 4P/W of them flat                 4P/W + 8P/W
-    2     fp32       4P + 4P/W, twice while accumulating                             4P/W + 8P/W
-    2     16 bits    2P + 4P/W accumulated in fp32                                   4P/W + 8P/W
-    3     any        pP/W + p · gathered + 4P/W accumulated in fp32                  4P/W + 8P/W
+    0     fp32       4P + 4P                                                         oP, the weights are the master
+    1     fp32       4P + 4P (each rank accumulates all of them)                     4P/W + oP/W
+    1     bf16       2P + 2P in bf16 + 4P accumulated in fp32 (BF16_Optimizer)       4P/W + oP/W
+    1     fp16       2P + 4P accumulated in fp32 + 4P/W of them flat                 4P/W + oP/W
+    2     fp32       4P + 4P/W, twice while accumulating                             4P/W + oP/W
+    2     16 bits    2P + 4P/W accumulated in fp32                                   4P/W + oP/W
+    3     any        pP/W + p · gathered + 4P/W accumulated in fp32                  4P/W + oP/W
     ====  =========  ==============================================================  =====================
 
     `gathered` is min(P, `live_parameters`): what ZeRO-3 keeps whole at one time. EMA adds an fp32 4P/W beside the
-    master. Offload moves master, moments, EMA and the gradients the optimizer reads (4P/W) to CPU memory, with a
-    buffer of pP/W for the way back (ZeRO 1, 2); bf16 at ZeRO 1 then takes the layout of fp16. Not in it: activations,
+    master. Offload moves master, optimizer states, EMA and the gradients the optimizer reads (4P/W) to CPU memory, with
+    a buffer of pP/W for the way back (ZeRO 1, 2); bf16 at ZeRO 1 then takes the layout of fp16. Not in it: activations,
     the frozen VAE and text encoder, communication buffers (`reduce_bucket_size`) and what CUDA and NCCL keep.
     """
-    width = 4 if precision == "fp32" else 2
+    zero, offload = config.zero, config.offload
+    state_bytes = OPTIMIZERS[config.optimizer.name].bytes_per_parameter
+    width = 4 if config.precision == "fp32" else 2
     whole, shard = parameters, math.ceil(parameters / world)
-    average = 4 * shard if ema else 0
+    average = 4 * shard if config.ema is not None else 0
     if zero == 0:
-        return ModelStates(0, False, gpu=4 * whole + 4 * whole + 8 * whole + average, cpu=0)
-    optimizer = 12 * shard
+        return ModelStates(0, False, gpu=4 * whole + 4 * whole + state_bytes * whole + average, cpu=0)
+    optimizer = (4 + state_bytes) * shard
     if zero == 3:
         gathered = min(parameters, live_parameters) if world > 1 else 0
         held = width * (shard + gathered)
         if offload:
             return ModelStates(3, True, gpu=held, cpu=optimizer + 4 * shard + 4 * shard + average)
         return ModelStates(3, False, gpu=held + 4 * shard + optimizer + average, cpu=0)
-    gradients = _gradients(whole, shard, zero, precision, offload, accumulation)
+    gradients = _estimate_gradients(config, whole, shard, accumulation)
     if offload:
-        return ModelStates(
-            zero, True, gpu=width * whole + gradients, cpu=optimizer + 4 * shard + width * shard + average
-        )
+        cpu = optimizer + 4 * shard + width * shard + average
+        return ModelStates(zero, True, gpu=width * whole + gradients, cpu=cpu)
     return ModelStates(zero, False, gpu=width * whole + gradients + optimizer + average, cpu=0)
 
 
-def _gradients(whole: int, shard: int, zero: int, precision: Precision, offload: bool, accumulation: int) -> int:
-    """Bytes of gradients on the GPU under ZeRO 1 and 2; see the table of `model_states`."""
-    if zero == 1:
-        if precision == "fp32":
+def _estimate_gradients(config: RunConfig, whole: int, shard: int, accumulation: int) -> int:
+    """Bytes of gradients on the GPU under ZeRO 1 and 2; see the table of `estimate_model_states`."""
+    if config.zero == 1:
+        if config.precision == "fp32":
             return 4 * whole
-        if precision == "bf16" and not offload:
+        if config.precision == "bf16" and not config.offload:
             return 2 * whole + 4 * whole
         return 4 * whole + 4 * shard
-    if precision == "fp32":
-        return 4 * shard * (2 if accumulation > 1 and not offload else 1)
+    if config.precision == "fp32":
+        return 4 * shard * (2 if accumulation > 1 and not config.offload else 1)
     return 4 * shard
 
 
-def list_model_states(
-    parameters: int, world: int, *, precision: Precision, ema: bool, accumulation: int
-) -> Iterator[ModelStates]:
-    """Every ZeRO stage that `precision` allows, with and without CPU offload."""
+def list_model_states(config: RunConfig, parameters: int, world: int, *, accumulation: int) -> Iterator[ModelStates]:
+    """Every ZeRO stage that the config's precision allows, with and without CPU offload."""
     for zero in (0, 1, 2, 3):
-        if zero == 0 and precision != "fp32":
+        if zero == 0 and config.precision != "fp32":
             continue  # the schema refuses it
         for offload in (False, True) if zero else (False,):
-            yield estimate_model_states(
-                parameters,
-                world,
-                zero=zero,
-                precision=precision,
-                ema=ema,
-                offload=offload,
-                accumulation=accumulation,
-            )
+            alternative = config.model_copy(update={"zero": zero, "offload": offload})
+            yield estimate_model_states(alternative, parameters, world, accumulation=accumulation)
 
 
 def estimate_activations(
@@ -206,6 +195,7 @@ def estimate_activations(
     return None
 
 
-def estimate_checkpoint(parameters: int, *, ema: bool) -> int:
-    """Bytes of one checkpoint: fp32 weights, two moments and, with EMA, the average; 4 bytes each per parameter."""
-    return (16 if ema else 12) * parameters
+def estimate_checkpoint(config: RunConfig, parameters: int) -> int:
+    """Bytes of one checkpoint: the weights, the optimizer's states and, with EMA, the average; all in fp32."""
+    values = 1 + len(OPTIMIZERS[config.optimizer.name].states) + (config.ema is not None)
+    return 4 * values * parameters

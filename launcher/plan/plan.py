@@ -146,10 +146,8 @@ def _memory(config: RunConfig, batch_plan: BatchPlan) -> MemoryPlan:
     parameters = count_unet_parameters(config.model)
     if parameters is None:
         return MemoryPlan(None, None, [], None, None)
-    ema, world = config.ema is not None, batch_plan.shape.world_size
-    alternatives = list(
-        list_model_states(parameters, world, precision=config.precision, ema=ema, accumulation=batch_plan.accumulation)
-    )
+    world, accumulation = batch_plan.shape.world_size, batch_plan.accumulation
+    alternatives = list(list_model_states(config, parameters, world, accumulation=accumulation))
     chosen = next(s for s in alternatives if (s.zero, s.offload) == (config.zero, config.offload))
     activations = estimate_activations(
         parameters,
@@ -158,7 +156,7 @@ def _memory(config: RunConfig, batch_plan: BatchPlan) -> MemoryPlan:
         micro_batch=batch_plan.micro_batch,
         recomputed=config.gradient_checkpointing,
     )
-    return MemoryPlan(parameters, chosen, alternatives, activations, estimate_checkpoint(parameters, ema=ema))
+    return MemoryPlan(parameters, chosen, alternatives, activations, estimate_checkpoint(config, parameters))
 
 
 def _newest_checkpoint(run_dir: RunDir) -> int | None:

@@ -21,7 +21,7 @@ from store.checkpoint.manifest import FileEntry, Identity
 
 @dataclass(frozen=True)
 class StoredFragment:
-    """Elements [offset, offset + length) of one kind of value (see manifest.KINDS) of parameter `name`."""
+    """Elements [offset, offset + length) of one kind of value (see Manifest.kinds) of parameter `name`."""
 
     kind: str
     name: str

@@ -8,7 +8,6 @@ from typing import Any
 
 MANIFEST_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
-KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")  # the four values a parameter's element may have, fp32 each
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Manifest:
     identity: Identity
     world_size: int
     zero: int
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...]  # fp32 values of each element: weights, the optimizer's states, ema
     optimizer_step: int  # updates that were applied: fewer than steps where fp16 skipped some
     skipped_steps: int
     loss_scaler: dict[str, float] | None

@@ -5,8 +5,9 @@ rank, call (open, write, fsync, replace, rename, remove), on (a regular expressi
 them), when (before, after), and do (kill, slow, hang, full). A file `fired` in the attempt's folder says that it did.
 
 Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
-whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite, and
-{"spoil_average_after": step} writes a NaN into rank 1's average.
+whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite,
+{"spoil_average_after": step} writes a NaN into rank 1's average, and {"fail_copies": true} lets rank 1's first copy for
+a save fail as on a broken GPU, and its second one for want of memory.
 
 Every rank also writes down the positions it consumes, step by step.
 """
@@ -28,6 +29,7 @@ from deepspeed.accelerator import get_accelerator
 from store.checkpoint import checkpoints, fragment_file
 from store.run.run_dir import Attempt, RunDir
 from train.attempt import run_attempt
+from train.checkpoint.snapshot import Snapshot
 from train.engines.ema import Ema
 from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
@@ -41,6 +43,8 @@ def install(fault: dict, attempt: Attempt) -> None:
     change_losses(set(fault.get("infinite_gradient_at", ())), InfiniteGradient.apply)
     if "spoil_average_after" in fault:
         spoil_average(fault["spoil_average_after"])
+    if fault.get("fail_copies"):
+        fail_copies()
     if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
         return
     seen = 0
@@ -115,6 +119,18 @@ def spoil_average(after: int) -> None:
             self.averages[0][0] = float("nan")
 
     Ema.update = update
+
+
+def fail_copies() -> None:
+    errors = [RuntimeError("CUDA error: an illegal memory access was encountered"), MemoryError()]
+    original = Snapshot._copy
+
+    def copy(self):
+        if errors and os.environ["RANK"] == "1":
+            raise errors.pop(0)
+        original(self)
+
+    Snapshot._copy = copy
 
 
 def path_of(target: object) -> str:

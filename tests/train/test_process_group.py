@@ -56,11 +56,11 @@ def test_a_torch_without_cuda_is_the_users_to_mend_and_no_nodes_fault(node):
 def test_a_rank_that_is_to_use_the_cpu_uses_it_whatever_there_is(node, monkeypatch):
     for visible in (0, 4):
         node(visible, promised="0")
-        assert process_group._choose_device(0) == torch.device("cpu")
+        assert process_group.choose_device() == torch.device("cpu")
     node(0, promised="")
-    assert process_group._choose_device(0) == torch.device("cpu"), "nothing is promised, and there is none"
-    node(4, promised="")
-    assert process_group._choose_device(3) == torch.device("cuda", 3)
+    assert process_group.choose_device() == torch.device("cpu"), "nothing is promised, and there is none"
+    node(4, local_rank=3, promised="")
+    assert process_group.choose_device() == torch.device("cuda", 3)
 
 
 def test_each_rank_takes_the_gpu_of_its_own_number(node, monkeypatch):

@@ -22,7 +22,8 @@ from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import process_group
 from train.data.stream import Stream, micro_batches
-from train.engines.zero import Engine
+from train.engines.base import WEIGHTS
+from train.engines.deepspeed import ZeroEngine
 from train.models import stable_diffusion
 from train.step import Trainer
 
@@ -95,7 +96,7 @@ def main(folder: str, images: str, zero: str, answer: str) -> None:
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn)
 
-    engine = Engine(parts.unet, config, render_deepspeed(config, plan), world.device)
+    engine = ZeroEngine(parts.unet, config, render_deepspeed(config, plan), world.device)
     trainer = Trainer(parts, engine, None, world.device)
     losses, original = [], trainer.micro_loss
 
@@ -107,7 +108,7 @@ def main(folder: str, images: str, zero: str, answer: str) -> None:
     for k in range(1, STEPS + 1):
         mine = iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION])
         trainer.step(k, compute_learning_rate(config, k, STEPS), mine, lambda: None)
-    trained = gather(world, engine.owned, [f.master for f in engine.owned])
+    trained = gather(world, engine.owned, [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned])
 
     assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION
     assert trained.keys() == wanted.keys()

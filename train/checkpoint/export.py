@@ -23,24 +23,24 @@ from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
+from train.engines.base import WEIGHTS
 
-KINDS = {"ema": "ema", "raw": "weights"}
+KINDS = {"ema": "ema", "raw": WEIGHTS}  # what people write → the kind of value in the checkpoint
 # The parts of a StableDiffusionPipeline beside the UNet.
 FROZEN = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
 MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
-def export_pipeline(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None:
+def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
     """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card.
 
-    Takes the place of an older export; raises UserError where `out` holds anything else.
+    `plan` is of the attempt that trained; `weights` is a key of KINDS. Takes the place of an older export; raises
+    UserError where `out` holds anything else.
     """
-    config, plan = load_config(run.config), AttemptPlan.read(run.attempt(checkpoint.attempt))
     model = Path(plan.model_folder)
     temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
-    if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: is there and was not exported by Lockstep; name another folder, or remove it")
+    _check_replaceable(out)
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -49,14 +49,20 @@ def export_pipeline(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path
     _unet(model, checkpoint, KINDS[weights]).save_pretrained(temporary / "unet")
     card = _card(config, plan, checkpoint.step, weights, prediction)
     (temporary / "README.md").write_text(card, encoding="utf-8")
-    (temporary / MARK).write_text(
-        json.dumps({"run": run.path.name, "step": checkpoint.step, "weights": weights}) + "\n"
-    )
+    mark = {"run": config.name, "step": checkpoint.step, "weights": weights}
+    (temporary / MARK).write_text(json.dumps(mark) + "\n")
     _take_modes_of(temporary)
     if out.exists():
         out.rename(old)
     temporary.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise UserError where `out` is neither free, nor an empty folder, nor an older export."""
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not (out / MARK).is_file() and not is_empty_folder:
+        raise UserError(f"{out}: exists and was not exported by Lockstep; name another folder, or remove it")
 
 
 def _copy_frozen(model: Path, out: Path) -> None:
@@ -66,12 +72,12 @@ def _copy_frozen(model: Path, out: Path) -> None:
     for part in FROZEN:
         if part in index and (model / part).is_dir():
             shutil.copytree(model / part, out / part, copy_function=shutil.copyfile)  # sources may be read-only
-    found = {name: value for name, value in index.items() if not isinstance(value, list) or name in (*FROZEN, "unet")}
-    found |= {part: [None, None] for part in FROZEN if part in index and not (out / part).is_dir()}
-    if found == index:
+    ours = {name: value for name, value in index.items() if not isinstance(value, list) or name in (*FROZEN, "unet")}
+    ours |= {part: [None, None] for part in FROZEN if part in index and not (out / part).is_dir()}
+    if ours == index:
         shutil.copy(model / "model_index.json", out)
     else:
-        (out / "model_index.json").write_text(json.dumps(found, indent=2) + "\n")
+        (out / "model_index.json").write_text(json.dumps(ours, indent=2) + "\n")
 
 
 def _take_modes_of(folder: Path) -> None:
@@ -148,19 +154,21 @@ def main() -> None:
     parser.add_argument("--step", type=int)
     parser.add_argument("--weights", choices=sorted(KINDS))
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    run = RunDir(asked.run_dir)
-    chosen = checkpoints.find_checkpoint(run, asked.step)
-    if problems := chosen.verify():
+    args = parser.parse_args()
+    run = RunDir(args.run_dir)
+    config = load_config(run.config)
+    checkpoint = checkpoints.find_checkpoint(run, args.step)
+    if problems := checkpoint.verify():
         raise LockstepError(f"{problems[0]}; choose another step")
-    weights = asked.weights or load_config(run.config).exported
-    if KINDS[weights] not in chosen.read_manifest().kinds:
-        raise UserError(f"{chosen.path}: holds no average; write --weights raw")
+    weights = args.weights or config.exported
+    if KINDS[weights] not in checkpoint.read_manifest().kinds:
+        raise UserError(f"{checkpoint.path}: holds no average; write --weights raw")
+    plan = AttemptPlan.read(run.attempt(checkpoint.attempt))
     try:
-        export_pipeline(run, chosen, weights, asked.out.absolute())
+        export_pipeline(config, plan, checkpoint, weights, args.out.absolute())
     except OSError as error:
-        raise UserError(f"{error.filename or asked.out}: {error.strerror}; name another folder with --out") from None
-    print(f"exported {weights} weights of step {chosen.step} to {asked.out}")
+        raise UserError(f"{error.filename or args.out}: {error.strerror}; name another folder with --out") from None
+    print(f"exported {weights} weights of step {checkpoint.step} to {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,47 +1,53 @@
-"""Resuming: rank 0 says what there is, all ranks verify it, and only then is a tensor applied."""
+"""Resuming: rank 0 says which checkpoints there are, all ranks verify one, and only then is a tensor applied."""
 
 import torch
 
 from configs.errors import LockstepError
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint, ResumePoint
-from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt, RunDir
-from train.engines import zero_state as state
+from store.checkpoint.manifest import Manifest
+from store.run.run_dir import RunDir
+from train.context import RankContext
+from train.engines.base import Counters, Engine, Fragment
 from train.engines.ema import Ema
-from train.engines.zero import Engine
 from train.process_group import World
 
 
-def resume_run(run: RunDir, attempt: Attempt, plan: AttemptPlan, world: World, engine: Engine, ema: Ema | None) -> int:
-    """Load the newest checkpoint that verifies and answer its step; 0 where the run has none yet.
+def resume_run(context: RankContext, engine: Engine, ema: Ema | None) -> Checkpoint | None:
+    """Load the newest checkpoint that verifies and answer it, the same on every rank; None where the run has none yet.
 
     What does not verify is put in quarantine, and the one before it is tried. Raises LockstepError where there are
     checkpoints and none of them is good, or there were some and they are away: a run never starts again in silence.
     """
-    while True:
-        candidates = world.broadcast(checkpoints.list_checkpoints(run) if world.is_main_process else None)
-        if not candidates:
-            break
-        problems = _verify(candidates[-1], world, engine)
-        if not problems:
-            break
-        if world.is_main_process:
-            kept = candidates[-1].quarantine()
-            print(f"{problems[0]}\nstep {candidates[-1].step} is not used, and kept as {kept}", flush=True)
-        world.barrier()
-    chosen = candidates[-1] if candidates else None
-    if chosen is None:  # before this attempt records its start, which would hide what is mended or comes back later
+    run, world = context.run, context.world
+    start = _find_good(run, world, engine)
+    if start is None:  # before this attempt records its start, which would hide what is fixed or comes back later
         _check_nothing_is_lost(run, world)
     if world.is_main_process:
+        # The record fences older attempts: what one of them, cut off from us, still commits beyond it is not seen.
         checkpoints.remove_partial(run)
-        ResumePoint(chosen.step if chosen else 0, chosen.path.name if chosen else None, plan.nonce).write(attempt)
-    if chosen is None:
-        return 0
-    _apply(chosen, world, engine, ema)
-    if world.is_main_process:
-        print(f"resumed after step {chosen.step} from {chosen.path.name}", flush=True)
-    return chosen.step
+        step, name = (start.step, start.path.name) if start is not None else (0, None)
+        ResumePoint(step, name, context.plan.nonce).write(context.attempt)
+    if start is not None:
+        _apply(start, world, engine, ema)
+        if world.is_main_process:
+            print(f"resumed after step {start.step} from {start.path.name}", flush=True)
+    return start
+
+
+def _find_good(run: RunDir, world: World, engine: Engine) -> Checkpoint | None:
+    """The newest checkpoint in which no rank finds anything wrong; newer ones are put in quarantine."""
+    # Rank 0's list is everybody's: on a shared file system the others may not see the same folders yet.
+    candidates: list[Checkpoint] = world.broadcast(checkpoints.list_checkpoints(run) if world.is_main_process else None)
+    for candidate in reversed(candidates):
+        problems = _verify(candidate, world, engine)
+        if not problems:
+            return candidate
+        if world.is_main_process:
+            kept = candidate.quarantine()
+            print(f"{problems[0]}\nstep {candidate.step} is not used, and kept as {kept}", flush=True)
+        world.barrier()  # nobody looks at the next one, or for those in quarantine, before this one is
+    return None
 
 
 def _check_nothing_is_lost(run: RunDir, world: World) -> None:
@@ -49,7 +55,7 @@ def _check_nothing_is_lost(run: RunDir, world: World) -> None:
     bad = world.broadcast(checkpoints.list_quarantined(run) if world.is_main_process else None)
     if bad:
         raise LockstepError(
-            f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; mend one and take "
+            f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; fix one and take "
             f"`quarantined-` off its name, or give the run another name to start from the base model"
         )
     name = world.broadcast(checkpoints.find_recorded_checkpoint(run) if world.is_main_process else None)
@@ -61,40 +67,52 @@ def _check_nothing_is_lost(run: RunDir, world: World) -> None:
 
 
 def _verify(checkpoint: Checkpoint, world: World, engine: Engine) -> list[str]:
-    """All that any rank finds wrong; the ranks share the reading. What lies in the files is looked at only where all
-    their digests are right."""
-    try:
-        manifest = checkpoint.read_manifest()
-        found = [problem for f in manifest.files[world.rank :: world.size] if (problem := checkpoint.verify_file(f))]
-    except ValueError as error:
-        found = [str(error)]
-    problems = [problem for part in world.gather(found) for problem in part]
+    """All that any rank finds wrong, the same on every rank. The ranks share the reading of the files."""
+    mine = world.gather(_verify_share(checkpoint, world))
+    problems = [problem for problems_of_rank in mine for problem in problems_of_rank]
+    # What lies in the files is looked at only where all their digests are right.
     if not problems and world.is_main_process:
+        manifest = checkpoint.read_manifest()
         problems = checkpoint.identity_problems(manifest)
         if not problems and manifest.identity.layout != engine.layout:
             problems = [f"{checkpoint.path}: holds other parameters than this model trains"]
     return list(world.broadcast(problems))
 
 
+def _verify_share(checkpoint: Checkpoint, world: World) -> list[str]:
+    """What is wrong with the manifest, or with every `world.size`-th file, from this rank's own on."""
+    try:
+        manifest = checkpoint.read_manifest()
+    except ValueError as error:
+        return [str(error)]
+    results = [checkpoint.verify_file(file) for file in manifest.files[world.rank :: world.size]]
+    return [problem for problem in results if problem is not None]
+
+
+@torch.no_grad()
 def _apply(checkpoint: Checkpoint, world: World, engine: Engine, ema: Ema | None) -> None:
-    """Fill what this rank holds; reads only those bytes."""
+    """Fill what this rank holds; reads only those bytes, whatever shape and engine wrote them."""
     manifest = checkpoint.read_manifest()
     reader = checkpoint.open_reader()
-    deepspeed, held = engine.deepspeed, engine.held
-    state.ensure_moments(deepspeed, held)
 
-    def fill(target: torch.Tensor, kind: str, fragment: state.Fragment) -> None:
+    def fill(target: torch.Tensor, kind: str, fragment: Fragment) -> None:
         target.copy_(torch.from_numpy(reader.read(kind, fragment.name, fragment.offset, fragment.length)))
 
-    with torch.no_grad():
-        for fragment in held:
-            fill(fragment.master, "weights", fragment)
-            for key in state.MOMENTS:
-                fill(fragment.moment(deepspeed.basic_optimizer, key), key, fragment)
-        if ema is not None:
-            for fragment, average in zip(engine.owned, ema.averages, strict=True):
-                fill(average, "ema", fragment)
-    state.masters_to_parameters(deepspeed)
-    state.set_counters(deepspeed, held, step=checkpoint.step, applied=manifest.optimizer_step)
-    state.set_loss_scaler(deepspeed, manifest.loss_scaler)
+    for fragment in engine.held:
+        for key in engine.state_keys:
+            fill(engine.tensor(fragment, key), key, fragment)
+    if ema is not None:
+        for fragment, average in zip(engine.owned, ema.averages, strict=True):
+            fill(average, "ema", fragment)
+    # The masters are right now; the passes still see the base model, and the counters are those of a fresh engine.
+    engine.publish()
+    engine.set_counters(checkpoint.step, _counters(manifest))
     world.barrier()
+
+
+def _counters(manifest: Manifest) -> Counters:
+    return {
+        "optimizer_step": manifest.optimizer_step,
+        "skipped_steps": manifest.skipped_steps,
+        "loss_scaler": manifest.loss_scaler,
+    }

@@ -1,7 +1,7 @@
 """Saving C(step): copy at the boundary, write behind the training, commit at a later boundary when every rank is done.
 
-The copy needs no pause of its own: masters, moments and averages change only in an update, so a thread copies them
-while the next step's passes run, and the update waits for it (`wait_for_copy`). At most one save is in flight.
+The copy needs no pause of its own: weights, optimizer states and averages change only in an update, so a thread copies
+them while the next step's passes run, and the update waits for it (`wait_for_copy`). At most one save is in flight.
 """
 
 import os
@@ -13,45 +13,38 @@ from pathlib import Path
 import torch
 
 from configs.errors import LockstepError
-from configs.schema import CheckpointConfig as Policy
 from store.checkpoint import checkpoints, fragment_file
+from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Identity, Manifest
 from store.checkpoint.retention import should_save, steps_to_prune
-from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt, RunDir, sync_directory, write_atomic
+from store.run.run_dir import sync_directory, write_atomic
 from train.checkpoint.snapshot import Snapshot
-from train.engines import zero_state as state
+from train.context import RankContext
+from train.engines.base import Engine
 from train.engines.ema import Ema
-from train.engines.zero import Engine
-from train.process_group import World
-from train.resilience.heartbeat import OTHERS, Progress
+from train.resilience.heartbeat import OTHERS
 from train.resilience.skipped import NonFinite
 
 ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds
 
 
 class Saver:
-    """One run's saves on one rank. Every method is called by all ranks together unless it says otherwise."""
+    """One run's saves on one rank. Every method is called by all ranks together unless it says otherwise.
 
-    def __init__(
-        self,
-        policy: Policy,
-        run: RunDir,
-        attempt: Attempt,
-        plan: AttemptPlan,
-        world: World,
-        engine: Engine,
-        ema: Ema | None,
-        start: int,
-        progress: Progress,
-    ):
-        self.policy, self.run, self.attempt, self.plan = policy, run, attempt, plan
-        self.world, self.engine, self.ema, self.progress = world, engine, ema, progress
+    `start` is the checkpoint that the run was resumed from, None for the base model.
+    """
+
+    def __init__(self, context: RankContext, engine: Engine, ema: Ema | None, start: Checkpoint | None):
+        self.policy = context.config.checkpoint
+        self.run, self.attempt, self.plan = context.run, context.attempt, context.plan
+        self.world, self.progress = context.world, context.progress
+        self.zero = context.config.zero
+        self.engine, self.ema = engine, ema
+        self.newest = start  # the same on every rank: what was committed last, or else resumed from
         self.buffers: list[torch.Tensor] = []
         self.in_flight: Snapshot | None = None
-        self.owed = False  # a save that came due while another was in flight
+        self.save_pending = False  # a save came due that could not begin yet
         self.last_save = time.monotonic()
-        self.newest: int | None = start or None
         self.failures = 0
 
     def wait_for_copy(self) -> None:
@@ -59,38 +52,49 @@ class Saver:
         if self.in_flight is not None:
             self.in_flight.copied.wait()
 
-    def after_step(self, step: int, *, notice: bool, asked: bool, last: bool, skipped: bool) -> bool:
-        """After `step`: commit what is written, begin what is due, or asked for on rank 0. True where all ranks are to
-        stop here.
+    def after_step(self, step: int, *, force: bool, requested: bool, skipped: bool) -> None:
+        """After `step`: commit what is written, and begin what is due or what a person requested on rank 0.
 
-        A step that was skipped is no reason to save: the save waits for one that was not, so that a run that only
-        skips is seen not to get further.
+        `force` is for the last step that is made: it is saved before this returns, or LockstepError is raised.
+        `skipped` says that `step` updated nothing. `force` and `skipped` must be the same on every rank.
         """
-        due = self.world.is_main_process and (
-            asked or self.owed or should_save(self.policy, step, time.monotonic() - self.last_save)
-        )
-        busy = self.in_flight is not None and not self.in_flight.done.is_set()
-        notice, due, busy = self.world.any_rank([notice, due, busy])
-        if self.in_flight is not None and not busy:
-            self._commit()
-        owed, self.owed = self.owed, False
-        if notice or last:
+        if force:
             self._save_now(step)
-        elif due and skipped:
-            self.owed = True
-        elif due and self.in_flight is not None:
-            if self.world.is_main_process and not owed:
-                print(
-                    f"step {self.in_flight.draft.identity.step} is still being written; the next save waits", flush=True
-                )
-            self.owed = True
-        elif due and self._begin(step) and self.policy.mode == "sync":
+            return
+        # Only rank 0 knows of requests and its clock decides; the slowest rank decides when a save is written.
+        due = self.world.is_main_process and (
+            requested or self.save_pending or should_save(self.policy, step, time.monotonic() - self.last_save)
+        )
+        writing = self.in_flight is not None and not self.in_flight.done.is_set()
+        due, writing = self.world.any_rank([due, writing])
+        if self.in_flight is not None and not writing:
             self._commit()
-        return notice
+        was_pending, self.save_pending = self.save_pending, False
+        if not due:
+            return
+        if skipped:
+            # No reason to save: nothing was gained. A run that only skips must be seen not to get further.
+            self.save_pending = True
+        elif self.in_flight is not None:
+            # Two at once would need twice the buffers. The state that is saved later is that of a later step.
+            self.save_pending = True
+            if self.world.is_main_process and not was_pending:
+                print(
+                    f"step {self.in_flight.manifest.identity.step} is still being written; the next save waits",
+                    flush=True,
+                )
+        elif self._begin(step) and self.policy.mode == "sync":
+            self._commit()
+
+    @property
+    def newest_name(self) -> str | None:
+        """Folder name of the newest checkpoint; None where the run has none. This rank alone."""
+        return None if self.newest is None else self.newest.path.name
 
     def scalars(self) -> dict[str, float]:
-        """For the report: saves that were not to be had, and the newest one that was."""
-        return {"checkpoint/failed": float(self.failures), "checkpoint/newest_step": float(self.newest or 0)}
+        """For the report: saves that failed, and the newest step that is saved. This rank alone."""
+        newest_step = 0 if self.newest is None else self.newest.step
+        return {"checkpoint/failed": float(self.failures), "checkpoint/newest_step": float(newest_step)}
 
     def finish(self) -> None:
         """Wait for the save in flight, if any, and commit it: for a run that ends without a save of its own."""
@@ -100,11 +104,14 @@ class Saver:
     def _save_now(self, step: int) -> None:
         """Save `step` before going on, a save in flight first. Raises LockstepError where it cannot be done."""
         self.finish()
-        if self.newest != step and not (self._begin(step) and self._commit()):
-            raise LockstepError(f"the checkpoint of step {step} could not be saved; {self._newest()}")
+        self.save_pending = False
+        if self.newest is not None and self.newest.step == step:
+            return
+        if not (self._begin(step) and self._commit()):
+            raise LockstepError(f"the checkpoint of step {step} could not be saved; {self._describe_newest()}")
 
-    def _newest(self) -> str:
-        return "none is committed" if self.newest is None else f"the newest is step {self.newest}"
+    def _describe_newest(self) -> str:
+        return "none is committed" if self.newest is None else f"the newest is step {self.newest.step}"
 
     def _begin(self, step: int) -> bool:
         """Start the copy and the write of C(step), where there is room for it."""
@@ -112,7 +119,8 @@ class Saver:
         pieces, sources = self._state()
         size = sum(self.world.gather(sum(4 * piece.length for piece in pieces)))
         folder = checkpoints.temporary_path(self.run, step, self.attempt.number)
-        refusal = self.world.broadcast(_make_room(folder, size) if self.world.is_main_process else None)
+        refusal = _make_room(folder, size) if self.world.is_main_process else None
+        refusal = self.world.broadcast(refusal)
         if refusal is not None:
             self._fail(folder, refusal)
             return False
@@ -120,33 +128,31 @@ class Saver:
             pinned = self.world.device.type == "cuda"
             self.buffers = [torch.empty(source.shape, pin_memory=pinned) for source in sources]
         path = folder / fragment_file.fragment_file_name(self.world.rank)
-        self.in_flight = Snapshot(self._draft(step), path, pieces, sources, self.buffers)
+        self.in_flight = Snapshot(self._manifest_without_files(step), path, pieces, sources, self.buffers)
         return True
 
     def _state(self) -> tuple[list[fragment_file.StoredFragment], list[torch.Tensor]]:
-        """What this rank owns: the pieces, and DeepSpeed's own storage of each."""
-        engine, owned = self.engine.deepspeed, self.engine.owned
-        state.ensure_moments(engine, owned)
-        values = {"weights": [f.master for f in owned]}
-        values |= {key: [f.moment(engine.basic_optimizer, key) for f in owned] for key in state.MOMENTS}
+        """What this rank owns: the names of its pieces, and the engine's own storage of each."""
+        owned = self.engine.owned
+        values = {key: [self.engine.tensor(fragment, key) for fragment in owned] for key in self.engine.state_keys}
         if self.ema is not None:
             values["ema"] = self.ema.averages
-        pieces = [fragment_file.StoredFragment(kind, f.name, f.offset, f.length) for kind in values for f in owned]
-        return pieces, [value for kind in values for value in values[kind]]
+        pieces = [
+            fragment_file.StoredFragment(kind, fragment.name, fragment.offset, fragment.length)
+            for kind in values
+            for fragment in owned
+        ]
+        return pieces, [tensor for tensors in values.values() for tensor in tensors]
 
-    def _draft(self, step: int) -> Manifest:
-        """The manifest of C(step) but for its files; taken at the boundary, as the next update moves the counters."""
-        engine = self.engine.deepspeed
-        applied = state.optimizer_step(engine, self.engine.owned)
+    def _manifest_without_files(self, step: int) -> Manifest:
+        """The manifest of C(step) but for its files; made at the boundary, as the next update moves the counters."""
         return Manifest(
             identity=Identity(self.run.path.name, step, self.attempt.number, self.plan.nonce, self.engine.layout),
             world_size=self.world.size,
-            zero=self.engine.stage,
-            kinds=("weights", *state.MOMENTS, *(["ema"] if self.ema else [])),
-            optimizer_step=applied,
-            skipped_steps=step - applied,
-            loss_scaler=state.loss_scaler(engine),
+            zero=self.zero,
+            kinds=(*self.engine.state_keys, *(["ema"] if self.ema else [])),
             files=(),
+            **self.engine.counters(step),
         )
 
     def _commit(self) -> bool:
@@ -157,34 +163,38 @@ class Saver:
         snapshot.thread.join()
         self.progress.longest_save = max(self.progress.longest_save, snapshot.seconds)
         self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
-        spoiled = [found for found in self.world.gather(snapshot.spoiled) if found]
+        spoiled = [value for value in self.world.gather(snapshot.spoiled) if value is not None]
         if spoiled:
             if self.world.is_main_process:
                 shutil.rmtree(snapshot.path.parent, ignore_errors=True)
-            raise NonFinite(f"{spoiled[0]}, so no checkpoint of it is kept; {self._newest()}")
+            raise NonFinite(f"{spoiled[0]}, so no checkpoint of it is kept; {self._describe_newest()}")
         outcomes = self.world.gather(snapshot.outcome)
-        problem = self.world.broadcast(self._publish(snapshot.draft, outcomes) if self.world.is_main_process else None)
+        problem = self.world.broadcast(
+            self._publish(snapshot.manifest, outcomes) if self.world.is_main_process else None
+        )
         if problem is not None:
             self._fail(snapshot.path.parent, problem)
             return False
-        self.newest = snapshot.draft.identity.step
+        step = snapshot.manifest.identity.step
+        path = checkpoints.committed_path(self.run, step, self.attempt.number)
+        self.newest = Checkpoint(path, step, self.attempt.number)
         if self.world.is_main_process:
-            print(f"saved step {self.newest}", flush=True)
+            print(f"saved step {step}", flush=True)
             self._prune()
         return True
 
-    def _publish(self, draft: Manifest, outcomes: list[FileEntry | str]) -> str | None:
+    def _publish(self, manifest: Manifest, outcomes: list[FileEntry | str]) -> str | None:
         """Rank 0: manifest, fsync, rename, fsync of the parent; or what stands in the way."""
         files = tuple(outcome for outcome in outcomes if isinstance(outcome, FileEntry))
         problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if problems:
             return problems[0]
-        identity = draft.identity
+        identity = manifest.identity
         if newer := [attempt.number for attempt in self.run.attempts() if attempt.number > identity.attempt]:
             return f"attempt {newer[-1]} of this run has begun, and attempt {identity.attempt} writes no more"
         folder = checkpoints.temporary_path(self.run, identity.step, identity.attempt)
         try:
-            write_atomic(folder / MANIFEST_NAME, replace(draft, files=files).to_text())
+            write_atomic(folder / MANIFEST_NAME, replace(manifest, files=files).to_text())
             final = checkpoints.committed_path(self.run, identity.step, identity.attempt)
             os.rename(folder, final)
             sync_directory(self.run.checkpoints)
@@ -198,10 +208,10 @@ class Saver:
 
     def _prune(self) -> None:
         """Rank 0, only after a commit: remove what the policy does not keep."""
-        there = checkpoints.list_checkpoints(self.run)
-        doomed = set(steps_to_prune(self.policy, [checkpoint.step for checkpoint in there]))
-        for checkpoint in there:
-            if checkpoint.step in doomed:
+        committed = checkpoints.list_checkpoints(self.run)
+        superfluous = steps_to_prune(self.policy, [checkpoint.step for checkpoint in committed])
+        for checkpoint in committed:
+            if checkpoint.step in superfluous:
                 try:
                     checkpoints.remove_checkpoint(checkpoint)
                 except OSError as error:  # the new one stands; the old one only takes room

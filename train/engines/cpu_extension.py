@@ -18,35 +18,42 @@ from store.run.run_dir import own_folder
 
 
 def extension_folder() -> Path:
-    """Node-local (not the home, which nodes may share), one per user, set of versions and installation: the compiler's
-    command holds the installation's paths, so that two of them in one folder would each build anew."""
+    """Where the extension of this user, these versions and this installation lies, whether or not it is there yet.
+
+    Node-local, not in the home, which nodes may share. The compiler's command holds the installation's paths, so that
+    two installations in one folder would each build anew.
+    """
     versions = f"torch{version('torch')}-deepspeed{version('deepspeed')}-python{platform.python_version()}"
     installation = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}-{installation}")
 
 
 def make_extension_folder() -> Path:
-    """Make the folder: whoever may write in it, or could before, may have put code there. Raises LockstepError."""
-    place = extension_folder()
+    """Make the folder and answer it. Raises LockstepError where others may write in it, or could before: they may have
+    put code there."""
+    folder = extension_folder()
     cure = "remove it, or set TMPDIR to a folder of yours on this node"
-    own_folder(place.parent, 0o700, cure)
-    if place.parent.stat().st_mode & 0o022:
-        raise LockstepError(f"{place.parent}: is writable by others, who may have put code there to run as you; {cure}")
-    place.mkdir(exist_ok=True)
-    return place
+    own_folder(folder.parent, 0o700, cure)
+    if folder.parent.stat().st_mode & 0o022:
+        raise LockstepError(
+            f"{folder.parent}: is writable by others, who may have put code there to run as you; {cure}"
+        )
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def build_extension() -> None:
-    """Compile the extension, about 40 s the first time, or load what is compiled."""
-    place = make_extension_folder()
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(place)
+    """Compile the extension, about 40 s the first time, or load what is compiled. Raises LockstepError where the folder
+    for it is not this user's alone."""
+    folder = make_extension_folder()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     builder = ShareMemCommBuilder()
-    compiled = place / builder.name / f"{builder.name}.so"
-    with open(place / ".flock", "w") as file:
+    compiled = folder / builder.name / f"{builder.name}.so"
+    with open(folder / ".flock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not compiled.exists():
             print("compiling DeepSpeed's CPU extension, once per machine, about 40 s", flush=True)
         (compiled.parent / "lock").unlink(missing_ok=True)
-        builder.load(verbose=False)  # DeepSpeed finds it loaded, and does not go for torch's lock itself
+        builder.load(verbose=False)  # DeepSpeed then finds it loaded, and does not take torch's lock itself

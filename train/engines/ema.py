@@ -1,13 +1,13 @@
-"""The exponential moving average of the weights, kept in pieces: each rank averages the fragments it owns."""
+"""The exponential moving average of the weights, kept in fragments: each rank averages those that it owns."""
 
 import torch
 
 from configs.schema import EmaConfig
-from train.engines.zero_state import Fragment
+from train.engines.base import WEIGHTS, Engine
 
 
 def ema_decay(step: int, largest: float) -> float:
-    """Share of the average kept at `step`: (1 + k) / (10 + k), at most `largest`.
+    """Share of the average kept at `step` k, counted from 1: (1 + k) / (10 + k), at most `largest`.
 
     Without this warm-up, 0.9999 would still be 82 % base model after 2,000 steps.
     """
@@ -15,13 +15,17 @@ def ema_decay(step: int, largest: float) -> float:
 
 
 class Ema:
-    """θ̄ ← d θ̄ + (1 − d) θ in fp32 after each step; 4 bytes per parameter over all ranks together."""
+    """θ̄ ← d θ̄ + (1 − d) θ in fp32 after each step; 4 bytes per parameter over all ranks together.
 
-    def __init__(self, config: EmaConfig, fragments: list[Fragment]):
+    `averages` are 1-D, in the order of `engine.owned`, and begin as the weights are now.
+    """
+
+    def __init__(self, config: EmaConfig, engine: Engine):
         self.decay = config.decay
-        self.masters = [fragment.master for fragment in fragments]
+        self.masters = [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned]
         self.averages = [master.detach().clone() for master in self.masters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Take in the weights as they are after `step`."""
         torch._foreach_lerp_(self.averages, self.masters, 1 - ema_decay(step, self.decay))

@@ -2,7 +2,7 @@
 
 Under ZeRO 3 DeepSpeed puts a function of its own in the place of `torch.nn.functional.linear`, for autograd would keep
 gathered weights alive through torch's. Its forward rounds the product before it adds the bias; torch's rounds once. In
-bf16 that changes a loss by 1e-4, so that a run would not go on with the same loss on another stage.
+bf16 that changes a loss by 1e-4, so that a run would not continue with the same loss on another stage.
 """
 
 import torch

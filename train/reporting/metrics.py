@@ -15,7 +15,7 @@ from PIL import Image
 from configs.scalars import format_time
 from configs.solve.length import Length
 from store.run.run_dir import Attempt, RunDir, open_to_append, write_atomic
-from train.engines.zero import Engine
+from train.engines.base import Engine
 from train.process_group import World
 from train.step import StepResult
 

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from configs.schema import RunConfig
 from store.run.run_dir import RunDir
-from train.engines.zero import Engine
+from train.engines.base import Engine
 from train.models.stable_diffusion import StableDiffusion
 from train.process_group import World
 from train.reporting.metrics import MetricsWriter
@@ -24,7 +24,7 @@ class SampleImages:
     def __init__(self, config: RunConfig, model: StableDiffusion, engine: Engine, world: World):
         assert config.pictures is not None
         self.pictures, self.side, self.world = config.pictures, config.data.resolution, world
-        self.model, self.unet = model, engine.unet
+        self.model, self.unet = model, engine.module
         self.pipeline = StableDiffusionPipeline(
             vae=model.vae,
             text_encoder=model.text_encoder,

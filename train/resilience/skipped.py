@@ -8,7 +8,7 @@ import math
 
 from configs.errors import LockstepError
 from train.data.stream import Stream
-from train.engines.zero import Engine
+from train.engines.base import Engine
 from train.process_group import World
 from train.step import StepResult
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema import RunConfig
 from configs.solve.memory import (
     SD1,
-    Precision,
     count_unet_parameters,
     estimate_activations,
     estimate_checkpoint,
@@ -16,6 +16,10 @@ from configs.solve.memory import (
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def settings(**changes: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "memory", "model": "-", "data": {"images": "-"}, "batch": 8, **changes})
 
 
 def safetensors(path: Path, **shapes: list[int]) -> None:
@@ -89,25 +93,25 @@ def test_a_broken_file_is_unknown(tmp_path: Path, content: bytes) -> None:
         (3, "bf16", 2, 9),
     ],
 )
-def test_model_states_are_what_was_counted(zero: int, precision: Precision, world: int, per_parameter: int) -> None:
-    states = estimate_model_states(1000, world, zero=zero, precision=precision, ema=False, live_parameters=0)
+def test_model_states_are_what_was_counted(zero: int, precision: str, world: int, per_parameter: int) -> None:
+    states = estimate_model_states(settings(zero=zero, precision=precision), 1000, world, live_parameters=0)
     assert states.gpu == per_parameter * 1000
     assert states.cpu == 0
 
 
 def test_ema_adds_its_share_and_offload_moves_the_optimizer() -> None:
-    plain = estimate_model_states(1000, 4, zero=2, precision="bf16", ema=False)
-    averaged = estimate_model_states(1000, 4, zero=2, precision="bf16", ema=True)
-    moved = estimate_model_states(1000, 4, zero=2, precision="bf16", ema=True, offload=True)
+    plain = estimate_model_states(settings(zero=2, precision="bf16"), 1000, 4)
+    averaged = estimate_model_states(settings(zero=2, precision="bf16", ema=True), 1000, 4)
+    moved = estimate_model_states(settings(zero=2, precision="bf16", ema=True, offload=True), 1000, 4)
     assert averaged.gpu - plain.gpu == 4 * 250
     assert averaged.gpu - moved.gpu == 16 * 250  # master, two moments, EMA
     assert moved.cpu >= 16 * 250
 
 
 def test_refused_combinations_are_not_listed() -> None:
-    listed = [(s.zero, s.offload) for s in list_model_states(1000, 1, precision="bf16", ema=False, accumulation=1)]
+    listed = [(s.zero, s.offload) for s in list_model_states(settings(precision="bf16"), 1000, 1, accumulation=1)]
     assert listed == [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
-    full = list_model_states(1000, 1, precision="fp32", ema=False, accumulation=1)
+    full = list_model_states(settings(precision="fp32"), 1000, 1, accumulation=1)
     assert next(full).zero == 0
 
 
@@ -127,8 +131,8 @@ def test_activations_are_estimated_only_where_they_were_counted() -> None:
 
 
 def test_checkpoint_sizes() -> None:
-    assert estimate_checkpoint(SD1, ema=True) == 16 * SD1
-    assert estimate_checkpoint(SD1, ema=False) == 12 * SD1
+    assert estimate_checkpoint(settings(ema=True), SD1) == 16 * SD1
+    assert estimate_checkpoint(settings(), SD1) == 12 * SD1
 
 
 @pytest.mark.parametrize("zero", [1, 2])
@@ -136,5 +140,5 @@ def test_the_formulas_against_real_engines(tmp_path: Path, zero: int) -> None:
     from tests.ranks import run_ranks
 
     run_ranks(1, Path(__file__).with_name("count_states.py"), zero, "bf16", tmp_path / "counted")
-    states = estimate_model_states(1000, 1, zero=zero, precision="bf16", ema=False)
+    states = estimate_model_states(settings(zero=zero, precision="bf16"), 1000, 1)
     assert float((tmp_path / "counted").read_text()) == pytest.approx(states.gpu / 1000, rel=0.02)

@@ -24,12 +24,13 @@ from tests.runs import new_run, next_attempt
 from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
+from train.context import RankContext
 from train.data.stream import Stream, micro_batches
-from train.engines import zero_state as state
+from train.engines import import_engine
 from train.engines.ema import Ema
-from train.engines.zero import Engine
 from train.models import stable_diffusion
 from train.resilience.heartbeat import Progress
+from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
 
 SAVED, MORE = 3, int(os.environ["MORE"])
@@ -39,15 +40,15 @@ MICRO = {1: 6, 2: 3, 3: 2, 4: 3}
 class Case:
     """One engine on this world, and the run it trains at the moment."""
 
-    def __init__(self, world, pipeline: Path, images: Path, root: Path, zero: int, precision: str):
-        self.world, self.root = world, root
+    def __init__(self, world, stop, root: Path, pipeline: Path, images: Path, zero: int, precision: str):
+        self.world, self.stop, self.root = world, stop, root
         self.name = f"{precision}-zero{zero}-ranks{world.size}"
         self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
         run, attempt = self.open(self.name, pipeline, images)
         self.config, self.plan = load_config(run.config), AttemptPlan.read(attempt)
         self.parts = stable_diffusion.load_model(self.config, pipeline, world.device)
-        self.engine = Engine(self.parts.unet, self.config, json.loads(attempt.deepspeed.read_text()), world.device)
-        self.ema = Ema(self.config.ema, self.engine.owned)
+        self.engine = import_engine("deepspeed").make_engine(self.parts.unet, self.config, attempt, world)
+        self.ema = Ema(self.config.ema, self.engine)
         self.trainer = Trainer(self.parts, self.engine, self.ema, world.device)
         self.run, self.attempt = run, attempt
 
@@ -89,9 +90,12 @@ class Case:
 
     def _values(self) -> dict[str, list[torch.Tensor]]:
         """What this rank owns of weights, moments and averages."""
-        optimizer, owned = self.engine.deepspeed.basic_optimizer, self.engine.owned
-        values = {"weights": [f.master for f in owned], "ema": self.ema.averages}
-        return values | {key: [f.moment(optimizer, key) for f in owned] for key in state.MOMENTS}
+        engine = self.engine
+        values = {key: [engine.tensor(fragment, key) for fragment in engine.owned] for key in engine.state_keys}
+        return values | {"ema": self.ema.averages}
+
+    def _context(self) -> RankContext:
+        return RankContext(self.run, self.attempt, self.plan, self.config, self.world, Progress(), self.stop)
 
     def _digest(self) -> str:
         found = hashlib.sha256()
@@ -101,12 +105,11 @@ class Case:
         return found.hexdigest()
 
     def make(self) -> None:
-        resume_run(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
-        saver = Saver(
-            self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0, Progress()
-        )
+        context = self._context()
+        assert resume_run(context, self.engine, self.ema) is None
+        saver = Saver(context, self.engine, self.ema, None)
         self.train(range(1, SAVED + 1))
-        saver.after_step(SAVED, notice=False, asked=False, last=True, skipped=False)
+        saver.after_step(SAVED, force=True, requested=False, skipped=False)
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.is_main_process:
             (self.run.path / "after.json").write_text(json.dumps(after))
@@ -114,7 +117,9 @@ class Case:
     def load(self, source: str) -> None:
         self.run, self.attempt = self.open(source)
         self.plan = AttemptPlan.read(self.attempt)
-        assert resume_run(self.run, self.attempt, self.plan, self.world, self.engine, self.ema) == SAVED
+        resumed = resume_run(self._context(), self.engine, self.ema)
+        assert resumed is not None
+        assert resumed.step == SAVED
         self._check_bits()
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.is_main_process:
@@ -131,9 +136,10 @@ class Case:
 
 
 def main(mode: str, root: str, pipeline: str, images: str, cases: str) -> None:
+    stop = StopSignal()
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for zero, precision, *sources in json.loads(cases):
-        case = Case(world, Path(pipeline), Path(images), Path(root), zero, precision)
+        case = Case(world, stop, Path(root), Path(pipeline), Path(images), zero, precision)
         if mode == "make":
             case.make()
         for source in sources[0] if sources else ():

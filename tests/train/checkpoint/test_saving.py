@@ -109,6 +109,36 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_file(tmp_path, pipeline_folder,
     assert check_all_verify(run) == [4, 6, 8]
 
 
+def test_a_copy_that_fails_is_told_with_its_reason(tmp_path, pipeline_folder, image_folder):
+    """Whatever it was: a broken GPU and a full machine raise no OSError."""
+    changes = SETTINGS | {"checkpoint": {"every_steps": 2, "keep": 9, "mode": "sync"}}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=6, **changes)
+    ranks = start(run, {"fail_copies": True})
+    assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+    alarms = [line for line in ranks.said().splitlines() if line.startswith("ALARM")]
+    assert len(alarms) == 2, alarms
+    path = r"ALARM: a checkpoint was not saved: \S+/fragments-00001.safetensors"
+    assert re.fullmatch(rf"{path}: RuntimeError: CUDA error: an illegal memory access was encountered", alarms[0])
+    assert re.fullmatch(rf"{path}: MemoryError", alarms[1])
+    assert check_all_verify(run) == [6]
+
+
+def test_checkpoints_are_listed_at_the_start_and_to_prune(tmp_path, pipeline_folder, image_folder):
+    """What is known is passed on: the newest checkpoint, to the record of the end and to the export, too."""
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **SETTINGS)
+    for steps, commits in ((6, 3), (8, 1)):
+        attempt = next_attempt(run, 2, steps=steps)
+        ranks = start_ranks(2, Path(__file__).with_name("count_listings.py"), run.path, attempt.number)
+        assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+        listings = dict(re.findall(r"listings of rank (\d): *(.*)", ranks.said()))
+        assert listings["0"].split() == ["_find_good"] + ["Saver._prune"] * commits
+        assert listings["1"] == "", "the others are told"
+        end = End.read(attempt)
+        assert end is not None
+        assert (end.step, end.checkpoint) == (steps, f"step-{steps:08d}-a{attempt.number:04d}")
+        assert json.loads((run.pipeline / "lockstep.json").read_text())["step"] == steps
+
+
 def test_a_slow_rank_holds_back_only_the_commit(tmp_path, pipeline_folder, image_folder):
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=10, **SETTINGS)
     ranks = start(run, {"rank": 1, "call": "fsync", "on": "fragments-", "count": 1, "when": "before", "do": "slow"})

@@ -15,8 +15,8 @@ from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from configs.solve.deepspeed import render_deepspeed
 from train import process_group
-from train.engines import zero_state
-from train.engines.zero import Engine
+from train.engines import deepspeed_state
+from train.engines.deepspeed import ZeroEngine
 
 
 @contextmanager
@@ -35,9 +35,9 @@ def without(engine: object, dotted: str) -> Iterator[None]:
             setattr(place, name, value)
 
 
-def said(engine: object) -> str:
+def message_of(engine: object) -> str:
     try:
-        zero_state.self_test(engine)
+        deepspeed_state.check_state_layout(engine)
     except LockstepError as error:
         return str(error)
     return "all is there"
@@ -47,18 +47,18 @@ def main() -> None:
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for zero in range(4):
         config = RunConfig(name="moved", model="-", data={"images": "-"}, batch=2, zero=zero)
-        engine = Engine(
+        engine = ZeroEngine(
             torch.nn.Linear(4, 4), config, render_deepspeed(config, solve_batch(config, Shape(1, 1))), world.device
         )
-        inner = engine.deepspeed
-        print(zero, "nothing", said(inner), sep="|")
-        for name in (*zero_state._COUNTERS, *zero_state._TOUCHED[zero]):
+        inner = engine._deepspeed
+        print(zero, "nothing", message_of(inner), sep="|")
+        for name in (*deepspeed_state._COUNTERS, *deepspeed_state._TOUCHED[zero]):
             with without(inner, name):
-                print(zero, name, said(inner), sep="|")
-        found = zero_state.owned_fragments
-        zero_state.owned_fragments = lambda engine, found=found: found(engine)[1:]
-        print(zero, "a weight", said(inner), sep="|")
-        zero_state.owned_fragments = found
+                print(zero, name, message_of(inner), sep="|")
+        find_owned = deepspeed_state.find_owned
+        deepspeed_state.find_owned = lambda engine, find=find_owned: dict(list(find(engine).items())[1:])
+        print(zero, "a weight", message_of(inner), sep="|")
+        deepspeed_state.find_owned = find_owned
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from store.dataset.listing import list_samples
 from tests.gather import gather
 from train import process_group
 from train.data.stream import Stream, micro_batches
+from train.engines.base import WEIGHTS
+from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema, ema_decay
-from train.engines.zero import Engine
 from train.models import stable_diffusion
 from train.step import Trainer
 
@@ -36,8 +37,8 @@ def record(world, config, plan, folder: Path) -> dict:
     parts = stable_diffusion.load_model(config, Path(config.model), world.device)
     samples = list_samples(Path(config.data.images)).samples
     stream = Stream(config, samples, parts.tokenizer, parts.latent_shape(config.data.resolution))
-    engine = Engine(parts.unet, config, render_deepspeed(config, plan), world.device)
-    ema = Ema(config.ema, engine.owned)
+    engine = ZeroEngine(parts.unet, config, render_deepspeed(config, plan), world.device)
+    ema = Ema(config.ema, engine)
     trainer = Trainer(parts, engine, ema, world.device)
     passes, original = [], trainer.micro_loss
 
@@ -58,20 +59,21 @@ def record(world, config, plan, folder: Path) -> dict:
 
     trainer.micro_loss = watched
     losses, norms = [], []
-    reference = gather(world, engine.owned, [f.master for f in engine.owned])
+    weights = [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned]
+    reference = gather(world, engine.owned, weights)
     batches = micro_batches(stream, plan, world.rank, range(1, STEPS + 1), pin_memory=False)
     for step in range(1, STEPS + 1):
         mean = trainer.step(step, compute_learning_rate(config, step, STEPS), batches, lambda: None).loss
         losses.append(world.sum([mean.item()])[0] / world.size)
         norms.append(engine.gradient_norm())
         if step <= 3:  # the average of whole tensors, to hold the sharded one against
-            masters = gather(world, engine.owned, [f.master for f in engine.owned])
+            masters = gather(world, engine.owned, weights)
             averages = gather(world, engine.owned, ema.averages)
             if world.is_main_process:
                 for name, whole in reference.items():
                     whole.lerp_(masters[name], 1 - ema_decay(step, config.ema.decay))
                     assert torch.equal(whole, averages[name]), f"the sharded average of {name} differs at step {step}"
-    final = gather(world, engine.owned, [f.master for f in engine.owned])
+    final = gather(world, engine.owned, weights)
     if world.is_main_process:
         torch.save(final, folder / f"{name_of(config, world)}.pt")
     return {"losses": losses, "norms": norms, "passes": passes}

@@ -2,6 +2,7 @@
 
 Arguments: cases as JSON: [[zero, precision, offload], …]. Each rank computes the reference by itself: one plain
 backward pass per micro-batch in the same dtype, summed over micro-batches and ranks in fp64, divided once at the end.
+AdamW's gradient is read off its state, as any engine has it: with β1 = 1/2, exp_avg is exactly half of the first one.
 """
 
 import json
@@ -17,7 +18,7 @@ from configs.solve.batch import BatchPlan, Shape
 from configs.solve.deepspeed import render_deepspeed
 from tests.gather import gather
 from train import process_group
-from train.engines.zero import Engine
+from train.engines.deepspeed import ZeroEngine
 from train.models.stable_diffusion import DTYPES
 
 ACCUMULATION, MICRO = 3, 8
@@ -70,19 +71,14 @@ def given_gradient(world: process_group.World, zero: int, precision: str, offloa
         precision=precision,
         offload=offload,
         grad_clip=1e6,
+        optimizer={"betas": [0.5, 0.999]},
     )
-    engine = Engine(Net(), config, render_deepspeed(config, plan), world.device)
-    given: list[torch.Tensor] = []
-    optimizer = engine.deepspeed.basic_optimizer
-
-    def see(*_: object) -> None:
-        given[:] = [fragment._piece(fragment.owner.grad).clone() for fragment in engine.owned]
-
-    optimizer.register_step_pre_hook(see)
+    engine = ZeroEngine(Net(), config, render_deepspeed(config, plan), world.device)
     for micro_batch in range(ACCUMULATION):
-        unet_pass = loss_of(engine.deepspeed, micro_batch, world.rank, DTYPES[precision])
+        unet_pass = loss_of(engine, micro_batch, world.rank, DTYPES[precision])
         engine.backward(unet_pass)
         engine.step()
+    given = [2 * engine.tensor(fragment, "exp_avg") for fragment in engine.owned]
     found = gather(world, engine.owned, given)
     return {"gradient": found, "norm": engine.gradient_norm()}
 

@@ -1,0 +1,101 @@
+"""The seam of the engines (contract 8): training state is named fragments, whatever shards it.
+
+What is built on fragments (averages, checkpoints, export) knows no engine, no stage and no world size.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+import torch
+
+from configs.schema import RunConfig
+from store.run.run_dir import Attempt
+from train.process_group import World
+
+WEIGHTS = "weights"  # the key of the fp32 masters, beside the optimizer's own keys
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [offset, offset + length) of the flattened parameter `name`."""
+
+    name: str
+    offset: int
+    length: int
+
+
+class Counters(TypedDict):
+    """What a checkpoint keeps of an engine beside its fragments, under the manifest's names."""
+
+    optimizer_step: int  # updates that were applied
+    skipped_steps: int  # steps that updated nothing
+    loss_scaler: dict[str, float] | None  # fp16's scale and its counters; None in another precision
+
+
+class Engine(Protocol):
+    """One trained module with its optimizer, and this rank's part of their state.
+
+    All ranks make the same calls in the same order; `tensor` and the attributes are this rank's alone.
+    """
+
+    module: torch.nn.Module
+    accumulation: int  # micro-batches of one step
+    sizes: dict[str, int]  # elements of each trained parameter
+    layout: str  # digest of `sizes`: the same under every engine, stage and world size
+    owned: list[Fragment]  # what this rank answers for: over all ranks every trained element exactly once
+    held: list[Fragment]  # what this rank holds, and a load must fill: more than `owned` where ranks hold replicas
+    state_keys: tuple[str, ...]  # what every element has: WEIGHTS, then the optimizer's states
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step updated nothing, since its gradient was not finite. The same on every rank."""
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that updated nothing before this attempt, as the checkpoint had it: to be read once, after a load."""
+
+    @property
+    def loss_scale(self) -> float | None:
+        """fp16's, as it is now; None in another precision."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward pass, so that what gathers weights and sees the gradients is in it."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of one micro-batch's mean loss."""
+
+    def step(self) -> None:
+        """Close one micro-batch; after the last of the step: reduce, clip, update, clear.
+
+        A step whose gradient is not finite updates nothing, on any rank; `skipped` tells.
+        """
+
+    def set_learning_rate(self, rate: float) -> None: ...
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's mean gradient before clipping; infinite where the step was skipped."""
+
+    def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
+        """The values under `key` of state_keys of a fragment in `owned` or `held`: 1-D, fp32, the engine's own storage.
+
+        They change in `step` only. Whoever writes weights into it calls `publish` before the next pass.
+        """
+
+    def publish(self) -> None:
+        """Make the weights that passes see again from the masters."""
+
+    def counters(self, step: int) -> Counters:
+        """As they are after `step` steps of the run."""
+
+    def set_counters(self, step: int, counters: Counters) -> None:
+        """Go on after `step` steps of the run, as `counters` of a checkpoint has it."""
+
+
+class EngineModule(Protocol):
+    """What a module in ENGINES offers."""
+
+    def prepare(self, device: torch.device) -> None:
+        """What may take long and needs no other rank. To be called before the ranks join, which time out."""
+
+    def make_engine(self, module: torch.nn.Module, config: RunConfig, attempt: Attempt, world: World) -> Engine:
+        """`module` under this engine, with what `attempt` planned for it. All ranks together."""

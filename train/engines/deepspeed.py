@@ -1,0 +1,153 @@
+"""DeepSpeed's ZeRO as an engine: the sharding is its, the optimizer and the learning rate are ours."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+
+from configs.optimizers import OPTIMIZERS
+from configs.schema import RunConfig
+from configs.solve.deepspeed import gradient_divisor
+from store.checkpoint.manifest import digest_layout
+from store.run.run_dir import Attempt
+from train.engines import cpu_extension, deepspeed_state, zero3_linear
+from train.engines.base import WEIGHTS, Counters, Engine, Fragment
+from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
+from train.process_group import World
+
+
+def prepare(device: torch.device) -> None:
+    """Compile DeepSpeed's CPU extension where this rank needs it, before the ranks join: about 40 s the first time."""
+    if device.type == "cpu":
+        cpu_extension.build_extension()
+
+
+def make_engine(module: torch.nn.Module, config: RunConfig, attempt: Attempt, world: World) -> Engine:
+    """`module` under the DeepSpeed config that `attempt` was planned with."""
+    return ZeroEngine(module, config, json.loads(attempt.deepspeed.read_text()), world.device)
+
+
+class ZeroEngine:
+    """The engine of `train.engines.base`, under any ZeRO stage."""
+
+    def __init__(
+        self, module: torch.nn.Module, config: RunConfig, rendered: Mapping[str, Any], device: torch.device
+    ) -> None:
+        """`rendered`: see configs/solve/deepspeed.py. Raises LockstepError for a DeepSpeed that is not known."""
+        prepare(device)  # a program without time-outs to fear need not have called it before
+        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.sizes = {name: parameter.numel() for name, parameter in trained.items()}
+        self.layout = digest_layout(self.sizes)
+        self.state_keys = (WEIGHTS, *OPTIMIZERS[config.optimizer.name].states)
+        # DeepSpeed makes its masters of weights that it has rounded to 16 bits, so the whole ones are kept for them
+        whole = {} if config.precision == "fp32" else {n: p.detach().clone() for n, p in trained.items()}
+        self._optimizer = make_optimizer(trained.values(), config)
+        self._optimizer.register_step_pre_hook(self._take_mean)
+        if config.zero == 3:
+            zero3_linear.round_as_torch()
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module, optimizer=self._optimizer, config=dict(rendered), dist_init_required=False
+        )
+        deepspeed_state.check_state_layout(self._deepspeed)
+        deepspeed_state.keep_smallest_loss_scale(self._deepspeed)
+        self._stage, self._offload = config.zero, config.offload
+        if self._stage == 0:  # DeepSpeed would clip without keeping the norm; a second one takes 3 % of a CPU's step
+            deepspeed_state.replace_clipping(self._deepspeed, self._clip)
+        self.module: torch.nn.Module = self._deepspeed.module
+        self.accumulation = int(rendered["gradient_accumulation_steps"])
+        self._gradient_divisor = gradient_divisor(rendered)
+        self._largest_sum_norm = float(rendered["gradient_clipping"])
+        held, owned = deepspeed_state.find_held(self._deepspeed), deepspeed_state.find_owned(self._deepspeed)
+        self.held, self.owned = list(held), list(owned)
+        self._places = held | owned
+        self._set_masters(whole)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._deepspeed(*args, **kwargs)
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        is_last = self._deepspeed.is_gradient_accumulation_boundary()
+        self._deepspeed.step()
+        if is_last and self._offload and self.skipped:
+            deepspeed_state.drop_gradients(self._deepspeed)
+
+    @property
+    def skipped(self) -> bool:
+        return not self._sum_is_finite if self._stage == 0 else not self._deepspeed.was_step_applied()
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self._deepspeed.skipped_steps)
+
+    @property
+    def loss_scale(self) -> float | None:
+        scaler = deepspeed_state.read_loss_scaler(self._deepspeed)
+        return scaler["cur_scale"] if scaler else None
+
+    def gradient_norm(self) -> float:
+        if self.skipped:
+            return math.inf
+        sum_norm = self._sum_norm if self._stage == 0 else self._deepspeed.get_global_grad_norm()
+        return float(sum_norm) / self._gradient_divisor
+
+    def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
+        place = self._places[fragment]
+        if key == WEIGHTS:
+            whole = place.owner.data
+        else:
+            ensure_state(self._optimizer, place.owner, self.state_keys[1:])
+            whole = self._optimizer.state[place.owner][key]
+        return whole.view(-1).narrow(0, place.start, fragment.length)
+
+    def publish(self) -> None:
+        deepspeed_state.publish_masters(self._deepspeed)
+
+    def counters(self, step: int) -> Counters:
+        owner = self._places[self.owned[0]].owner  # all parameters are updated together
+        ensure_state(self._optimizer, owner, self.state_keys[1:])
+        applied = count_updates(self._optimizer, owner)
+        return {
+            "optimizer_step": applied,
+            "skipped_steps": step - applied,
+            "loss_scaler": deepspeed_state.read_loss_scaler(self._deepspeed),
+        }
+
+    def set_counters(self, step: int, counters: Counters) -> None:
+        applied = counters["optimizer_step"]
+        for fragment in self.held:
+            owner = self._places[fragment].owner
+            ensure_state(self._optimizer, owner, self.state_keys[1:])
+            set_update_count(self._optimizer, owner, applied)
+        deepspeed_state.set_progress(self._deepspeed, step=step, applied=applied)
+        deepspeed_state.set_loss_scaler(self._deepspeed, counters["loss_scaler"])
+
+    @torch.no_grad()
+    def _set_masters(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Write whole fp32 `weights` into the masters of those parameters. What passes see is right already."""
+        for fragment in self.held:
+            if fragment.name in weights:
+                whole = weights[fragment.name].reshape(-1)
+                self.tensor(fragment, WEIGHTS).copy_(whole[fragment.offset : fragment.offset + fragment.length])
+
+    def _clip(self) -> None:
+        """ZeRO 0: clip, or take away a gradient that is not finite, so that the optimizer updates nothing."""
+        self._sum_norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._largest_sum_norm)
+        self._sum_is_finite = bool(torch.isfinite(self._sum_norm))
+        if not self._sum_is_finite:
+            self.module.zero_grad(set_to_none=True)
+
+    def _take_mean(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Make the mean of the sum that was reduced and clipped: fp32 in every stage, just before the optimizer."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and self._gradient_divisor > 1:
+            torch._foreach_div_(gradients, self._gradient_divisor)
