@@ -18,8 +18,8 @@ import yaml
 from configs.errors import UserError
 from configs.scalars import format_time
 from launcher.format import format_count
-from slurm.job import request
 from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL, WORD, start_file
+from slurm.job.request import request_doctor_job
 from slurm.query import queue
 from slurm.query.partitions import warn_of_cancelling
 from slurm.query.survey import Survey, survey_cluster
@@ -99,7 +99,7 @@ def _of_job(folder: Path, site: Site, patience: float) -> Iterator[Finding]:
     word = secrets.token_hex(8)
     write_atomic(shared / WORD, word)
     try:
-        job = request.submit_doctor_job(shared, site)
+        [job] = request_doctor_job(shared, site).submit()
         try:
             yield Finding(
                 None, f"job {job} of {MINUTES} minutes is queued: it waits for its notice, then for its requeue"
@@ -115,7 +115,7 @@ def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> 
     """Start, notice, requeue: up to the first that does not come."""
     first = _awaited(shared / start_file(0), job, patience)
     if first is None:
-        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {queue.describe_job(_now(job))}")
+        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {_now(job).describe()}")
         return
     yield from _of_start(first, site, word)
     notice = _awaited(shared / SIGNAL, job, 60 * MINUTES + 90)
@@ -126,7 +126,7 @@ def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> 
     yield Finding(True, f"{notice['signal']} came {left:.0f} s before the time limit ({LEAD} s asked)")
     again = _awaited(shared / start_file(1), job, patience)
     if again is None:
-        yield Finding(False, f"the job did not come back in {patience:.0f} s: {queue.describe_job(_now(job))}")
+        yield Finding(False, f"the job did not come back in {patience:.0f} s: {_now(job).describe()}")
         return
     yield Finding(True, f"requeued, and back on {again['host']} after {again['time'] - notice['time']:.0f} s")
 

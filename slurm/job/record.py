@@ -1,7 +1,6 @@
 """Which job a run was given to: `job.json`, written by submit and read by the batch shell and by whoever asks."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +8,10 @@ from configs.errors import LockstepError
 from slurm.query import queue
 from slurm.site import Site
 from store.run.end import End
-from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.liveness import FRESH, find_training_attempt
+from store.run.run_dir import RunDir, write_json
 
 ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
-FRESH = 30.0  # seconds for which a sign of life counts
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,6 @@ def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
         return False
     end = End.read(newest[0])
     return end is not None and end.is_final
-
-
-def find_training_attempt(run: RunDir) -> Attempt | None:
-    """The newest attempt, where its ranks give signs of life."""
-    newest = run.attempts()[-1:]
-    if not newest or newest[0].end.is_file():
-        return None
-    times = [beat["time"] for beat in newest[0].heartbeats().values()]
-    return newest[0] if times and time.time() - max(times) < FRESH else None
 
 
 def _starts(script: Path, job: str, run: RunDir) -> bool:

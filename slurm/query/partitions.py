@@ -71,7 +71,7 @@ def warn_of_cancelling(rules: list[PartitionRules], preempt_type: str, site: Sit
         if "CANCEL" in one.preempt_mode.split(",") and not one.grace_time and one.tier < highest:
             return (
                 f"partition {one.name} preempts by cancelling, without grace time: SLURM does not queue such a run "
-                "again once it is preempted; what it had saved stands, and lockstep submit goes on from there"
+                "again once it is preempted; earlier checkpoints are kept, and lockstep submit resumes from there"
             )
     return None
 

@@ -19,6 +19,8 @@ _NEVER = {  # reasons of SLURM's that no waiting cures
     "PartitionTimeLimit": f"the partition allows less time; {_CURE.format('a shorter cluster.time')}",
     "PartitionNodeLimit": f"the partition allows fewer or more nodes; {_CURE.format('other cluster.nodes')}",
 }
+# SLURM's own reasons: "launch failure limit exceeded requeued held" after too many preemptions, JobHeldAdmin, …
+_HELD = re.compile("[Hh]eld|ReservationDeleted")
 _TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")  # of an array, `0,2-8:2`
 _SQUEUE = "%i|%T|%r|%N|%S|%e"  # in the order of Job's fields, as in the other two
 _SACCT = "JobID,State,Reason,NodeList,Start,End"
@@ -27,7 +29,7 @@ _SCONTROL = ("JobState", "Reason", "NodeList", "StartTime", "EndTime")
 
 @dataclass(frozen=True)
 class Job:
-    """One job. Times are SLURM's own text in the cluster's time zone, '' where it has none."""
+    """One job. `start` and `end` are SLURM's own text in the cluster's time zone, '' where it has none."""
 
     id: str
     state: str  # SLURM's word; UNKNOWN where nobody knows the job
@@ -36,6 +38,10 @@ class Job:
     start: str = ""
     end: str = ""  # while it runs, when its time is over
     source: str = NOBODY  # who told; of an unknown job nobody means that SLURM did not answer, so that it may run
+
+    @property
+    def name(self) -> str:
+        return f"job {self.id}"
 
     @property
     def alive(self) -> bool:
@@ -51,6 +57,37 @@ class Job:
     def held(self) -> bool:
         """Whether it was stopped for people to look at: by our own batch shell, or by SLURM after many preemptions."""
         return self.state in ("PENDING", "REQUEUE_HOLD") and "requeued" in self.reason and "held" in self.reason
+
+    @property
+    def needs_release(self) -> bool:
+        """Whether it waits for somebody to release it, whoever holds it: the batch shell, SLURM, or a person."""
+        return self.alive and bool(_HELD.search(self.reason))
+
+    @property
+    def start_time(self) -> float | None:
+        """When it started or is expected to, in seconds since the epoch."""
+        return parse_timestamp(self.start)
+
+    @property
+    def end_time(self) -> float | None:
+        """When its time is over, in seconds since the epoch."""
+        return parse_timestamp(self.end)
+
+    @property
+    def wait_reason(self) -> str:
+        """SLURM's word for why it waits, and what to do where waiting does not help."""
+        return f"{self.reason}: {_NEVER[self.reason]}" if self.reason in _NEVER else self.reason
+
+    def describe(self) -> str:
+        """What it is doing, for a person."""
+        if self.state == "RUNNING":
+            return f"running on {self.nodes}" + (f" until {self.end} at the latest" if self.end_time else "")
+        if self.held:
+            return "held after repeated failures: fix the cause, then run lockstep submit again"
+        if self.state == "PENDING":
+            start = f", expected to start at {self.start}" if self.start_time is not None else ""
+            return f"waiting in the queue ({self.wait_reason}){start}"
+        return self.state.lower()
 
 
 def has_slurm() -> bool:
@@ -103,23 +140,6 @@ def find_job_by_script(script: Path) -> str | None:
         return None
     jobs = (line.partition("|") for line in lines)
     return next((job for job, _, made_from in jobs if made_from == str(script)), "")
-
-
-def describe_job(job: Job) -> str:
-    """What it is doing, for a person."""
-    if job.state == "RUNNING":
-        return f"running on {job.nodes} until {job.end} at the latest"
-    if job.held:
-        return "held, and waits for you"
-    if job.state == "PENDING":
-        start = f", expected to start at {job.start}" if job.start not in ("", "N/A", "Unknown") else ""
-        return f"waiting in the queue ({describe_reason(job)}){start}"
-    return job.state.lower()
-
-
-def describe_reason(job: Job) -> str:
-    """SLURM's word for why it waits, and what to do where waiting does not help."""
-    return f"{job.reason}: {_NEVER[job.reason]}" if job.reason in _NEVER else job.reason
 
 
 def cancel_job(job: str, *, only_pending: bool = False) -> None:

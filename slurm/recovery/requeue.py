@@ -28,23 +28,23 @@ def decide_next(history: list[Outcome]) -> Decision:
         return Decision("requeue", "first attempt")
     last = history[-1]
     if last.end is not None and last.end.reason == "finished":
-        return Decision("complete", f"trained to step {last.end.step}")
+        return Decision("complete", f"finished at step {last.end.step}")
     if last.end is not None and last.end.requested_by_user:
         return Decision("complete", f"stopped after step {last.end.step}: {last.end.notice}")
     if last.end is not None:
         return Decision("requeue", f"stopped after step {last.end.step} on {last.end.notice}")
     assert last.cause is not None
-    what = last.cause.sentence
+    sentence = last.cause.sentence
     if last.cause.is_user_error:
-        return Decision("hold", what)
+        return Decision("hold", sentence)
     if last.progressed:
-        return Decision("requeue", f"{what}; it had saved a new checkpoint")
-    row = _fruitless(history)
+        return Decision("requeue", f"{sentence}; it had saved a new checkpoint")
+    row = _without_progress(history)
     failed = [outcome for outcome in row if outcome.cause and not outcome.cause.is_infrastructure]
     if len(failed) >= MAX_FAILURES or len(row) >= MAX_INTERRUPTIONS:
-        return Decision("hold", f"{len(row)} attempts in a row ended without a new checkpoint; the last: {what}")
+        return Decision("hold", f"{len(row)} attempts in a row ended without a new checkpoint; the last: {sentence}")
     tries = "" if last.cause.is_infrastructure else f"; try {len(failed)} of {MAX_FAILURES} without a new checkpoint"
-    return Decision("requeue", what + tries)
+    return Decision("requeue", sentence + tries)
 
 
 def find_bad_nodes(history: list[Outcome]) -> dict[str, str]:
@@ -58,7 +58,7 @@ def find_bad_nodes(history: list[Outcome]) -> dict[str, str]:
     }
 
 
-def _fruitless(history: list[Outcome]) -> list[Outcome]:
+def _without_progress(history: list[Outcome]) -> list[Outcome]:
     """Failures at the end of the history without a new checkpoint; a stop on notice neither counts nor ends the row."""
     row = []
     for outcome in reversed(history):

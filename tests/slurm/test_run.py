@@ -113,7 +113,7 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
     run.check_consumed_once(6)
     assert StableDiffusionPipeline.from_pretrained(run.dir.pipeline, safety_checker=None).unet.num_parameters() > 0
     assert not list(Path.cwd().glob("pwned")) + list(cluster.folder.rglob("pwned"))
-    assert "trained to its end" in run.submit()
+    assert "is finished; its pipeline is" in run.submit()
     assert cluster.queue() == []
 
 
