@@ -48,7 +48,7 @@ def examine_cluster(folder: Path, name: str, patience: float) -> Iterator[Findin
     found = survey_cluster()
     yield Finding(True, f"SLURM {found.version} answers")
     known = find_site(name)
-    site = load_site(name) if known else found.profile()
+    site = load_site(name) if known else found.make_profile()
     yield from _of_slurm(found, site)
     yield from _of_folder(folder)
     yield from _of_job(folder, site, patience)
@@ -56,11 +56,11 @@ def examine_cluster(folder: Path, name: str, patience: float) -> Iterator[Findin
 
 
 def _of_slurm(found: Survey, site: Site) -> Iterator[Finding]:
-    if found.accounting:
+    if found.has_accounting:
         yield Finding(True, "accounting: sacct knows jobs that have ended")
     else:
         yield Finding(None, "no accounting: what SLURM forgets, the run's folder still tells; there is no history")
-    chosen = found.partition(site.partition)
+    chosen = found.find_partition(site.partition)
     limit = f"jobs of at most {format_time(chosen.max_time)}" if chosen.max_time else "jobs without a limit"
     nodes, cpus = format_count(chosen.nodes, "node"), format_count(chosen.cpus, "CPU")
     gpus = format_count(chosen.gpus, "GPU")
@@ -74,7 +74,9 @@ def _of_slurm(found: Survey, site: Site) -> Iterator[Finding]:
         )
     if warning := warn_of_cancelling(found.rules, found.settings.get("PreemptType", ""), site):
         yield Finding(None, warning)
-    yield Finding(None, f"a bare scancel leaves ranks {found.kill_wait} s to save; lockstep cancel waits for the save")
+    yield Finding(
+        None, f"a bare scancel leaves ranks {found.kill_wait_seconds} s to save; lockstep cancel waits for the save"
+    )
 
 
 def _of_folder(folder: Path) -> Iterator[Finding]:

@@ -76,16 +76,12 @@ def begin_attempt(run_dir: str) -> None:
     nodes = usable[: batch_plan.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
-    over = queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", ""))
-    allocation = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
-    allocation |= {"batch_host": given[0], "output": _find_output(), "time_is_over": over}
     script = _read_own(run.sbatch)
-    attempt = open_attempt(run, config, batch_plan, allocation)
+    allocation = {"job": job, "nodes": nodes, "left_out": left_out, "because": decision.reason, "batch_host": given[0]}
+    attempt = open_attempt(run, config, batch_plan, allocation | _describe_start(job))
     attempt.sbatch.write_bytes(script)
     _announce(attempt, job, nodes, "; ".join([decision.reason, *_describe_excluded(left_out)]))
-    for name, value in _attempt_variables(attempt, batch_plan, nodes, record.site).items():
-        print(f"export {name}={shlex.quote(value)}")
-    print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
+    _print_variables(attempt, _attempt_variables(attempt, batch_plan, nodes, record.site))
 
 
 @batch.command("end")
@@ -152,6 +148,19 @@ def _read_own(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise LockstepError(f"{path}: is another user's, or no file, and not the job's script; remove it")
         return file.read()
+
+
+def _describe_start(job: str) -> dict[str, object]:
+    """When this start of the job began, when SLURM ends it, and where its output goes on."""
+    over = queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", ""))
+    return {"time": time.time(), "time_is_over": over, "output": _find_output()}
+
+
+def _print_variables(attempt: Attempt, variables: dict[str, str]) -> None:
+    """For the job's script, which evaluates what is printed here."""
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
 
 
 def _find_output() -> dict[str, object]:

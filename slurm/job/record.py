@@ -11,6 +11,7 @@ from store.run.end import End
 from store.run.liveness import FRESH, find_training_attempt
 from store.run.run_dir import RunDir, write_json
 
+SWEEPS = "sweeps"  # beside the runs: the folder of their job arrays
 ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
 
 
@@ -50,7 +51,7 @@ def find_active_job(run: RunDir) -> queue.Job | None:
             f"{run.path}: was given to {name}, and there is no SLURM on this machine to tell whether it still lives; "
             + way_out
         )
-    job = _noted(record.id) if record.id else _unnoted(run)
+    job = _query_recorded(record.id) if record.id else _find_unrecorded(run)
     if job is None:
         raise LockstepError(
             f"{run.path}: SLURM does not answer, so nobody can tell whether {name} of this run still lives; "
@@ -58,9 +59,9 @@ def find_active_job(run: RunDir) -> queue.Job | None:
         )
     if job.alive:
         return job
-    surely = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
+    is_certain = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
     attempt = find_training_attempt(run)
-    if not surely and attempt is not None and attempt.nodes.is_file():
+    if not is_certain and attempt is not None and attempt.nodes.is_file():
         raise LockstepError(
             f"{run.path}: SLURM here knows no living job{f' {record.id}' if record.id else ''} of it, but ranks of "
             f"attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s; ask where that job runs, or "
@@ -69,20 +70,20 @@ def find_active_job(run: RunDir) -> queue.Job | None:
     return None
 
 
-def _noted(number: str) -> queue.Job | None:
+def _query_recorded(number: str) -> queue.Job | None:
     """What SLURM says of that job; None where it does not answer."""
     job = queue.query_jobs([number])[number]
     return job if job.alive or job.over else None
 
 
-def _unnoted(run: RunDir) -> queue.Job | None:
+def _find_unrecorded(run: RunDir) -> queue.Job | None:
     """The run's newest job, found by its script, for whoever submitted it was killed, or sbatch's answer named none.
     Where there is none an unknown one; None where squeue does not answer."""
     jobs = queue.query_job_scripts()
     if jobs is None:
         return None
-    found = [job for job, script in jobs if _starts(script, job.id, run)]
-    return found[-1] if found else queue.Job("", queue.UNKNOWN, source="squeue")
+    ours = [job for job, script in jobs if _starts(script, job.id, run)]
+    return ours[-1] if ours else queue.Job("", queue.UNKNOWN, source="squeue")
 
 
 def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
@@ -99,12 +100,7 @@ def _starts(script: Path, job: str, run: RunDir) -> bool:
     if script.parent == run.slurm:
         return True
     runs = script.parent / ARRAY
-    if script.parent.parent != sweeps_folder(run.path.parent) or not runs.is_file():
+    if script.parent.parent != run.path.parent / SWEEPS or not runs.is_file():
         return False
     task = job.partition("_")[2]
     return bool(json.loads(runs.read_text())[int(task or 0)] == str(run.path))
-
-
-def sweeps_folder(runs: Path) -> Path:
-    """Where the job arrays of the runs in the folder `runs` lie."""
-    return runs / "sweeps"

@@ -12,7 +12,7 @@ from configs.errors import LockstepError, UserError
 from configs.scalars import format_time
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
-from slurm.job.record import JobRecord, find_active_job, sweeps_folder
+from slurm.job.record import SWEEPS, JobRecord, find_active_job
 from slurm.job.request import JobTerms, SbatchRequest, make_output_folder, request_array, request_run
 from slurm.query.partitions import check_time_limit, query_partition_rules, warn_of_cancelling
 from slurm.query.queue import Job, cancel_job
@@ -98,7 +98,7 @@ def make_request(runs: Sequence[QueueableRun], terms: JobTerms) -> SbatchRequest
     if len(runs) == 1:
         return request_run(first.run, first.config.name, terms)
     identity = "".join(f"{prepared.run.path}{prepared.submission.content}" for prepared in runs)
-    folder = sweeps_folder(first.run.path.parent) / sha256(identity.encode()).hexdigest()[:12]
+    folder = first.run.path.parent / SWEEPS / sha256(identity.encode()).hexdigest()[:12]
     return request_array(folder, [prepared.run for prepared in runs], first.config.name, terms)
 
 

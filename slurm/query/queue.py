@@ -104,15 +104,17 @@ def query_jobs(ids: list[str]) -> dict[str, Job]:
     if not ids or not has_slurm():
         return {}
     queued = _squeue(ids)
-    found, last = queued or {}, NOBODY
-    if missing := [job for job in ids if job not in found]:
-        found |= _sacct(missing)
-    if missing := [job for job in ids if job not in found]:
+    jobs, source = queued or {}, NOBODY
+    missing = [job for job in ids if job not in jobs]
+    if missing:
+        jobs |= _sacct(missing)
+    missing = [job for job in ids if job not in jobs]
+    if missing:
         shown = _scontrol(missing)
-        found |= shown or {}
+        jobs |= shown or {}
         if queued is not None and shown is not None:  # both have to answer to mean that there is no such job
-            last = "scontrol"
-    return {job: found.get(job, Job(job, UNKNOWN, source=last)) for job in ids}
+            source = "scontrol"
+    return {job: jobs.get(job, Job(job, UNKNOWN, source=source)) for job in ids}
 
 
 def parse_timestamp(text: str) -> float | None:
@@ -128,8 +130,8 @@ def query_job_scripts() -> list[tuple[Job, Path]] | None:
     lines = _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", f"--format={_SQUEUE}|%o"])
     if lines is None:
         return None
-    fields = [line.split("|", 6) for line in lines]  # a job's command may be anything, or none
-    return [(_job(words, "squeue"), Path(words[6])) for words in fields if len(words) == 7]
+    rows = [line.split("|", 6) for line in lines]  # a job's command may be anything, or none
+    return [(_parse_job(row, "squeue"), Path(row[6])) for row in rows if len(row) == 7]
 
 
 def find_job_by_script(script: Path) -> str | None:
@@ -138,8 +140,11 @@ def find_job_by_script(script: Path) -> str | None:
     lines = _lines(["squeue", "--noheader", "--states=all", "--me", "--format=%F|%o"])
     if lines is None:
         return None
-    jobs = (line.partition("|") for line in lines)
-    return next((job for job, _, made_from in jobs if made_from == str(script)), "")
+    for line in lines:
+        job, _, command = line.partition("|")
+        if command == str(script):
+            return job
+    return ""
 
 
 def cancel_job(job: str, *, only_pending: bool = False) -> None:
@@ -157,13 +162,15 @@ def _squeue(ids: list[str]) -> dict[str, Job] | None:
     lines = _lines(["squeue", "--noheader", "--array", "--states=all", "--me", f"--format={_SQUEUE}"])
     if lines is None:
         return None
-    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines), set(ids)
+    wanted = set(ids)
+    jobs = [_parse_job(line.split("|"), "squeue") for line in lines]
     return {job.id: job for job in jobs if job.id in wanted}
 
 
 def _sacct(ids: list[str]) -> dict[str, Job]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_SACCT}", f"--jobs={','.join(ids)}"]
-    return {job.id: job for job in (_job(line.split("|"), "sacct") for line in _lines(command) or ())}
+    jobs = [_parse_job(line.split("|"), "sacct") for line in _lines(command) or ()]
+    return {job.id: job for job in jobs}
 
 
 def _scontrol(ids: list[str]) -> dict[str, Job] | None:
@@ -177,30 +184,38 @@ def _scontrol(ids: list[str]) -> dict[str, Job] | None:
     if lines is None:
         return None
     for line in lines:
-        words = dict(word.partition("=")[::2] for word in line.split())
-        if "JobState" in words:
-            for job in _named(words, ids):
-                jobs[job] = _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
+        fields = dict(word.partition("=")[::2] for word in line.split())
+        if "JobState" not in fields:
+            continue
+        row = [fields.get(key, "") for key in _SCONTROL]
+        for job in _match_ids(fields, ids):
+            jobs[job] = _parse_job([job, *row], "scontrol")
     return jobs
 
 
-def _named(words: dict[str, str], ids: list[str]) -> list[str]:
+def _match_ids(fields: dict[str, str], ids: list[str]) -> list[str]:
     """Which of `ids` are meant by a job as scontrol shows it: the tasks of an array that wait are one, `0-1%2`."""
-    array = words.get("ArrayJobId")
+    array = fields.get("ArrayJobId")
     if array is None:
-        return [job for job in ids if job == words["JobId"]]
-    tasks = words.get("ArrayTaskId", "").partition("%")[0]
-    ranges = [(int(first), int(last or first), int(step or 1)) for first, last, step in _TASKS.findall(tasks)]
-    named = []
+        return [job for job in ids if job == fields["JobId"]]
+    tasks = _parse_tasks(fields.get("ArrayTaskId", "").partition("%")[0])
+    matched = []
     for job in ids:
         owner, _, task = job.partition("_")
-        if owner == array and task and any(int(task) in range(low, high + 1, by) for low, high, by in ranges):
-            named.append(job)
-    return named
+        if owner == array and task and any(int(task) in numbers for numbers in tasks):
+            matched.append(job)
+    return matched
 
 
-def _job(fields: list[str], source: str) -> Job:
-    job, state, reason, nodes, start, end = fields[:6]
+def _parse_tasks(text: str) -> list[range]:
+    """The tasks of an array, of `0,2-8:2`."""
+    ranges = _TASKS.findall(text)
+    return [range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in ranges]
+
+
+def _parse_job(row: list[str], source: str) -> Job:
+    """`row` is in the order of Job's fields."""
+    job, state, reason, nodes, start, end = row[:6]
     return Job(job, state.split()[0], reason, nodes, start, end, source)  # sacct says "CANCELLED by 1000"
 
 
