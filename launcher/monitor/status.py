@@ -66,8 +66,8 @@ def _query_jobs(records: list[RunRecords]) -> dict[tuple[str, str] | None, Backe
     jobs: dict[tuple[str, str] | None, BackendJob] = {}
     for name, make_backend in BACKENDS.items():
         ids = [job for backend, job in questions if backend == name]
-        for job, found in (make_backend().query_jobs(ids) if ids else {}).items():
-            jobs[name, job] = found
+        answers = make_backend().query_jobs(ids) if ids else {}
+        jobs |= {(name, job.id): job for job in answers.values()}
     return jobs
 
 

@@ -48,16 +48,16 @@ class Lab:
             raise UserError(f"a lab has 1 to 99 nodes, not {nodes}")
         self.dir.check_path()
         packages.ensure_packages(accounting)
-        wanted = Settings(nodes, accounting, plain or not namespaces.can_make_namespaces(), port, extra)
+        settings = Settings(nodes, accounting, plain or not namespaces.can_make_namespaces(), port, extra)
         with self._locked():
-            if self._supervisor() is not None and self.settings == wanted and self.is_ready():
+            if self._supervisor() is not None and self.settings == settings and self.is_ready():
                 return False
             self._end()
             for path in self.dir.made_anew():
                 shutil.rmtree(path, ignore_errors=True)
                 path.mkdir()
-            self.dir.settings.write_text(wanted.to_text())
-            self._start(plain=wanted.plain)
+            self.dir.settings.write_text(settings.to_text())
+            self._start(plain=settings.plain)
         return True
 
     def take_down(self) -> bool:
@@ -224,7 +224,7 @@ class Lab:
 
     def _left_behind(self) -> list[psutil.Process]:
         """Steps of a plain lab whose supervisor was killed: they left its family, but have its slurm.conf or log."""
-        found = []
+        steps = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environment = process.environ()
@@ -234,8 +234,8 @@ class Lab:
                     file.path.startswith(logs) for file in process.open_files()
                 )
                 if in_job or is_step:
-                    found.append(process)
-        return [process for process in found if process.pid != os.getpid()]
+                    steps.append(process)
+        return [process for process in steps if process.pid != os.getpid()]
 
     def _supervisor(self) -> psutil.Process | None:
         """Whoever listens on the control socket: the kernel tells, so a stale file or a reused pid cannot mislead."""

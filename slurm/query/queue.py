@@ -150,8 +150,8 @@ def find_job_by_script(script: Path) -> str | None:
 def cancel_job(job: str, *, only_pending: bool = False) -> None:
     """As `scancel` does; with `only_pending` nothing happens to a job that has started. Raises LockstepError where
     SLURM refuses it, or does not answer, and the job is not over."""
-    words = ["--state=PENDING", job] if only_pending else [job]
-    done = subprocess.run(["scancel", *words], check=False, capture_output=True, text=True)
+    options = ["--state=PENDING"] if only_pending else []
+    done = subprocess.run(["scancel", *options, job], check=False, capture_output=True, text=True)
     if done.returncode and not query_jobs([job])[job].over:
         raise LockstepError(f"scancel {job}: {' '.join(done.stderr.split()).removeprefix('scancel: error: ')}")
 
@@ -162,9 +162,9 @@ def _squeue(ids: list[str]) -> dict[str, Job] | None:
     lines = _lines(["squeue", "--noheader", "--array", "--states=all", "--me", f"--format={_SQUEUE}"])
     if lines is None:
         return None
-    wanted = set(ids)
+    ours = set(ids)
     jobs = [_parse_job(line.split("|"), "squeue") for line in lines]
-    return {job.id: job for job in jobs if job.id in wanted}
+    return {job.id: job for job in jobs if job.id in ours}
 
 
 def _sacct(ids: list[str]) -> dict[str, Job]:

@@ -110,14 +110,14 @@ def _told_by_slurm(output: str, beats: dict[int, dict[str, Any]], failed: list[i
 
 def _find_interruption(output: str, failed: list[int]) -> tuple[int, Cause] | None:
     """The first thing that SLURM says of the machine, not of a task, and where in `output`."""
-    found = []
+    interruptions = []
     for kind, pattern, sentence in _INTERRUPTIONS:
         match = re.search(pattern, output)
         if match is not None:
             host = match[1] if match.groups() else None
             cause = Cause(kind, sentence.format(host), host=host, secondary_failures=tuple(failed))
-            found.append((match.start(), cause))
-    return min(found, key=lambda one: one[0], default=None)
+            interruptions.append((match.start(), cause))
+    return min(interruptions, key=lambda interruption: interruption[0], default=None)
 
 
 def _describe_death(death: re.Match[str], output: str, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause:

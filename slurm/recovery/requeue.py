@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from slurm.recovery.cause import Cause
 from slurm.recovery.history import Outcome
 
 MAX_FAILURES = 3  # attempts in a row that may fail without a new checkpoint before people are asked
@@ -39,12 +40,19 @@ def decide_next(history: list[Outcome]) -> Decision:
         return Decision("hold", sentence)
     if last.progressed:
         return Decision("requeue", f"{sentence}; it had saved a new checkpoint")
-    row = _without_progress(history)
-    failed = [outcome for outcome in row if outcome.cause and not outcome.cause.is_infrastructure]
-    if len(failed) >= MAX_FAILURES or len(row) >= MAX_INTERRUPTIONS:
-        return Decision("hold", f"{len(row)} attempts in a row ended without a new checkpoint; the last: {sentence}")
-    tries = "" if last.cause.is_infrastructure else f"; try {len(failed)} of {MAX_FAILURES} without a new checkpoint"
-    return Decision("requeue", sentence + tries)
+    return _decide_without_progress(_without_progress(history), last.cause)
+
+
+def _decide_without_progress(row: list[Outcome], last: Cause) -> Decision:
+    """After `row`, attempts in a row without a new checkpoint: what the run does wrong is tried a few times, and what
+    the machine does to it more often, for it costs no more than a place in the queue."""
+    failures = [outcome for outcome in row if outcome.cause and not outcome.cause.is_infrastructure]
+    if len(failures) >= MAX_FAILURES or len(row) >= MAX_INTERRUPTIONS:
+        reason = f"{len(row)} attempts in a row ended without a new checkpoint; the last: {last.sentence}"
+        return Decision("hold", reason)
+    if last.is_infrastructure:
+        return Decision("requeue", last.sentence)
+    return Decision("requeue", f"{last.sentence}; try {len(failures)} of {MAX_FAILURES} without a new checkpoint")
 
 
 def find_bad_nodes(history: list[Outcome]) -> dict[str, str]:
