@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from configs.reading.load import load_config
+from launcher.backend import LocalBackend
 from launcher.plan import plan_text
 from launcher.plan.plan import PlanRequest, make_plan
-from launcher.submit.local import submit_local
+from launcher.submit.start import submit_run
 from store.run.end import FINISHED
 from store.run.run_dir import RunDir
 
@@ -22,9 +23,9 @@ def run_demo(folder: Path) -> int:
     config = load_config(file)
     print(f"\n$ lockstep plan {file}\n{plan_text.render_plan(make_plan(config, PlanRequest(str(file))))}\n")
     print(f"$ lockstep submit {file} --local", flush=True)
-    if (code := submit_local(config, ranks=None)) != FINISHED:
+    if (code := submit_run(config, LocalBackend())) != FINISHED:
         return code
-    run = RunDir(Path(config.runs, config.name))
+    run = RunDir.for_config(config)
     print("\ndrawing the same 16 prompts before and after", flush=True)
     if (code := _torch_part("compare", folder, run.pipeline)) != FINISHED:
         return code

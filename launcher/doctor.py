@@ -18,8 +18,8 @@ import yaml
 from configs.errors import UserError
 from configs.scalars import format_time
 from launcher.format import format_count
-from slurm.job import request
 from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL, WORD, start_file
+from slurm.job.request import request_doctor_job
 from slurm.query import queue
 from slurm.query.partitions import warn_of_cancelling
 from slurm.query.survey import Survey, survey_cluster
@@ -48,7 +48,7 @@ def examine_cluster(folder: Path, name: str, patience: float) -> Iterator[Findin
     found = survey_cluster()
     yield Finding(True, f"SLURM {found.version} answers")
     known = find_site(name)
-    site = load_site(name) if known else found.profile()
+    site = load_site(name) if known else found.make_profile()
     yield from _of_slurm(found, site)
     yield from _of_folder(folder)
     yield from _of_job(folder, site, patience)
@@ -56,11 +56,11 @@ def examine_cluster(folder: Path, name: str, patience: float) -> Iterator[Findin
 
 
 def _of_slurm(found: Survey, site: Site) -> Iterator[Finding]:
-    if found.accounting:
+    if found.has_accounting:
         yield Finding(True, "accounting: sacct knows jobs that have ended")
     else:
         yield Finding(None, "no accounting: what SLURM forgets, the run's folder still tells; there is no history")
-    chosen = found.partition(site.partition)
+    chosen = found.find_partition(site.partition)
     limit = f"jobs of at most {format_time(chosen.max_time)}" if chosen.max_time else "jobs without a limit"
     nodes, cpus = format_count(chosen.nodes, "node"), format_count(chosen.cpus, "CPU")
     gpus = format_count(chosen.gpus, "GPU")
@@ -74,7 +74,9 @@ def _of_slurm(found: Survey, site: Site) -> Iterator[Finding]:
         )
     if warning := warn_of_cancelling(found.rules, found.settings.get("PreemptType", ""), site):
         yield Finding(None, warning)
-    yield Finding(None, f"a bare scancel leaves ranks {found.kill_wait} s to save; lockstep cancel waits for the save")
+    yield Finding(
+        None, f"a bare scancel leaves ranks {found.kill_wait_seconds} s to save; lockstep cancel waits for the save"
+    )
 
 
 def _of_folder(folder: Path) -> Iterator[Finding]:
@@ -99,7 +101,7 @@ def _of_job(folder: Path, site: Site, patience: float) -> Iterator[Finding]:
     word = secrets.token_hex(8)
     write_atomic(shared / WORD, word)
     try:
-        job = request.submit_doctor_job(shared, site)
+        [job] = request_doctor_job(shared, site).submit()
         try:
             yield Finding(
                 None, f"job {job} of {MINUTES} minutes is queued: it waits for its notice, then for its requeue"
@@ -115,7 +117,7 @@ def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> 
     """Start, notice, requeue: up to the first that does not come."""
     first = _awaited(shared / start_file(0), job, patience)
     if first is None:
-        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {queue.describe_job(_now(job))}")
+        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {_now(job).describe()}")
         return
     yield from _of_start(first, site, word)
     notice = _awaited(shared / SIGNAL, job, 60 * MINUTES + 90)
@@ -126,7 +128,7 @@ def _through(job: str, shared: Path, site: Site, word: str, patience: float) -> 
     yield Finding(True, f"{notice['signal']} came {left:.0f} s before the time limit ({LEAD} s asked)")
     again = _awaited(shared / start_file(1), job, patience)
     if again is None:
-        yield Finding(False, f"the job did not come back in {patience:.0f} s: {queue.describe_job(_now(job))}")
+        yield Finding(False, f"the job did not come back in {patience:.0f} s: {_now(job).describe()}")
         return
     yield Finding(True, f"requeued, and back on {again['host']} after {again['time'] - notice['time']:.0f} s")
 

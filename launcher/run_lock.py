@@ -37,6 +37,26 @@ def hold_run(run: RunDir) -> Iterator[int]:
         yield file.fileno()
 
 
+def is_run_held(run: RunDir) -> bool | None:
+    """Whether someone has the run's lock; None where this machine cannot tell, for its holder was on another one.
+
+    A lock of the shared kind is taken for the instant, so that two who ask do not disturb each other.
+    """
+    try:
+        with open(run.lock, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            text = file.read()
+    except OSError:
+        return None
+    try:
+        return False if json.loads(text)["host"] == socket.gethostname() else None
+    except (ValueError, KeyError):
+        return None
+
+
 def _locked(descriptor: int) -> bool:
     """Whether the lock is ours now; false where somebody else keeps it."""
     deadline = time.monotonic() + PATIENCE

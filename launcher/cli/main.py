@@ -71,11 +71,11 @@ def plan(
 
     request = PlanRequest(config, overrides, nodes, gpus_per_node, samples)
     if sbatch:
-        from launcher.submit.cluster import render_sbatch
+        from launcher.backend import SlurmBackend
 
         shape = {"cluster.nodes": nodes, "cluster.gpus_per_node": gpus_per_node}
         asked = [f"{key}={count}" for key, count in shape.items() if count]
-        click.echo(render_sbatch(load_config(config, [*overrides, *asked])), nl=False)
+        click.echo(SlurmBackend().render_script(load_config(config, [*overrides, *asked])), nl=False)
         return
     made = make_plan(load_config(config, overrides), request)
     if as_json:
@@ -118,13 +118,10 @@ def submit(config: str, overrides: tuple[str, ...], local: bool, ranks: int | No
         from launcher.manage.export import fork_run
 
         loaded = fork_run(loaded, fork)
-    if local:
-        from launcher.submit.local import submit_local
+    from launcher.backend import LocalBackend, SlurmBackend
+    from launcher.submit.start import submit_run
 
-        sys.exit(submit_local(loaded, ranks))
-    from launcher.submit.cluster import submit_cluster
-
-    sys.exit(submit_cluster(loaded))
+    sys.exit(submit_run(loaded, LocalBackend(ranks) if local else SlurmBackend()))
 
 
 @cli.command()

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from configs.errors import UserError
 from configs.reading.load import load_config
+from launcher.backend import find_active_job
 from launcher.run_lock import hold_run
-from slurm.job.record import FRESH, find_active_job, find_training_attempt
-from slurm.query.queue import describe_job
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.retention import steps_to_prune
+from store.run.liveness import FRESH, find_training_attempt
 from store.run.run_dir import RunDir
 
 
@@ -48,11 +48,10 @@ def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:
     or by a job, LockstepError where nobody can tell.
     """
     with hold_run(run):
-        job = find_active_job(run)  # no process of a job holds the lock
-        if job is not None and not job.held:
-            raise UserError(
-                f"{run.path}: is job {job.id} ({describe_job(job)}); lockstep stop or lockstep cancel ends it"
-            )
+        active = find_active_job(run, besides_lock=True)  # no process of a cluster's job holds the lock
+        if active is not None and not active[1].held:
+            _, job = active
+            raise UserError(f"{run.path}: is {job.name} ({job.describe()}); lockstep stop or lockstep cancel ends it")
         if (attempt := find_training_attempt(run)) is not None:
             words = f"ranks of attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s"
             raise UserError(f"{run.path}: is being trained: {words}")

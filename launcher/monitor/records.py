@@ -1,15 +1,13 @@
 """What one run's folder says of it, read cheaply: its newest attempt only, and of long files only the end."""
 
-import fcntl
 import json
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from slurm.job.record import JobRecord
+from launcher.backend import SubmittedJob, read_submitted_job
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
@@ -28,7 +26,7 @@ class RunRecords:
     ranks: int = 0
     metrics: dict[str, Any] | None = None  # the last line
     beat: dict[str, Any] | None = None  # rank 0's
-    job: JobRecord | None = None
+    job: SubmittedJob | None = None
     on: dict[str, Any] | None = None  # the nodes.json of an attempt that SLURM started
 
     @property
@@ -47,11 +45,13 @@ class RunRecords:
         return self.newest is not None and self.on is None
 
     @property
-    def asks_for(self) -> str | None:
-        """The job that SLURM has to be asked about: none where the end record or this machine knows more."""
-        if self.job is None or self.settled or (self.local and not self.waits_for_its_first):
+    def asks_for(self) -> tuple[str, str] | None:
+        """The backend that has to be asked, and the job that it is asked about; none where the end record tells."""
+        if self.settled:
             return None
-        return self.job.id
+        if self.job is not None and (self.waits_for_its_first or not self.local):
+            return ("slurm", self.job.id) if self.job.id is not None else None
+        return ("local", str(self.run.path)) if self.local and self.end is None else None
 
     @property
     def step(self) -> int | None:
@@ -72,7 +72,7 @@ class RunRecords:
 
 def read_records(run: RunDir) -> RunRecords:
     """Raises OSError, ValueError, KeyError or TypeError where a file does not read."""
-    job = JobRecord.read(run) if run.job.is_file() else None
+    job = read_submitted_job(run)
     attempts = run.attempts()
     if not attempts:
         return RunRecords(run, job=job)
@@ -104,26 +104,6 @@ def read_last_line(path: Path) -> dict[str, Any] | None:
                 found: dict[str, Any] = json.loads(lines[-1])
                 return found
     return None
-
-
-def is_run_held(run: RunDir) -> bool | None:
-    """Whether someone has the run's lock; None where this machine cannot tell, for its holder was on another one.
-
-    A lock of the shared kind is taken for the instant, so that two who ask do not disturb each other.
-    """
-    try:
-        with open(run.lock, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            text = file.read()
-    except OSError:
-        return None
-    try:
-        return False if json.loads(text)["host"] == socket.gethostname() else None
-    except (ValueError, KeyError):
-        return None
 
 
 def find_runs(places: tuple[str, ...]) -> list[RunDir]:

@@ -1,25 +1,19 @@
-"""What becomes of runs right now: their folders are read first, then SLURM is asked once for all whose end they do not
-tell. Every row says which source answered."""
+"""What becomes of runs right now: their folders are read first, then each backend is asked once for all runs whose end
+they do not tell. Every row says which source answered."""
 
-import re
 import time
 from dataclasses import dataclass, replace
 
+from launcher.backend import BACKENDS, BackendJob, find_cause
 from launcher.format import format_count
-from launcher.monitor.records import RunRecords, is_run_held, read_records
-from slurm.job.record import FRESH
-from slurm.query import queue
-from slurm.query.queue import Job
-from slurm.recovery.cause import find_cause
-from slurm.recovery.history import read_outcomes
-from slurm.recovery.requeue import decide_next
+from launcher.monitor.records import RunRecords, read_records
+from launcher.run_lock import is_run_held
+from store.run.liveness import FRESH
 from store.run.run_dir import RunDir
 
 WAITING = ("submitting", "submitted", "pending")
 ALIVE = (*WAITING, "running")
-_PREEMPTED = "preempted by SLURM, which cancels here; lockstep submit goes on"
-# SLURM's own reasons: "launch failure limit exceeded requeued held" after too many preemptions, JobHeldAdmin, …
-_HELD = re.compile("[Hh]eld|ReservationDeleted")
+_PREEMPTED = "preempted by SLURM, which cancels here; lockstep submit resumes"
 _SKEW = 5.0  # seconds by which the clocks of a node and of SLURM's controller may differ
 
 
@@ -57,30 +51,37 @@ def read_statuses(runs: list[RunDir]) -> list[RunStatus]:
             records.append(read_records(run))
         except (OSError, ValueError, KeyError, TypeError) as error:  # one bad folder must not hide the others
             broken.append(_unreadable(run, error))
-    jobs = queue.query_jobs(list(dict.fromkeys(job for record in records if (job := record.asks_for))))
-    found = [_row(record, jobs) for record in records]
-    return sorted([*found, *broken], key=lambda row: (row.alive, row.name, row.path))
+    jobs = _query_jobs(records)
+    rows = [_row(record, jobs.get(record.asks_for)) for record in records]
+    return sorted([*rows, *broken], key=lambda row: (row.alive, row.name, row.path))
 
 
 def read_status(run: RunDir) -> RunStatus:
     return read_statuses([run])[0]
 
 
-def _row(records: RunRecords, jobs: dict[str, Job]) -> RunStatus:
-    job = jobs.get(records.asks_for or "")
-    unknown = f"SLURM here knows nothing of job {records.asks_for}"
-    if job is not None and job.state == queue.UNKNOWN:
-        unknown = unknown if job.over else f"SLURM does not answer, so nobody knows of job {records.asks_for}"
-        job = None
+def _query_jobs(records: list[RunRecords]) -> dict[tuple[str, str] | None, BackendJob]:
+    """By what a run asks for: the backend's name, and the job's id there."""
+    questions = list(dict.fromkeys(record.asks_for for record in records if record.asks_for is not None))
+    jobs: dict[tuple[str, str] | None, BackendJob] = {}
+    for name, make_backend in BACKENDS.items():
+        ids = [job for backend, job in questions if backend == name]
+        answers = make_backend().query_jobs(ids) if ids else {}
+        jobs |= {(name, job.id): job for job in answers.values()}
+    return jobs
+
+
+def _row(records: RunRecords, job: BackendJob | None) -> RunStatus:
     try:
-        row = _judged(records, job, unknown)
+        row = _judge(records, job)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _unreadable(records.run, error)
     metrics = records.metrics or {}
     skipped = int(metrics.get("optimizer/skipped", 0))
     if skipped:
-        many = format_count(skipped, "step")
-        row = replace(row, detail="; ".join(filter(None, [row.detail, f"{many} skipped, loss or gradient not finite"])))
+        note = f"{format_count(skipped, 'step')} skipped, loss or gradient not finite"
+        row = replace(row, detail="; ".join(filter(None, [row.detail, note])))
+    ends = job.end_time if job is not None and job.state == "RUNNING" else None
     return replace(
         row,
         skipped=skipped,
@@ -90,105 +91,128 @@ def _row(records: RunRecords, jobs: dict[str, Job]) -> RunStatus:
         steps=records.total_steps,
         loss=metrics.get("loss/train"),
         seconds_to_end=records.seconds_left if row.alive else None,
-        seconds_to_wall=_until(job.end) if job and job.state == "RUNNING" else None,
+        seconds_to_wall=_seconds_until(ends),
     )
 
 
-def _judged(records: RunRecords, job: Job | None, unknown: str) -> RunStatus:
-    """From the surest witness to the least: the end record, SLURM, the lock, a sign of life, what is left behind.
-    `unknown` is what there is to say of a job of which SLURM says nothing."""
-    end = records.end
-    if records.settled and end is not None:
-        done = end.reason == "finished"
-        return _say(records, "finished" if done else "stopped", "" if done else str(end.notice), "records")
+def _judge(records: RunRecords, job: BackendJob | None) -> RunStatus:
+    """From the surest witness to the least: the end record, whoever started the run, a sign of life, what is left
+    behind. A job of which its backend knows nothing is as good as none."""
+    if records.settled and records.end is not None:
+        finished = records.end.reason == "finished"
+        return _say(records, "finished" if finished else "stopped", "" if finished else str(records.end.notice))
     if job is not None and job.alive:
-        return _alive(records, job)
+        return _judge_alive(records, job)
+    known = job if job is not None and job.state != "UNKNOWN" else None
+    unknown = _describe_unknown(records, job)
     if records.waits_for_its_first:
-        return _before_the_first(records, job, unknown)
+        return _judge_before_first(records, known, unknown)
     if records.newest is None:
-        submitting = is_run_held(records.run)
-        return _say(records, "submitting" if submitting else "not begun", "", "lock" if submitting else "records")
-    if end is None and job is None:
-        held = is_run_held(records.run) if records.local else None
-        if held:
-            return _say(records, "running", _silence(records), "lock", training=True)
-        if held is None and (age := _age(records)) is not None and age < FRESH:
-            return _say(records, "running", "", "heartbeat", training=True)
-    return _over(records, job, unknown)
+        submitting = is_run_held(records.run)  # whoever submits it has its lock
+        return _say(records, "submitting", source="lock") if submitting else _say(records, "not begun")
+    if not records.local and records.end is None and known is None and _is_fresh(records):
+        return _say(records, "running", source="heartbeat", training=True)
+    return _judge_over(records, known, unknown)
 
 
-def _alive(records: RunRecords, job: Job) -> RunStatus:
-    if _HELD.search(job.reason):
-        after = records.job.after_attempt if records.job else 0
-        decision = decide_next(read_outcomes(records.run, after))
-        others = f"SLURM or a person holds the job ({job.reason}); scontrol release {job.id} lets it go on"
-        return _say(records, "held", decision.reason if decision.action == "hold" else others, job.source)
+def _describe_unknown(records: RunRecords, job: BackendJob | None) -> str:
+    """What there is to say of a cluster's job of which its backend says nothing."""
+    if records.asks_for is None or records.asks_for[0] == "local":
+        return ""
+    number = records.asks_for[1]
+    if job is not None and not job.over:
+        return f"SLURM does not answer, so nobody knows of job {number}"
+    return f"SLURM here knows nothing of job {number}"
+
+
+def _judge_alive(records: RunRecords, job: BackendJob) -> RunStatus:
+    if job.needs_release:
+        return _say(records, "held", _describe_hold(records, job), job.source)
     if job.state == "PENDING":
-        start = f", expected to start at {job.start.replace('T', ' ')}" if _until(job.start) is not None else ""
-        return _say(records, "pending", f"{queue.describe_reason(job)}{start}", job.source)
-    if job.state == "RUNNING":
-        if not _begun_in(records, job):
-            return _say(records, "running", f"on {job.nodes}, an attempt is about to begin", job.source)
-        where = f"on {job.nodes}"
-        silence = _silence(records)
-        return _say(records, "running", f"{where}; {silence}" if silence else where, job.source, training=True)
-    return _say(records, "pending", job.state.lower(), job.source)
+        expected = job.start_time if _seconds_until(job.start_time) is not None else None
+        start = f", expected to start at {_format_time(expected)}" if expected is not None else ""
+        return _say(records, "pending", f"{job.wait_reason}{start}", job.source)
+    if job.state != "RUNNING":
+        return _say(records, "pending", job.state.lower(), job.source)
+    place = "" if records.local else f"on {job.nodes}"
+    if not records.local and not _has_begun(records, job):
+        return _say(records, "running", f"{place}, an attempt is about to begin", job.source)
+    detail = "; ".join(filter(None, [place, _describe_silence(records)]))
+    return _say(records, "running", detail, job.source, training=True)
 
 
-def _begun_in(records: RunRecords, job: Job) -> bool:
+def _describe_hold(records: RunRecords, job: BackendJob) -> str:
+    """Why the job is held: by our own decision after its attempts, or by others, who have to release it."""
+    assert records.asks_for is not None
+    decision = BACKENDS[records.asks_for[0]]().decide_next(records.run)
+    if decision is not None and decision.action == "hold":
+        return decision.reason
+    return f"SLURM or a person holds the job ({job.reason}); scontrol release {job.id} lets it go on"
+
+
+def _has_begun(records: RunRecords, job: BackendJob) -> bool:
     """Whether the newest attempt belongs to this start of the job: a requeue keeps the job's number."""
     if records.waits_for_its_first or records.end is not None or records.on is None:
         return False
-    started = queue.parse_timestamp(job.start)
-    return started is None or float(records.on["time"]) > started - _SKEW
+    return job.start_time is None or float(records.on["time"]) > job.start_time - _SKEW
 
 
-def _before_the_first(records: RunRecords, job: Job | None, unknown: str) -> RunStatus:
+def _judge_before_first(records: RunRecords, job: BackendJob | None, unknown: str) -> RunStatus:
+    """The newest job has begun no attempt, and does not live."""
     assert records.job is not None
     if records.job.id is None:
-        return _say(records, "submitting", "or whoever submitted it was interrupted: submit it again", "records")
+        return _say(records, "submitting", "or whoever submitted it was interrupted: submit it again")
     if job is None:
-        return _say(records, "submitted", unknown, "records")
+        return _say(records, "submitted", unknown)
     state = "cancelled" if job.state == "CANCELLED" else "failed"
     return _say(records, state, f"its job ended before an attempt began ({job.state})", job.source)
 
 
-def _over(records: RunRecords, job: Job | None, unknown: str) -> RunStatus:
+def _judge_over(records: RunRecords, job: BackendJob | None, unknown: str) -> RunStatus:
     """The newest attempt runs no more, and nothing is in the queue."""
-    unknown = f"; {unknown}" if records.asks_for and job is None else ""
     source = job.source if job else "records"
+    suffix = f"; {unknown}" if job is None and unknown else ""
     preempted = job is not None and job.state == "PREEMPTED"  # for good: where SLURM requeues, the job is pending
     if records.end is not None:
-        return _say(records, "stopped", _PREEMPTED if preempted else f"on {records.end.notice}{unknown}", source)
-    assert records.newest is not None
-    cause = find_cause(records.newest)
+        return _say(records, "stopped", _PREEMPTED if preempted else f"on {records.end.notice}{suffix}", source)
     if preempted:
         return _say(records, "stopped", f"{_PREEMPTED} from the newest checkpoint", source)
     if job is not None and job.state == "CANCELLED":
-        return _say(records, "cancelled", "what it had saved stands", source)
-    if cause.kind == "unknown":
-        said = f"; SLURM says {job.state}" if job else unknown
-        return _say(records, "lost", f"{cause.sentence}{said}", source)
-    return _say(records, "failed", f"{cause.sentence}{unknown}", source)
+        return _say(records, "cancelled", "earlier checkpoints are kept", source)
+    assert records.newest is not None
+    cause = find_cause(records.newest)
+    if cause.kind == "unknown" and job is not None:
+        suffix = f"; SLURM says {job.state}"
+    return _say(records, "lost" if cause.kind == "unknown" else "failed", f"{cause.sentence}{suffix}", source)
 
 
-def _silence(records: RunRecords) -> str:
-    """What is to be said of ranks that run, as SLURM has it, and give no sign of life."""
-    age = _age(records)
+def _describe_silence(records: RunRecords) -> str:
+    """What is to be said of ranks that run, as their backend has it, and give no sign of life."""
+    age = _seconds_since_beat(records)
     return f"no sign of life for {age:.0f} s" if age is not None and age > FRESH else ""
 
 
-def _age(records: RunRecords) -> float | None:
+def _is_fresh(records: RunRecords) -> bool:
+    age = _seconds_since_beat(records)
+    return age is not None and age < FRESH
+
+
+def _seconds_since_beat(records: RunRecords) -> float | None:
     return time.time() - float(records.beat["time"]) if records.beat else None
 
 
-def _until(moment: str) -> float | None:
-    """Seconds to a time of SLURM's; None where it has none, or it is past."""
-    then = queue.parse_timestamp(moment)
-    return then - time.time() if then is not None and then > time.time() else None
+def _seconds_until(moment: float | None) -> float | None:
+    """None where there is no such time, or it is past."""
+    return moment - time.time() if moment is not None and moment > time.time() else None
 
 
-def _say(records: RunRecords, state: str, detail: str, source: str, *, training: bool = False) -> RunStatus:
+def _format_time(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def _say(
+    records: RunRecords, state: str, detail: str = "", source: str = "records", *, training: bool = False
+) -> RunStatus:
     run = records.run.path
     return RunStatus(run.name, str(run), state, " ".join(detail.split()), source, training=training)
 

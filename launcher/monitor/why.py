@@ -3,13 +3,10 @@
 import time
 from pathlib import Path
 
+from launcher.backend import Cause, find_backend, find_cause
 from launcher.monitor import status
 from launcher.monitor.status import RunStatus
 from launcher.monitor.status_text import format_steps
-from slurm.job.record import JobRecord
-from slurm.recovery.cause import Cause, find_cause
-from slurm.recovery.history import read_outcomes
-from slurm.recovery.requeue import decide_next
 from store.checkpoint import checkpoints
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
@@ -91,13 +88,10 @@ def _then(run: RunDir, attempt: Attempt, cause: Cause, row: RunStatus) -> str:
     """What was decided after this attempt."""
     found = checkpoints.list_checkpoints(run)
     place = f"after step {found[-1].step}" if found else "from the start"
-    if not attempt.nodes.is_file():
+    decision = find_backend(attempt).decide_next(run, attempt)
+    if decision is None:
         mend = "mend that first, then " if cause.is_user_error else ""
         return f"{mend}lockstep submit goes on {place}; a local run is not started again by itself"
-    after = JobRecord.read(run).after_attempt if run.job.is_file() else 0
-    since = after if attempt.number > after else 0
-    history = [outcome for outcome in read_outcomes(run, since) if outcome.attempt <= attempt.number]
-    decision = decide_next(history)
     newest = attempt.number == row.attempt
     if decision.action == "requeue" and row.state == "held" and newest:
         return f"its job is held, and goes on {place} once it is released"

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,18 +20,15 @@ import psutil
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
-from configs.solve.batch import Shape, solve_batch
 from configs.solve.learning_rate import compute_learning_rate
 from launcher.format import format_count, format_rate
-from launcher.run_lock import hold_run
+from launcher.local_backend import LocalJob
 from launcher.submit.live_log import LiveLog
-from launcher.submit.prepare import PreparedRun, is_finished, prepare_run, threads_per_rank
-from slurm.job.record import find_active_job
-from slurm.query.queue import describe_job
+from launcher.submit.prepare import PreparedRun, threads_per_rank
 from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
-from store.run.end import FINISHED, End
+from store.run.end import End
 from store.run.run_dir import Attempt, RunDir, open_to_append
 from store.run.submission import open_attempt
 
@@ -37,52 +36,54 @@ POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died
 
 
-def submit_local(config: RunConfig, ranks: int | None) -> int:
-    """Train `config` on this machine with `ranks` ranks (or as many as the config's own shape has per node).
+@dataclass(frozen=True)
+class LocalRuns:
+    """Runs that may start here, one after the other."""
 
-    Answers the exit code of contract 5, or raises what the run failed of.
-    """
-    shape = Shape(1, ranks or solve_batch(config).shape.gpus_per_node)
-    ready = prepare_run(config, shape)
-    if _is_done(ready):
-        return FINISHED
-    # from the first byte written on, no signal leaves an attempt without its end
-    with SignalCounter() as notices, hold_run(ready.run) as lock:
-        if _is_done(ready):  # once more: another submit may have been quicker
-            return FINISHED
-        ready.write()
-        attempt = open_attempt(ready.run, config, ready.batch_plan)
-        follower = LiveLog(attempt)
-        for problem in ready.problems:
-            follower.say(f"skipped {problem}")
-        if ready.problems:
-            follower.say(f"skipped {len(ready.problems)} bad samples, {ready.submission.dataset_size} are left")
-        where = f"{format_count(shape.world_size, 'rank')}; logs in {attempt.path / 'logs'}"
-        follower.say(f"{config.name}: attempt {attempt.number} with {where}")
-        if there := checkpoints.list_checkpoints(ready.run):
-            follower.say(_goes_on(config, there[-1].step, ready.total_steps))
-        return LocalAttempt(ready.run, attempt, notices, lock).watch(follower)
+    runs: Sequence[PreparedRun]
+    start: str = "it starts at once"
+    note: str | None = None
 
+    def submit(
+        self, runs: Sequence[PreparedRun], held: Mapping[Path, str], locks: Mapping[Path, int]
+    ) -> list[LocalJob]:
+        """Train them to their ends, and show it. `held` is empty: nothing waits here. A run's lock goes on to its
+        processes, which may outlive this one.
 
-def _is_done(ready: PreparedRun) -> bool:
-    """Whether there is nothing left to train, which is said. Raises UserError where the run is a job's, LockstepError
-    where nobody can tell whether it is."""
-    if is_finished(ready):
-        print(f"{ready.config.name} is trained to its end; its pipeline is {ready.run.pipeline}")
-        return True
-    job = find_active_job(ready.run)
-    if job is not None:
-        raise UserError(
-            f"{ready.run.path}: is job {job.id} ({describe_job(job)}); cancel it first: lockstep cancel RUN"
-        )
-    return False
+        Raises LockstepError with what a run failed of.
+        """
+        jobs = []
+        for prepared in runs:
+            with (
+                SignalCounter() as notices
+            ):  # from the first byte written on, no signal leaves an attempt without its end
+                end = start_attempt(prepared, notices, locks[prepared.run.path]).watch()
+            state = "COMPLETED" if end.reason == "finished" else "CANCELLED"
+            jobs.append(LocalJob(str(prepared.run.path), state, "records"))
+        return jobs
 
 
-def _goes_on(config: RunConfig, done: int, total: int) -> str:
+def start_attempt(prepared: PreparedRun, notices: "SignalCounter", lock: int) -> "LocalAttempt":
+    """Write the run, open its next attempt, and start the ranks. `lock`: the descriptor of the run's lock."""
+    prepared.write()
+    attempt = open_attempt(prepared.run, prepared.config, prepared.batch_plan)
+    live_log = LiveLog(attempt)
+    for problem in prepared.problems:
+        live_log.say(f"skipped {problem}")
+    if prepared.problems:
+        live_log.say(f"skipped {len(prepared.problems)} bad samples, {prepared.submission.dataset_size} are left")
+    ranks = format_count(prepared.batch_plan.shape.world_size, "rank")
+    live_log.say(f"{prepared.config.name}: attempt {attempt.number} with {ranks}; logs in {attempt.path / 'logs'}")
+    if saved := checkpoints.list_checkpoints(prepared.run):
+        live_log.say(_describe_resume(prepared.config, saved[-1].step, prepared.total_steps))
+    return LocalAttempt(prepared.run, attempt, notices, lock, live_log)
+
+
+def _describe_resume(config: RunConfig, done: int, total: int) -> str:
     """Where a resume starts, and the learning rate from there: a new length bends its curve."""
     steps = sorted({min(done + 1, total), (done + total) // 2, total})
     rates = ", ".join(f"{format_rate(compute_learning_rate(config, step, total))} at {step:,}" for step in steps)
-    return f"goes on after step {done:,} of {total:,}; learning rate {rates}"
+    return f"resumes after step {done:,} of {total:,}; learning rate {rates}"
 
 
 class SignalCounter:
@@ -108,18 +109,19 @@ class SignalCounter:
 class LocalAttempt:
     """One attempt's processes on this machine."""
 
-    def __init__(self, run: RunDir, attempt: Attempt, notices: SignalCounter, lock: int):
-        self.attempt, self.notices = attempt, notices
-        ranks = AttemptPlan.read(attempt).batch_plan.shape.world_size
-        self.seen: dict[int, int] = {}  # process id → rank
-        self.told: set[int] = set()
+    def __init__(self, run: RunDir, attempt: Attempt, notices: SignalCounter, lock: int, live_log: LiveLog):
+        self.attempt, self.notices, self.live_log = attempt, notices, live_log
+        self.ranks: dict[psutil.Process, int] = {}  # that lived at the last look, each with its number
+        self.started = False  # whether a rank was ever seen
+        self.told: set[psutil.Process] = set()
         self.first_dead: int | None = None
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        count = AttemptPlan.read(attempt).batch_plan.shape.world_size
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["--monitor-interval=0.2", f"--shutdown-timeout={GRACE}"]
         command += ["-m", "train", str(run.path), f"--attempt={attempt.number}"]
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
-            "OMP_NUM_THREADS": str(threads_per_rank(ranks)),
+            "OMP_NUM_THREADS": str(threads_per_rank(count)),
         }
         if gpus.must_find_gpu(os.environ):
             environment[gpus.GPUS_VARIABLE] = "1"
@@ -134,58 +136,65 @@ class LocalAttempt:
                 pass_fds=(lock,),  # torchrun holds the run should this process be killed; the ranks die with torchrun
             )
 
-    def watch(self, follower: LiveLog) -> int:
-        """Follow the attempt to its end and answer the exit code of contract 5, or raise what it failed of."""
+    def watch(self) -> End:
+        """Follow the attempt to its end record, or raise what it failed of."""
         try:
             while self.torchrun.poll() is None:
                 self._look()
-                follower.show_new()
+                self.live_log.show_new()
                 time.sleep(POLL)
         finally:
             self._kill()  # nothing of ours outlives this, however we leave
-            follower.finish()
+            self.live_log.finish()
         end = self._end()
         if end.reason == "notice":
-            asked = self.notices.given[0] if self.notices.given else end.notice  # ranks know only what reached them
-            follower.say(f"stopped on {asked} after step {end.step}; the same command goes on")
-        return end.exit_code
+            notice = self.notices.given[0] if self.notices.given else end.notice  # ranks know only what reached them
+            self.live_log.say(f"stopped on {notice} after step {end.step}; the same command resumes it")
+        return end
 
     def _look(self) -> None:
         """Pass notices on, also to ranks that start later, and remember which rank was the first to die silently."""
-        alive = self._alive()
-        self.seen |= alive
-        if self.first_dead is None and not self.attempt.end.exists():
-            gone = (rank for pid, rank in self.seen.items() if pid not in alive)
-            self.first_dead = next((rank for rank in gone if not self.attempt.failure(rank).exists()), None)
+        alive = self._find_ranks()
+        for process, rank in self.ranks.items():
+            if process not in alive:
+                self._end_group(process, rank)
+        self.ranks = alive
+        self.started = self.started or bool(alive)
         if len(self.notices.given) > 1:
             self._kill()
         elif self.notices.given:
-            for pid in alive.keys() - self.told:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR2)
-                self.told.add(pid)
+            for process in alive.keys() - self.told:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGUSR2)
+                self.told.add(process)
 
-    def _alive(self) -> dict[int, int]:
-        """The ranks that run now: process id → rank."""
+    def _find_ranks(self) -> dict[psutil.Process, int]:
+        """The ranks that run now, each with its number."""
         alive = {}
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self.torchrun.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess, KeyError):  # just gone, or not yet a rank
                     if process.status() != psutil.STATUS_ZOMBIE:
-                        alive[process.pid] = int(process.environ()["RANK"])
+                        alive[process] = int(process.environ()["RANK"])
         return alive
 
+    def _end_group(self, process: psutil.Process, rank: int) -> None:
+        """A rank has ended: what it had started ends with it, now, while its number cannot be anybody else's yet."""
+        silent = not self.attempt.end.exists() and not self.attempt.failure(rank).exists()
+        if silent and self.first_dead is None:
+            self.first_dead = rank
+        _kill_group(process)
+
     def _kill(self) -> None:
-        """End torchrun, the ranks, and whatever these have started: torchrun gives each rank a process group."""
-        groups = set(self.seen)
+        """End torchrun, the ranks, and whatever these have started."""
+        processes = set(self.ranks)
         if self.torchrun.poll() is None:
             torchrun = psutil.Process(self.torchrun.pid)
             torchrun.suspend()  # so that it starts no rank meanwhile
-            groups |= {rank.pid for rank in torchrun.children()}
+            processes |= set(torchrun.children())
             torchrun.kill()
-        for group in groups:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        for process in processes:
+            _kill_group(process)
         self.torchrun.wait()
 
     def _end(self) -> End:
@@ -200,11 +209,11 @@ class LocalAttempt:
             raise _failure(causes[0], len(reports) - 1, self.attempt)
         if self.first_dead is not None:
             raise LockstepError(
-                f"rank {self.first_dead} died without a word: killed from outside, or out of memory; "
+                f"rank {self.first_dead} exited without an error report (SIGKILL or out of memory?); "
                 f"its last lines are in {self.attempt.log(self.first_dead)}"
             )
-        what = "torch's launcher ended before the ranks" if self.seen else "the ranks did not start"
-        raise LockstepError(f"{what}; see {self.attempt.launcher_log}")
+        problem = "torch's launcher ended before the ranks" if self.started else "the ranks did not start"
+        raise LockstepError(f"{problem}; see {self.attempt.launcher_log}")
 
 
 def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> LockstepError:
@@ -213,8 +222,17 @@ def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> Lockstep
         return UserError(report["message"])
     others = f", and {victims} more followed" if victims else ""
     rank = report["rank"]
-    what = report["traceback"] or f"{report['message']}\n"
-    return LockstepError(f"{what}rank {rank} failed first{others}; its log is {attempt.log(rank)}")
+    text = report["traceback"] or f"{report['message']}\n"
+    return LockstepError(f"{text}rank {rank} failed first{others}; its log is {attempt.log(rank)}")
+
+
+def _kill_group(leader: psutil.Process) -> None:
+    """torchrun gives each rank a process group, which lives for as long as anything that the rank has started, and
+    whose number is the rank's. Where another process has that number by now, nothing of ours is left."""
+    if psutil.pid_exists(leader.pid) and not leader.is_running():
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -8,14 +8,12 @@ from pathlib import Path
 from configs.errors import UserError
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
-from configs.solve.batch import BatchPlan, Shape
+from configs.solve.batch import BatchPlan
 from configs.solve.length import solve_length
-from launcher.manage.control import clear_requests
-from launcher.submit.hub import resolve_model
+from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
-from store.dataset.listing import check_images, digest_samples, format_samples, list_samples, select_samples
+from store.dataset.listing import format_samples, select_samples
 from store.run.attempt_plan import AttemptPlan
-from store.run.code_version import read_code_version
 from store.run.end import End
 from store.run.run_dir import RunDir, write_atomic
 from store.run.submission import Submission, plan_batch
@@ -43,31 +41,33 @@ class PreparedRun:
             write_atomic(self.run.dataset, self.samples)
             write_atomic(self.run.config, dump_config(self.config))
             self.submission.write(self.run)
-            clear_requests(self.run)
+            for request in (self.run.stop_request, self.run.save_request):
+                request.unlink(missing_ok=True)
         except OSError as error:
             cure = "name another folder with runs"
             raise UserError(f"{self.run.path}: cannot be written ({error.strerror}); {cure}") from None
 
 
-def prepare_run(config: RunConfig, shape: Shape | None = None) -> PreparedRun:
-    """The run of `config`, on `shape` or the config's own. Raises UserError; writes nothing."""
-    run = RunDir(Path(config.runs, config.name))
-    batch_plan = plan_batch(run, config, shape)
-    folder = Path(config.data.images)
-    listing = check_images(folder, list_samples(folder))
+def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: RunInputs | None = None) -> PreparedRun:
+    """The run of `config`, with `batch_plan` or the one of its own shape. Raises UserError; writes nothing."""
+    inputs = inputs or RunInputs()
+    run = RunDir.for_config(config)
+    batch_plan = batch_plan or plan_batch(run, config)
+    config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
+    listing = inputs.list_images(Path(config.data.images))
     samples = select_samples(config.data, listing)
-    lines = format_samples(samples)
-    model = str(resolve_model(config.model))
-    submission = Submission(model, len(samples), digest_samples(lines), _content(config, model, digest_samples(lines)))
-    ready = PreparedRun(run, config, batch_plan, submission, lines, listing.problems)
+    text, digest = inputs.share_text(format_samples(samples))
+    model = inputs.resolve_model(config.model)
+    submission = Submission(model, len(samples), digest, _content(config, model, digest, inputs.code_digest))
+    ready = PreparedRun(run, config, batch_plan, submission, text, listing.problems)
     check_same_run(ready)
     return ready
 
 
-def _content(config: RunConfig, model: str, dataset_digest: str) -> str:
+def _content(config: RunConfig, model: str, dataset_digest: str, code_digest: str) -> str:
     """A digest of all that decides what comes of a run. Its name, its place and its shape do not."""
     decides = config.model_copy(update={"name": "", "runs": "", "model": model, "cluster": type(config.cluster)()})
-    return sha256("\0".join([dump_config(decides), read_code_version().digest, dataset_digest]).encode()).hexdigest()
+    return sha256("\0".join([dump_config(decides), code_digest, dataset_digest]).encode()).hexdigest()
 
 
 def is_finished(ready: PreparedRun) -> bool:

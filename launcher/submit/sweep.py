@@ -2,32 +2,20 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
+from launcher.backend import Backend, BackendJob, CheckedRuns, SlurmBackend
 from launcher.monitor import status
-from launcher.monitor.records import is_run_held
-from launcher.run_lock import RunHeldError, hold_run
-from launcher.submit.cluster import (
-    cancel_held,
-    check_job,
-    check_limits,
-    check_partition,
-    require_sbatch,
-    write_job_record,
-)
+from launcher.run_lock import RunHeldError, hold_run, is_run_held
+from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import PreparedRun, prepare_run
-from slurm.job import request
-from slurm.job.nodes import with_fixed_batch
-from slurm.job.record import find_active_job, sweeps_folder
-from slurm.query.queue import Job
-from slurm.site import Site, load_site
+from launcher.submit.start import check_job
 from store.run.run_dir import RunDir
 from store.run.submission import Submission
 
@@ -47,28 +35,32 @@ def list_points(file: str, words: Iterable[str]) -> list[SweepPoint]:
 
     Each is a run of its own, named after the config and its values. Raises UserError where two get the same name.
     """
-    choices = [_choices(word) for word in words]
-    varied = [found for found in choices if len(found) > 1]
-    if not varied:
+    choices = [_split_values(word) for word in words]
+    if not any(len(options) > 1 for options in choices):
         raise UserError("sweep: give at least one key with several values, such as lr=1e-5,2e-5")
     base = load_config(file).name
-    found: dict[str, SweepPoint] = {}
+    points: dict[str, SweepPoint] = {}
     for combination in itertools.product(*choices):
-        told = [word for word, options in zip(combination, choices, strict=True) if len(options) > 1]
-        name = "-".join([base, *(re.sub(r"[^A-Za-z0-9.]+", "-", word.replace("=", "-")).strip("-") for word in told)])
-        if name in found:
-            raise UserError(f"sweep: {' '.join(combination)} and {' '.join(found[name].words)} would both be {name}")
-        found[name] = SweepPoint(combination, load_config(file, [*combination, f"name={name}"]))
-    return list(found.values())
+        varied = [word for word, options in zip(combination, choices, strict=True) if len(options) > 1]
+        name = "-".join([base, *map(_as_name, varied)])
+        if name in points:
+            raise UserError(f"sweep: {' '.join(combination)} and {' '.join(points[name].words)} would both be {name}")
+        points[name] = SweepPoint(combination, load_config(file, [*combination, f"name={name}"]))
+    return list(points.values())
 
 
-def _choices(word: str) -> list[str]:
+def _split_values(word: str) -> list[str]:
     """`lr=1e-5,2e-5` as `lr=1e-5` and `lr=2e-5`; commas within brackets or braces do not part."""
     match = _LIST.fullmatch(word)
     if match is None:
         return [word]  # load says what is wrong with it
-    parts = re.split(r",(?![^\[{]*[\]}])", match[2])
-    return [f"{match[1]}={part.strip()}" for part in parts]
+    key, values = match.groups()
+    return [f"{key}={value.strip()}" for value in re.split(r",(?![^\[{]*[\]}])", values)]
+
+
+def _as_name(word: str) -> str:
+    """`lr=1e-5` as `lr-1e-5`: what a run's name may hold."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", word.replace("=", "-")).strip("-")
 
 
 def queue_sweep(file: str, words: Iterable[str]) -> Iterator[str]:
@@ -77,115 +69,106 @@ def queue_sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     Raises UserError for what is wrong with a point before anything is queued, and where SLURM refuses an array, after
     those before it.
     """
-    made = list_points(file, words)
-    if len({(point.config.cluster.site, point.config.runs) for point in made}) > 1:
+    points = list_points(file, words)
+    if len({(point.config.cluster.site, point.config.runs) for point in points}) > 1:
         raise UserError("sweep: cluster.site and runs are one for all; sweep each of them by itself")
-    site = load_site(made[0].config.cluster.site)
-    require_sbatch()
-    for point in made:
-        check_limits(point.config, site)
-    ready = [prepare_run(with_fixed_batch(point.config)) for point in made]
-    there, new = _by_content(made[0].config.runs), []
-    for one in ready:
-        why = _already(one, there)[0] or _is_kept(one.run)
-        if why is None:
-            new.append(one)
+    backend: Backend = SlurmBackend()
+    for point in points:
+        backend.check_config(point.config)
+    inputs = RunInputs()
+    prepared_runs = []
+    for point in points:
+        batch_plan = backend.plan_batch(RunDir.for_config(point.config), point.config)
+        prepared_runs.append(prepare_run(point.config, batch_plan, inputs))
+    runs_by_content = _group_by_content(points[0].config.runs)
+    new = []
+    for prepared in prepared_runs:
+        reason = _check_point(prepared, backend, runs_by_content)[0] or _describe_lock(prepared.run)
+        if reason is None:
+            new.append(prepared)
         else:
-            yield f"{one.config.name} {why}"
-    warning = check_partition([one.config for one in new], site) if new else None
-    groups = _of_one_shape(new, site)
-    starts = [request.check_submission(group[0].run, group[0].config, site) for group in groups]
-    for group, start in zip(groups, starts, strict=True):
-        yield from _queue(group, site, start)
-    if warning:
-        yield f"note: {warning}"
+            yield f"{prepared.config.name} {reason}"
+    groups = backend.check_runs(new) if new else []
+    for checked in groups:
+        yield from _queue(checked, backend)
+    for note in dict.fromkeys(checked.note for checked in groups if checked.note):
+        yield f"note: {note}"
 
 
-def _already(ready: PreparedRun, there: dict[str, list[RunDir]]) -> tuple[str | None, Job | None]:
+def _queue(checked: CheckedRuns, backend: Backend) -> list[str]:
+    """One array with a task for each run that is still to be queued now that nobody else can; a line about each."""
+    lines: list[str] = []
+    locks: dict[Path, int] = {}
+    with ExitStack() as stack:
+        ours = []
+        for prepared in checked.runs:
+            try:
+                locks[prepared.run.path] = stack.enter_context(hold_run(prepared.run))
+            except RunHeldError as error:  # whoever has it trains this point, or submits it
+                lines.append(f"{prepared.config.name} is not queued: {error}")
+            else:
+                ours.append(prepared)
+        new, held, reasons = _look_again(ours, backend)
+        lines += reasons
+        jobs = checked.submit(new, held, locks) if new else []
+    for prepared, job in zip(new, jobs, strict=True):
+        lines.append(f"{prepared.config.name} is {job.name}; {checked.start}")
+    return lines
+
+
+def _look_again(ours: Sequence[PreparedRun], backend: Backend) -> tuple[list[PreparedRun], dict[Path, str], list[str]]:
+    """With the locks held, for another sweep may have been quicker: what is still to be queued, the jobs that are held
+    and go first, and a line about each of the others."""
+    new: list[PreparedRun] = []
+    held_jobs: dict[Path, str] = {}
+    lines = []
+    runs_by_content = _group_by_content(ours[0].config.runs) if ours else {}
+    for prepared in ours:
+        reason, held = _check_point(prepared, backend, runs_by_content)
+        if reason is not None:
+            lines.append(f"{prepared.config.name} {reason}")
+            continue
+        new.append(prepared)
+        runs_by_content.setdefault(prepared.submission.content, []).append(prepared.run)
+        if held is not None:
+            held_jobs[prepared.run.path] = held.id
+    return new, held_jobs, lines
+
+
+def _check_point(
+    prepared: PreparedRun, backend: Backend, runs_by_content: dict[str, list[RunDir]]
+) -> tuple[str | None, BackendJob | None]:
     """As `check_job`, of the run itself and then of the runs of other names with its content."""
-    why, held = check_job(ready)
-    if why is not None:
-        return why, None
-    for twin in there.get(ready.submission.content, []):
-        what = _what_it_does(twin) if twin != ready.run else None
-        if what is not None:
-            return f"{what}: {twin.path} is the same", None
+    reason, held = check_job(prepared, backend)
+    if reason is not None:
+        return reason, None
+    for twin in runs_by_content.get(prepared.submission.content, []):
+        activity = _describe_activity(twin, backend) if twin != prepared.run else None
+        if activity is not None:
+            return f"{activity}: {twin.path} is the same", None
     return None, held
 
 
-def _what_it_does(twin: RunDir) -> str | None:
+def _describe_activity(run: RunDir, backend: Backend) -> str | None:
     """That it is finished or lives; None where it does neither. Raises LockstepError where nobody can tell."""
-    row = status.read_status(twin)
+    row = status.read_status(run)
     if row.state == "finished":
         return "is finished"
-    job = find_active_job(twin)
+    job = backend.find_active_job(run)
     if job is not None and not job.held:
-        return f"is {row.state} as job {job.id}"
-    return _is_kept(twin)
+        return f"is {row.state} as {job.name}"
+    return _describe_lock(run)
 
 
-def _is_kept(run: RunDir) -> str | None:
+def _describe_lock(run: RunDir) -> str | None:
     """That somebody has its lock: it is trained here, or just being submitted."""
     return f"is {status.read_status(run).state}" if is_run_held(run) else None
 
 
-def _by_content(runs: str) -> dict[str, list[RunDir]]:
+def _group_by_content(runs: str) -> dict[str, list[RunDir]]:
     """The runs in the folder `runs`, by the digest of what decides their result."""
-    found: dict[str, list[RunDir]] = {}
+    groups: dict[str, list[RunDir]] = {}
     for path in sorted(Path(runs).glob("*/submission.json")):
         run = RunDir(path.parent)
-        found.setdefault(Submission.read(run).content, []).append(run)
-    return found
-
-
-def _of_one_shape(ready: list[PreparedRun], site: Site) -> list[list[PreparedRun]]:
-    """A job array has one request for all its tasks: those that ask for the same go together."""
-    groups: dict[str, list[PreparedRun]] = {}
-    for one in ready:
-        asked = request.sbatch_parameters(one.run, one.config, site)
-        same = {key: value for key, value in asked.items() if key not in ("job_name", "setup")}
-        groups.setdefault(repr(same), []).append(one)
-    return list(groups.values())
-
-
-def _queue(group: list[PreparedRun], site: Site, start: str) -> list[str]:
-    """One array with a task for each run that is still to be queued now that nobody else can; a line about each."""
-    lines: list[str] = []
-    new: list[tuple[PreparedRun, Job | None]] = []
-    with ExitStack() as locks:
-        ours: list[PreparedRun] = []
-        for one in group:
-            try:
-                locks.enter_context(hold_run(one.run))
-            except RunHeldError as error:  # whoever has it trains this point, or submits it
-                lines.append(f"{one.config.name} is not queued: {error}")
-            else:
-                ours.append(one)
-        there = _by_content(group[0].config.runs)
-        for one in ours:
-            why, held = _already(one, there)  # once more: another sweep may have been quicker
-            if why is None:
-                new.append((one, held))
-                there.setdefault(one.submission.content, []).append(one.run)
-            else:
-                lines.append(f"{one.config.name} {why}")
-        if new:
-            lines += _queue_array(new, site, start)
-    return lines
-
-
-def _queue_array(new: list[tuple[PreparedRun, Job | None]], site: Site, start: str) -> list[str]:
-    """What `_queue` does, with the locks held and each run's job that is to go first."""
-    ready = [one for one, _ in new]
-    digest = sha256("".join(f"{one.run.path}{one.submission.content}" for one in ready).encode()).hexdigest()
-    folder = sweeps_folder(ready[0].run.path.parent) / digest[:12]
-    for output in (folder, *(one.run.slurm for one in ready)):
-        request.make_output_folder(output)
-    for one, held in new:
-        if held is not None:
-            cancel_held(one.run, held)
-    records = [write_job_record(one, site) for one in ready]
-    jobs = request.submit_array(folder, [one.run for one in ready], ready[0].config, site)
-    for one, record, job in zip(ready, records, jobs, strict=True):
-        replace(record, id=job).write(one.run)
-    return [f"{one.config.name} is job {job}; {start}" for one, job in zip(ready, jobs, strict=True)]
+        groups.setdefault(Submission.read(run).content, []).append(run)
+    return groups

@@ -23,12 +23,12 @@ from slurm.job.nodes import plan_for_nodes
 from slurm.job.record import ARRAY, JobRecord
 from slurm.query import queue, scontrol
 from slurm.recovery.history import Outcome, read_outcomes
-from slurm.recovery.requeue import decide_next, find_bad_nodes
+from slurm.recovery.requeue import Decision, decide_next, find_bad_nodes
 from slurm.site import Site
 from store.run import gpus
 from store.run.end import FAILED, FINISHED, End
 from store.run.run_dir import Attempt, RunDir
-from store.run.submission import open_attempt
+from store.run.submission import open_attempt, plan_batch
 
 EXPIRY = 24 * 3600  # seconds after which a node that failed gets another chance
 BLOCKED = ("env", "--block-signal=USR2", "--block-signal=TERM")  # before a rank listens, a notice must not kill it
@@ -39,88 +39,98 @@ def batch() -> None:
     """For the job's own script."""
 
 
-@batch.command()
+@batch.command("which")
 @click.argument("folder")
-def which(folder: str) -> None:
-    """The run of this task of a job array, whose runs are listed in FOLDER."""
+def choose_run(folder: str) -> None:
+    """Print the run of this task of a job array, whose runs are listed in FOLDER."""
     runs = json.loads(Path(folder, ARRAY).read_text())
     print(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))])
 
 
-@batch.command()
+@batch.command("begin")
 @click.argument("run_dir")
-def begin(run_dir: str) -> None:
+def begin_attempt(run_dir: str) -> None:
     """Open the next attempt on the largest part of this allocation that keeps the batch; print its shell variables."""
     run, job = RunDir.open(run_dir), scontrol.current_job_id()
-    config, record = load_config(run.config), JobRecord.read(run)
-    if record.id not in (None, job):
-        print(f"lockstep: the run belongs to job {record.id} now", file=sys.stderr)
-        sys.exit(1)
-    if record.id is None:  # whoever submitted it was killed before it could
-        replace(record, id=job).write(run)
+    record = _claim_run(run, job)
+    # SLURM requeues by itself after a node's death, so what was decided at the last end is decided here again, before
+    # anything is opened: a run that is done must not start, and one that only fails must wait for people.
     history = read_outcomes(run, after=record.after_attempt)
     decision = decide_next(history)
-    if decision.action == "complete":  # SLURM requeued it for a node that died after the end
+    if decision.action == "complete":
         print("exit 0")
         return
     if decision.action == "hold":
         scontrol.hold_job(job, decision.reason)
         sys.exit(1)
+    # Of the nodes that SLURM gave, those that failed lately are left out, and as many of the rest are taken as can
+    # share the batch. Too few are no attempt: SLURM gave them before it was told whom to leave out.
+    config = load_config(run.config)
     given = scontrol.expand_hostnames(os.environ["SLURM_JOB_NODELIST"])
-    left_out = _bad_nodes(run, history)
+    left_out = _find_nodes_to_exclude(run, history)
     usable = [node for node in given if node not in left_out]
-    batch_plan = plan_for_nodes(config, len(usable))
-    if batch_plan is None:  # SLURM gave them before it was told, or by itself after a node's death
+    batch_plan = plan_for_nodes(config, plan_batch(run, config), len(usable))
+    if batch_plan is None:
         scontrol.requeue_job(job, left_out)
         sys.exit(1)
     nodes = usable[: batch_plan.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
-    over = queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", ""))
-    allocation = {"job": job, "nodes": nodes, "left_out": left_out, "time": time.time(), "because": decision.reason}
-    allocation |= {"batch_host": given[0], "output": _output(), "time_is_over": over}
     script = _read_own(run.sbatch)
-    attempt = open_attempt(run, config, batch_plan, allocation)
+    allocation = {"job": job, "nodes": nodes, "left_out": left_out, "because": decision.reason, "batch_host": given[0]}
+    attempt = open_attempt(run, config, batch_plan, allocation | _describe_start(job))
     attempt.sbatch.write_bytes(script)
-    said = "; ".join([decision.reason, *(f"without {node}, for a day: {why}" for node, why in left_out.items())])
-    scontrol.set_comment(job, f"attempt {attempt.number}: {said}")
-    _log(attempt, f"on {', '.join(nodes)}: {said}")
-    for name, value in _variables(attempt, batch_plan, nodes, record.site).items():
-        print(f"export {name}={shlex.quote(value)}")
-    print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
+    _announce(attempt, job, nodes, "; ".join([decision.reason, *_describe_excluded(left_out)]))
+    _print_variables(attempt, _attempt_variables(attempt, batch_plan, nodes, record.site))
 
 
-@batch.command()
+@batch.command("end")
 @click.argument("run_dir")
 @click.argument("code", type=int)
-def end(run_dir: str, code: int) -> None:
-    """After the ranks: requeue, hold with the reason, or leave it at that. CODE is srun's and decides nothing."""
+def end_attempt(run_dir: str, code: int) -> None:
+    """After the ranks: requeue, hold with the reason, or let the job end. CODE is srun's and decides nothing."""
     run, job = RunDir.open(run_dir), scontrol.current_job_id()
     history = read_outcomes(run, after=JobRecord.read(run).after_attempt)
     decision = decide_next(history)
     attempt = run.attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     _log(attempt, f"srun answered {code}; {decision.action}: {decision.reason}")
-    ended = End.read(attempt)
-    exit_code = ended.exit_code if ended else FAILED
+    # Two things stand before the decision. A job that runs no more was cancelled, or its time is over: a requeue would
+    # bring back what was to end. And a newer attempt means that this node was cut off, and the job is its successor's.
+    runs_still = scontrol.query_job_fields(job).get("JobState") == "RUNNING"
+    if runs_still and run.attempts()[-1].number == attempt.number:
+        scontrol.set_comment(job, decision.reason)
+        if decision.action == "requeue":
+            scontrol.requeue_job(job, _find_nodes_to_exclude(run, history))
+        elif decision.action == "hold":
+            scontrol.hold_job(job, decision.reason)
+        else:
+            scontrol.forbid_requeue(job)
+    sys.exit(_exit_code(attempt, decision))
+
+
+def _claim_run(run: RunDir, job: str) -> JobRecord:
+    """The run's job record, which names this job. Ends this process where the run belongs to another job."""
+    record = JobRecord.read(run)
+    if record.id is None:  # whoever submitted it was killed before it could
+        record = replace(record, id=job)
+        record.write(run)
+    if record.id != job:
+        print(f"lockstep: the run belongs to job {record.id} now", file=sys.stderr)
+        sys.exit(1)
+    return record
+
+
+def _exit_code(attempt: Attempt, decision: Decision) -> int:
+    """What SLURM sees: a stop that people asked for is no failure."""
     if decision.action == "complete":
-        exit_code = FINISHED  # a stop that people asked for is no failure to SLURM
-    if scontrol.query_job_fields(job).get("JobState") != "RUNNING":
-        sys.exit(exit_code)  # cancelled, or its time is over: a requeue would bring back what was to end
-    if run.attempts()[-1].number > attempt.number:  # this node was batch_plan off, and the job is its successor's now
-        sys.exit(exit_code)
-    scontrol.set_comment(job, decision.reason)
-    if decision.action == "requeue":
-        scontrol.requeue_job(job, _bad_nodes(run, history))
-    elif decision.action == "hold":
-        scontrol.hold_job(job, decision.reason)
-    else:
-        scontrol.forbid_requeue(job)
-    sys.exit(exit_code)
+        return FINISHED
+    ended = End.read(attempt)
+    return ended.exit_code if ended else FAILED
 
 
-def _bad_nodes(run: RunDir, history: list[Outcome]) -> dict[str, str]:
+def _find_nodes_to_exclude(run: RunDir, history: list[Outcome]) -> dict[str, str]:
     """Nodes to leave out, and why: those that failed lately, if the cluster can do without them."""
-    bad = find_bad_nodes([outcome for outcome in history if _recent(run, outcome)])
+    bad = find_bad_nodes([outcome for outcome in history if _is_recent(run, outcome)])
     return bad if bad and scontrol.can_run_without(run.sbatch, bad) else {}
 
 
@@ -134,25 +144,38 @@ def _read_own(path: Path) -> bytes:
             raise
         raise LockstepError(f"{path}: is a link to {os.readlink(path)}, not the job's script; remove it") from None
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise LockstepError(f"{path}: is another user's, or no file, and not the job's script; remove it")
         return file.read()
 
 
-def _output() -> dict[str, object]:
+def _describe_start(job: str) -> dict[str, object]:
+    """When this start of the job began, when SLURM ends it, and where its output goes on."""
+    over = queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", ""))
+    return {"time": time.time(), "time_is_over": over, "output": _find_output()}
+
+
+def _print_variables(attempt: Attempt, variables: dict[str, str]) -> None:
+    """For the job's script, which evaluates what is printed here."""
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
+
+
+def _find_output() -> dict[str, object]:
     """The job's output, which all attempts share, and where this attempt's part of it starts."""
     path = Path(os.readlink("/proc/self/fd/2"))
     return {"path": str(path), "size": path.stat().st_size} if path.is_file() else {}
 
 
-def _recent(run: RunDir, outcome: Outcome) -> bool:
+def _is_recent(run: RunDir, outcome: Outcome) -> bool:
     """Whether the attempt is so young that its node is still suspected."""
     record = run.attempt(outcome.attempt).nodes
     return record.is_file() and time.time() - float(json.loads(record.read_text())["time"]) < EXPIRY
 
 
-def _variables(attempt: Attempt, batch_plan: BatchPlan, nodes: list[str], site: Site) -> dict[str, str]:
+def _attempt_variables(attempt: Attempt, batch_plan: BatchPlan, nodes: list[str], site: Site) -> dict[str, str]:
     """What the script's srun line and the ranks read."""
     shape = batch_plan.shape
     srun = [f"--nodes={shape.nodes}", f"--ntasks={shape.world_size}", f"--nodelist={','.join(nodes)}"]
@@ -163,6 +186,16 @@ def _variables(attempt: Attempt, batch_plan: BatchPlan, nodes: list[str], site: 
     if gpus.GPUS_VARIABLE not in os.environ:  # a test cluster's site, whose GPUs are made up, sets it before
         variables[gpus.GPUS_VARIABLE] = "0" if site.gpus == "none" else "1"
     return variables | ({"LOCKSTEP_INTERFACE": site.interface} if site.interface else {})
+
+
+def _describe_excluded(excluded: dict[str, str]) -> list[str]:
+    return [f"without {node}, for a day: {reason}" for node, reason in excluded.items()]
+
+
+def _announce(attempt: Attempt, job: str, nodes: list[str], reason: str) -> None:
+    """Why there is this attempt: in the job's comment, and in its log."""
+    scontrol.set_comment(job, f"attempt {attempt.number}: {reason}")
+    _log(attempt, f"on {', '.join(nodes)}: {reason}")
 
 
 def _log(attempt: Attempt, text: str) -> None:

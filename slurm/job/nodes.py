@@ -6,27 +6,22 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 
 
-def with_fixed_batch(config: RunConfig) -> RunConfig:
-    """`config` with the batch written out where it follows from the shape: another shape must not change it."""
-    return config if config.batch else config.model_copy(update={"batch": solve_batch(config).batch})
+def nodes_to_request(config: RunConfig, batch_plan: BatchPlan) -> NodeRange:
+    """Nodes to ask SLURM for. `batch_plan` is the config's own, on the fewest nodes: of a node range the part between
+    counts that can share its batch."""
+    fewest = batch_plan.shape.nodes
+    largest = plan_for_nodes(config, batch_plan, max(config.cluster.nodes.high, fewest))
+    return NodeRange(fewest, largest.shape.nodes if largest else fewest)
 
 
-def nodes_to_request(config: RunConfig) -> tuple[NodeRange, int]:
-    """Nodes and ranks per node to ask for: of a range the part between counts that can share the batch; where the
-    config leaves them open, as the batch has it."""
-    nodes, solved = config.cluster.nodes, solve_batch(config).shape
-    if nodes.low == nodes.high:
-        return NodeRange(solved.nodes, solved.nodes), solved.gpus_per_node
-    most = plan_for_nodes(config, nodes.high)
-    return NodeRange(solved.nodes, most.shape.nodes if most else nodes.high), solved.gpus_per_node
-
-
-def plan_for_nodes(config: RunConfig, nodes: int) -> BatchPlan | None:
-    """The batch plan for as many of `nodes` nodes as can share it, within the config's range: None where none can."""
-    fewest, allowed = solve_batch(config).shape, config.cluster.nodes
-    for count in range(min(nodes, max(allowed.high, fewest.nodes)), fewest.nodes - 1, -1):
+def plan_for_nodes(config: RunConfig, batch_plan: BatchPlan, nodes: int) -> BatchPlan | None:
+    """The batch of `batch_plan`, which is on the fewest nodes that the config allows, on as many of `nodes` nodes as
+    can share it, within the config's range. None where `nodes` are too few."""
+    fewest = batch_plan.shape.nodes
+    with_same_batch = config.model_copy(update={"batch": batch_plan.batch})
+    for count in range(min(nodes, config.cluster.nodes.high), fewest, -1):
         try:
-            return solve_batch(config, Shape(count, fewest.gpus_per_node))
+            return solve_batch(with_same_batch, Shape(count, batch_plan.shape.gpus_per_node))
         except UserError:
             continue  # this count does not divide the batch
-    return None
+    return batch_plan if nodes >= fewest else None

@@ -1,7 +1,6 @@
 """Which job a run was given to: `job.json`, written by submit and read by the batch shell and by whoever asks."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +8,11 @@ from configs.errors import LockstepError
 from slurm.query import queue
 from slurm.site import Site
 from store.run.end import End
-from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.liveness import FRESH, find_training_attempt
+from store.run.run_dir import RunDir, write_json
 
+SWEEPS = "sweeps"  # beside the runs: the folder of their job arrays
 ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
-FRESH = 30.0  # seconds for which a sign of life counts
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def find_active_job(run: RunDir) -> queue.Job | None:
             f"{run.path}: was given to {name}, and there is no SLURM on this machine to tell whether it still lives; "
             + way_out
         )
-    job = _noted(record.id) if record.id else _unnoted(run)
+    job = _query_recorded(record.id) if record.id else _find_unrecorded(run)
     if job is None:
         raise LockstepError(
             f"{run.path}: SLURM does not answer, so nobody can tell whether {name} of this run still lives; "
@@ -59,9 +59,9 @@ def find_active_job(run: RunDir) -> queue.Job | None:
         )
     if job.alive:
         return job
-    surely = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
+    is_certain = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
     attempt = find_training_attempt(run)
-    if not surely and attempt is not None and attempt.nodes.is_file():
+    if not is_certain and attempt is not None and attempt.nodes.is_file():
         raise LockstepError(
             f"{run.path}: SLURM here knows no living job{f' {record.id}' if record.id else ''} of it, but ranks of "
             f"attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s; ask where that job runs, or "
@@ -70,20 +70,20 @@ def find_active_job(run: RunDir) -> queue.Job | None:
     return None
 
 
-def _noted(number: str) -> queue.Job | None:
+def _query_recorded(number: str) -> queue.Job | None:
     """What SLURM says of that job; None where it does not answer."""
     job = queue.query_jobs([number])[number]
     return job if job.alive or job.over else None
 
 
-def _unnoted(run: RunDir) -> queue.Job | None:
+def _find_unrecorded(run: RunDir) -> queue.Job | None:
     """The run's newest job, found by its script, for whoever submitted it was killed, or sbatch's answer named none.
     Where there is none an unknown one; None where squeue does not answer."""
     jobs = queue.query_job_scripts()
     if jobs is None:
         return None
-    found = [job for job, script in jobs if _starts(script, job.id, run)]
-    return found[-1] if found else queue.Job("", queue.UNKNOWN, source="squeue")
+    ours = [job for job, script in jobs if _starts(script, job.id, run)]
+    return ours[-1] if ours else queue.Job("", queue.UNKNOWN, source="squeue")
 
 
 def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
@@ -95,26 +95,12 @@ def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
     return end is not None and end.is_final
 
 
-def find_training_attempt(run: RunDir) -> Attempt | None:
-    """The newest attempt, where its ranks give signs of life."""
-    newest = run.attempts()[-1:]
-    if not newest or newest[0].end.is_file():
-        return None
-    times = [beat["time"] for beat in newest[0].heartbeats().values()]
-    return newest[0] if times and time.time() - max(times) < FRESH else None
-
-
 def _starts(script: Path, job: str, run: RunDir) -> bool:
     """Whether job `job`, made from `script`, is the run's own, or the task of a sweep's array that belongs to it."""
     if script.parent == run.slurm:
         return True
     runs = script.parent / ARRAY
-    if script.parent.parent != sweeps_folder(run.path.parent) or not runs.is_file():
+    if script.parent.parent != run.path.parent / SWEEPS or not runs.is_file():
         return False
     task = job.partition("_")[2]
     return bool(json.loads(runs.read_text())[int(task or 0)] == str(run.path))
-
-
-def sweeps_folder(runs: Path) -> Path:
-    """Where the job arrays of the runs in the folder `runs` lie."""
-    return runs / "sweeps"

@@ -1,8 +1,8 @@
-"""What is asked of SLURM: one job that starts every attempt of a run, as the text that sbatch gets.
+"""What is asked of SLURM: a job's script, made once, and then shown, tested, kept and queued as it is.
 
-The only file that knows submitit. `text` uses its renderer, which is private, so that `plan` can show the same bytes on
-a machine without SLURM; a golden test watches it. sbatch is called here, because submitit takes any "job 1" that a
-site's wrapper prints for the job's id.
+The only file that knows submitit. The script comes from its renderer, which is private, so that `plan` can show the
+same bytes on a machine without SLURM; a golden test watches it. sbatch is called here, because submitit takes any
+"job 1" that a site's wrapper prints for the job's id.
 """
 
 import os
@@ -11,8 +11,9 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,7 +22,9 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import _make_sbatch_string
 
 from configs.errors import LockstepError, UserError
+from configs.scalars import NodeRange
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan
 from slurm.job.doctor_job import LEAD, MINUTES, SIGNAL
 from slurm.job.nodes import nodes_to_request
 from slurm.job.record import ARRAY
@@ -31,32 +34,106 @@ from slurm.site import Site
 from store.run.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
 
 
-def render_script(run: RunDir, config: RunConfig, site: Site) -> str:
-    """The batch script, byte for byte as `submit` sends it."""
-    return _make_sbatch_string(command=_command(site), folder=run.slurm, **sbatch_parameters(run, config, site))
+@dataclass(frozen=True)
+class JobTerms:
+    """What the job of a run asks of SLURM. Runs with the same terms can be the tasks of one job array."""
+
+    nodes: NodeRange
+    ranks_per_node: int
+    time_limit: int | None  # seconds; None: the partition's
+    notice_seconds: float  # before the end at which the ranks are told
+    site: Site
+
+    @classmethod
+    def of_run(cls, config: RunConfig, batch_plan: BatchPlan, site: Site) -> "JobTerms":
+        """`batch_plan` is the config's own, on the fewest nodes."""
+        nodes = nodes_to_request(config, batch_plan)
+        limit = config.cluster.time or site.max_time
+        return cls(nodes, batch_plan.shape.gpus_per_node, limit, config.checkpoint.notice_seconds, site)
+
+    def parameters(self) -> dict[str, Any]:
+        """As submitit takes them. Ranks are counted by srun's own options: a node range with sbatch's
+        --ntasks-per-node was given fewer nodes than were free."""
+        cpus = self.ranks_per_node * self.site.cpus_per_rank
+        return {
+            **site_parameters(self.site, self.ranks_per_node),
+            "time": -(-self.time_limit // 60) if self.time_limit else None,  # minutes
+            "signal_delay_s": round(self.notice_seconds),
+            "additional_parameters": {"nodes": str(self.nodes), "mincpus": cpus, "requeue": True},
+        }
+
+    def __str__(self) -> str:
+        partition = f"partition {self.site.partition}" if self.site.partition else "the default partition"
+        return f"{self.nodes} nodes × {self.ranks_per_node} ranks in {partition}"
 
 
-def sbatch_parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, Any]:
-    """What submitit gets. Ranks are counted by srun's own options: a node range with sbatch's --ntasks-per-node was
-    given fewer nodes than were free."""
-    nodes, ranks = nodes_to_request(config)
-    limit = config.cluster.time or site.max_time
-    return {
-        **site_parameters(site, ranks),
-        "job_name": config.name,
-        "time": -(-limit // 60) if limit else None,  # minutes
-        "signal_delay_s": round(config.checkpoint.notice_seconds),
-        "setup": _setup(_quoted(run.path), site),
-        "teardown": _teardown(),
-        "additional_parameters": {"nodes": str(nodes), "mincpus": ranks * site.cpus_per_rank, "requeue": True},
-    }
+@dataclass(frozen=True)
+class SbatchRequest:
+    """One job, or one job array, as sbatch gets it."""
+
+    folder: Path  # where the submitted script lies, and the job's output
+    text: str  # the script, byte for byte
+    size: str  # what it asks for, should SLURM refuse it
+    runs: tuple[RunDir, ...] = ()  # that it trains; more than one are the tasks of an array
+
+    def test(self) -> str:
+        """Ask SLURM without queueing anything, and answer when the job is expected to start. Raises UserError where
+        SLURM refuses it."""
+        with _as_outside_jobs():
+            answer = _sbatch("--test-only", script=self.text)
+        message = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
+        if answer.returncode:
+            cure = "correct cluster or the site profile; sinfo shows what there is"
+            raise UserError(f"cluster: SLURM refuses {self.size}: {message.removeprefix('error: ')}; {cure}")
+        start = re.search(r"to start at (\S+)", message)
+        return f"expected to start at {start[1].replace('T', ' ')}" if start else message
+
+    def submit(self) -> list[str]:
+        """Queue it, and answer the job's id; of an array those of its tasks, in the order of `runs`.
+
+        Raises UserError where SLURM refuses it, LockstepError where nobody tells whether there is a job, or which.
+        """
+        if len(self.runs) > 1:
+            write_json(self.folder / ARRAY, [str(run.path) for run in self.runs])
+        for run in self.runs:
+            write_atomic(run.sbatch, self.text)
+        job = _queue(self.folder, self.text)
+        return [f"{job}_{task}" for task in range(len(self.runs))] if len(self.runs) > 1 else [job]
 
 
-def render_doctor_script(folder: Path, site: Site) -> str:
-    """The script of `lockstep doctor`'s job (see slurm/job/doctor_job.py), with the words that a run's job has."""
+def request_run(run: RunDir, name: str, terms: JobTerms) -> SbatchRequest:
+    """The one job that trains `run` to its end."""
+    text = _make_sbatch_string(
+        command=_rank_command(terms.site),
+        folder=run.slurm,
+        job_name=name,
+        setup=_setup(_quoted(run.path), terms.site),
+        teardown=_teardown(),
+        **terms.parameters(),
+    )
+    return SbatchRequest(run.slurm, text, str(terms), (run,))
+
+
+def request_array(folder: Path, runs: Sequence[RunDir], name: str, terms: JobTerms) -> SbatchRequest:
+    """A job array with a task for each of `runs`, which finds its run in `folder`."""
+    which = f"$({_quoted(sys.executable)} -P -m slurm.job.batch_script which {_quoted(folder)})"
+    text = _make_sbatch_string(
+        command=_rank_command(terms.site),
+        folder=folder,
+        job_name=name,
+        map_count=len(runs),
+        setup=_setup(which, terms.site),
+        teardown=_teardown(),
+        **terms.parameters(),
+    )
+    return SbatchRequest(folder, text, str(terms), tuple(runs))
+
+
+def request_doctor_job(folder: Path, site: Site) -> SbatchRequest:
+    """The job of `lockstep doctor` (see slurm/job/doctor_job.py), with the options that a run's job has."""
     command = f"{shlex.quote(sys.executable)} -P -m slurm.job.doctor_job {_quoted(folder)}"
     once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
-    return _make_sbatch_string(
+    text = _make_sbatch_string(
         command=command,
         folder=folder,
         job_name="lockstep-doctor",
@@ -67,11 +144,12 @@ def render_doctor_script(folder: Path, site: Site) -> str:
         additional_parameters={"nodes": "1", "mincpus": site.cpus_per_rank, "requeue": True},
         **site_parameters(site, 1),
     )
+    return SbatchRequest(folder, text, "1 node")
 
 
 def site_parameters(site: Site, ranks: int) -> dict[str, Any]:
     """What the site wants of every job, with `ranks` ranks on a node."""
-    wanted: dict[str, Any] = {
+    options: dict[str, Any] = {
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
@@ -82,58 +160,17 @@ def site_parameters(site: Site, ranks: int) -> dict[str, Any]:
         "srun_args": _srun_arguments(site, ranks),
     }
     if site.gpus == "gres":
-        wanted["gres"] = f"gpu:{ranks}"
+        options["gres"] = f"gpu:{ranks}"
     elif site.gpus == "gpus-per-node":
-        wanted["gpus_per_node"] = ranks
-    return wanted
-
-
-def check_submission(run: RunDir, config: RunConfig, site: Site) -> str:
-    """What SLURM says of the job without queueing it: when it is to start. Raises UserError where it refuses."""
-    with _as_outside_jobs():
-        answer = _sbatch("--test-only", script=render_script(run, config, site))
-    said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
-    if answer.returncode:
-        nodes, ranks = nodes_to_request(config)
-        partition = f"partition {site.partition}" if site.partition else "the default partition"
-        where = f"{nodes} nodes × {ranks} ranks in {partition}"
-        cure = "correct cluster or the site profile; sinfo shows what there is"
-        raise UserError(f"cluster: SLURM refuses {where}: {said.removeprefix('error: ')}; {cure}")
-    start = re.search(r"to start at (\S+)", said)
-    return f"expected to start at {start[1].replace('T', ' ')}" if start else said
-
-
-def submit_job(run: RunDir, config: RunConfig, site: Site) -> str:
-    """Queue the job and answer its id. Raises UserError where SLURM refuses it."""
-    return _queue(run.slurm, render_script(run, config, site))
-
-
-def submit_doctor_job(folder: Path, site: Site) -> str:
-    """Queue doctor's job and answer its id. Raises UserError where SLURM refuses it."""
-    return _queue(folder, render_doctor_script(folder, site))
-
-
-def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site) -> list[str]:
-    """Queue one job array with a task per run, all of the shape that `config` has, and answer their ids, in order.
-
-    A task finds its run in `folder`. Raises UserError where SLURM refuses it.
-    """
-    write_json(folder / ARRAY, [str(run.path) for run in runs])
-    which = f"$({_quoted(sys.executable)} -P -m slurm.job.batch_script which {_quoted(folder)})"
-    wanted = sbatch_parameters(runs[0], config, site) | {"setup": _setup(which, site)}
-    count = len(runs) if len(runs) > 1 else None  # of one, it is a job like any other
-    script = _make_sbatch_string(command=_command(site), folder=folder, map_count=count, **wanted)
-    for run in runs:
-        write_atomic(run.sbatch, script)
-    job = _queue(folder, script)
-    return [f"{job}_{task}" for task in range(count)] if count else [job]
+        options["gpus_per_node"] = ranks
+    return options
 
 
 def _queue(folder: Path, script: str) -> str:
     """Queue `script` from a file of its own in `folder`, by which its job can be told in the queue whatever a site's
     wrapper of sbatch prints. The job's id, of an array the whole array's.
 
-    Raises UserError where SLURM refuses it, LockstepError where nobody tells whether there is a job, or which.
+    Raises as `SbatchRequest.submit` does.
     """
     file = folder / f"submission-{uuid4().hex}.sh"
     write_atomic(file, script)
@@ -145,13 +182,13 @@ def _queue(folder: Path, script: str) -> str:
         return job
     if answer.returncode == 0 and len(numbers) == 1:
         return str(numbers[0])
-    said = " ".join(f"{answer.stderr}\n{answer.stdout}".split())
-    away = AWAY.search(said)  # a controller that is too busy to answer has often taken the job, and shows it later
+    message = " ".join(f"{answer.stderr}\n{answer.stdout}".split())
+    away = AWAY.search(message)  # a controller that is too busy to answer has often taken the job, and shows it later
     if answer.returncode and job == "" and not away:
-        raise UserError(f"SLURM refuses the job: {said}")
+        raise UserError(f"SLURM refuses the job: {message}")
     raise LockstepError(
-        f"sbatch does not tell the job's id ({said or 'it printed nothing'}), and squeue does not show it: it may be "
-        f"queued all the same, from {file}; look with squeue --me, or submit again later, which finds it where it is"
+        f"sbatch does not tell the job's id ({message or 'it printed nothing'}), and squeue does not show it: it may "
+        f"be queued all the same, from {file}; look with squeue --me, or submit again later, which finds it where it is"
     )
 
 
@@ -163,10 +200,10 @@ def _sbatch(*words: str, script: str = "") -> subprocess.CompletedProcess[str]:
 def _as_outside_jobs() -> Iterator[None]:
     """Without the SLURM_* variables of a job we may be in, which sbatch takes for options, and without our own ones,
     which it hands on to the new job; where SLURM is stays."""
-    where = os.environ.get("SLURM_CONF")
+    slurm_conf = os.environ.get("SLURM_CONF")
     with clean_env([name for name in os.environ if name.startswith("LOCKSTEP_")]):
-        if where is not None:
-            os.environ["SLURM_CONF"] = where
+        if slurm_conf is not None:
+            os.environ["SLURM_CONF"] = slurm_conf
         yield
 
 
@@ -217,7 +254,7 @@ def make_output_folder(folder: Path) -> None:
             raise UserError(f"{entry.path}: is another user's, and SLURM may write your job's output to it; remove it")
 
 
-def _command(site: Site) -> str:
+def _rank_command(site: Site) -> str:
     """The ranks' command; the batch shell knows the run's folder as `run`. Not submitit's own, which unpickles at every
     start what lies in the run's folder, where a colleague may have put a pickle of theirs."""
     return f'{_python(site)} -u -P -m slurm.job.rank_entry "$run"'

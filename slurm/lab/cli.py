@@ -19,43 +19,52 @@ def lab() -> None:
     """
 
 
-@lab.command()
+@lab.command("up")
 @click.option("--nodes", default=4, show_default=True, type=click.IntRange(1, 99), help="How many, of 4 GPUs each.")
 @click.option("--no-accounting", is_flag=True, help="Without a database: less memory, but sacct knows nothing.")
 @click.option("--plain", is_flag=True, help="Without namespaces: all daemons side by side on 127.0.0.1.")
 @click.option(
     "--port", default=16800, show_default=True, type=click.IntRange(1024, 65000), help="First port, if plain."
 )
-def up(nodes: int, no_accounting: bool, plain: bool, port: int) -> None:
-    """Start it, with no job and no history. As root, Debian packages that are missing are installed."""
-    here, started = Lab(), time.monotonic()
-    new = here.up(nodes, accounting=not no_accounting, plain=plain, port=port)
-    kind = "plain" if here.settings.plain else "each in namespaces of its own"
-    words = f"up in {time.monotonic() - started:.1f} s" if new else "already up"
-    click.echo(f"{words}: {nodes} node{'s' * (nodes != 1)}, {kind}")
+def bring_up(nodes: int, no_accounting: bool, plain: bool, port: int) -> None:
+    """Start it, with no job and no history.
+
+    As root, Debian packages that are missing are installed.
+    """
+    cluster, started = Lab(), time.monotonic()
+    new = cluster.bring_up(nodes, accounting=not no_accounting, plain=plain, port=port)
+    kind = "plain" if cluster.settings.plain else "each in namespaces of its own"
+    state = f"up in {time.monotonic() - started:.1f} s" if new else "already up"
+    click.echo(f"{state}: {nodes} node{'s' * (nodes != 1)}, {kind}")
     if new:
         click.echo("use it with: lockstep lab run -- sinfo")
 
 
-@lab.command()
-def down() -> None:
+@lab.command("down")
+def take_down() -> None:
     """End it, with everything that runs in it."""
-    click.echo("down" if Lab().down() else "was not up")
+    click.echo("down" if Lab().take_down() else "was not up")
 
 
-@lab.command()
-def status() -> None:
-    """What sinfo says, and the memory it takes; 0 if every node answers, else 1."""
-    here = Lab()
-    click.echo(here.run(["sinfo", "-N", "-l", "-p", "main"]).stdout)
-    click.echo(f"memory: {here.memory() / 2**20:.0f} MiB")
-    sys.exit(0 if here.answers() else 1)
+@lab.command("status")
+def show_status() -> None:
+    """Show its nodes as sinfo has them, and its memory.
+
+    Ends with 0 if every node answers, else with 1.
+    """
+    cluster = Lab()
+    click.echo(cluster.run(["sinfo", "-N", "-l", "-p", "main"]).stdout)
+    click.echo(f"memory: {cluster.measure_memory() / 2**20:.0f} MiB")
+    sys.exit(0 if cluster.is_ready() else 1)
 
 
-@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("words", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(words: tuple[str, ...]) -> None:
-    """Run COMMAND in the lab, where SLURM's commands and Lockstep find the cluster, as on a login node."""
+def run_in_lab(words: tuple[str, ...]) -> None:
+    """Run COMMAND in the lab, as on its login node.
+
+    SLURM's commands and Lockstep find the cluster there.
+    """
     command = Lab().command(words)
     os.execvp(command[0], command)
 
@@ -63,7 +72,7 @@ def run(words: tuple[str, ...]) -> None:
 @lab.command("kill-node")
 @click.argument("number", metavar="K", type=int)
 def kill_node(number: int) -> None:
-    """Power loss of node K: everything on it dies, without a word to anybody."""
+    """Power loss of node K: everything on it dies at once."""
     Lab().kill_node(number)
 
 
@@ -74,18 +83,18 @@ def start_node(number: int) -> None:
     Lab().start_node(number)
 
 
-@lab.command()
+@lab.command("disconnect")
 @click.argument("number", metavar="K", type=int)
-def cut(number: int) -> None:
+def disconnect_node(number: int) -> None:
     """Pull the network cable of node K, which computes on."""
-    Lab().cut(number)
+    Lab().disconnect_node(number)
 
 
-@lab.command()
+@lab.command("reconnect")
 @click.argument("number", metavar="K", type=int)
-def join(number: int) -> None:
+def reconnect_node(number: int) -> None:
     """Plug the network cable of node K in again."""
-    Lab().join(number)
+    Lab().reconnect_node(number)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.errors import LockstepError
 from slurm.lab.lab_dir import LabDir
-from slurm.lab.packages import search_path
+from slurm.lab.packages import make_search_path
 
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl
 _POLL_SECONDS = 0.05
@@ -24,12 +24,12 @@ class Daemons:
     def __init__(self, lab: LabDir):
         self.lab = lab
         ours = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        self.environment = ours | {"SLURM_CONF": str(lab.slurm_conf), "PATH": search_path()}
+        self.environment = ours | {"SLURM_CONF": str(lab.slurm_conf), "PATH": make_search_path()}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: dict[str, int] = {}
 
     def start(self, name: str, command: Sequence[str], *, wait_for_line: bool = False, **environment: str) -> int:
-        """Its pid. With `wait_for_line` it can be held back: it reads a line first, which `go` writes."""
+        """Its pid. With `wait_for_line` it can be held back: it reads a line first, which `release` writes."""
         self._ended.pop(name, None)
         with open(self.lab.output(name), "ab") as log:
             self._running[name] = subprocess.Popen(
@@ -43,14 +43,14 @@ class Daemons:
             )
         return self._running[name].pid
 
-    def go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         line = self._running[name].stdin
         assert line is not None
         with contextlib.suppress(BrokenPipeError):  # it died; who awaits it will say why
             line.write(b"\n")
             line.close()
 
-    def wait(self, what: str, ready: Callable[[], bool], names: Sequence[str], seconds: float = 60) -> None:
+    def wait(self, goal: str, ready: Callable[[], bool], names: Sequence[str], seconds: float = 60) -> None:
         """Until `ready()`. If one of `names` dies meanwhile, or time is up, its log's last lines are the message."""
         deadline = time.monotonic() + seconds
         while not ready():
@@ -59,7 +59,7 @@ class Daemons:
                 if name in self._ended:
                     raise LockstepError(f"{name} ended with {self._ended[name]}; {self._last_words(name)}")
             if time.monotonic() > deadline:
-                raise LockstepError(f"{what}: not within {seconds:.0f} s; {self._last_words(names[0])}")
+                raise LockstepError(f"{goal}: not within {seconds:.0f} s; {self._last_words(names[0])}")
             time.sleep(_POLL_SECONDS)
 
     def run_once(self, name: str, command: Sequence[str], standard_input: Path) -> None:
@@ -95,7 +95,7 @@ class Daemons:
             time.sleep(_POLL_SECONDS / 5)
         self._ended.pop(name, None)
 
-    def dead(self) -> list[str]:
+    def list_dead(self) -> list[str]:
         """Those that ended by themselves."""
         self.reap()
         return sorted(self._ended)

@@ -26,7 +26,7 @@ _UP_SECONDS = 180
 _ANSWER_SECONDS = 90
 
 
-def default_folder() -> Path:
+def find_lab_folder() -> Path:
     return Path(os.environ.get("LOCKSTEP_LAB") or Path.home() / ".cache/lockstep/lab")
 
 
@@ -34,9 +34,9 @@ class Lab:
     """One lab per folder. Nothing here is remembered: whoever listens on the folder's control socket is the lab."""
 
     def __init__(self, folder: Path | str | None = None):
-        self.dir = LabDir(Path(folder or default_folder()).absolute())
+        self.dir = LabDir(Path(folder or find_lab_folder()).absolute())
 
-    def up(
+    def bring_up(
         self, nodes: int = 4, *, accounting: bool = True, plain: bool = False, port: int = 16800, extra: str = ""
     ) -> bool:
         """Start it with fresh state, unless it is up like this already: False then.
@@ -46,21 +46,21 @@ class Lab:
         """
         if not 1 <= nodes <= 99:
             raise UserError(f"a lab has 1 to 99 nodes, not {nodes}")
-        self.dir.check()
+        self.dir.check_path()
         packages.ensure_packages(accounting)
-        wanted = Settings(nodes, accounting, plain or not namespaces.namespaces_allowed(), port, extra)
+        settings = Settings(nodes, accounting, plain or not namespaces.can_make_namespaces(), port, extra)
         with self._locked():
-            if self._supervisor() is not None and self.settings == wanted and self.answers():
+            if self._supervisor() is not None and self.settings == settings and self.is_ready():
                 return False
             self._end()
             for path in self.dir.made_anew():
                 shutil.rmtree(path, ignore_errors=True)
                 path.mkdir()
-            self.dir.settings.write_text(wanted.to_text())
-            self._start(plain=wanted.plain)
+            self.dir.settings.write_text(settings.to_text())
+            self._start(plain=settings.plain)
         return True
 
-    def down(self) -> bool:
+    def take_down(self) -> bool:
         """End it with all its processes; logs stay. False where there was nothing to end."""
         if not self.dir.settings.exists():
             return False
@@ -78,7 +78,7 @@ class Lab:
     def command(self, words: Sequence[object]) -> list[str]:
         """The whole command line that runs `words` in the lab, from the current folder, for whoever starts it."""
         supervisor = self._running()
-        enter = [] if self.settings.plain else namespaces.entering_command(supervisor.pid)
+        enter = [] if self.settings.plain else namespaces.make_enter_command(supervisor.pid)
         foreign = [word for name in os.environ if name.startswith("SLURM_") for word in ("-u", name)]  # of an outer job
         return [*enter, "env", *foreign, f"SLURM_CONF={self.slurm_conf}", *map(str, words)]
 
@@ -110,8 +110,8 @@ class Lab:
         lines = self.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%N %T"]).stdout.splitlines()
         return dict(line.split() for line in lines)
 
-    def answers(self) -> bool:
-        """Every daemon lives and every node responds."""
+    def is_ready(self) -> bool:
+        """Whether every daemon lives and every node responds."""
         if self._ask("dead")["dead"]:
             return False
         states = self.node_states()
@@ -138,12 +138,12 @@ class Lab:
         """As an administrator does it: the node's jobs end at once with NODE_FAIL."""
         self.run(["scontrol", "update", f"nodename=node{number}", "state=down", f"reason={reason}"], check=True)
 
-    def cut(self, number: int) -> None:
+    def disconnect_node(self, number: int) -> None:
         """Pull the network cable: the node computes on, and nobody can reach it."""
-        self._ask("cut", number)
+        self._ask("disconnect-node", number)
 
-    def join(self, number: int) -> None:
-        self._ask("join", number)
+    def reconnect_node(self, number: int) -> None:
+        self._ask("reconnect-node", number)
 
     def stop_controller(self) -> None:
         self._ask("stop-controller")
@@ -156,7 +156,7 @@ class Lab:
         self.stop_controller()
         self.start_controller()
 
-    def memory(self) -> int:
+    def measure_memory(self) -> int:
         """Bytes of all processes together, each shared page counted once."""
         total = 0
         for process in self.processes():
@@ -180,7 +180,7 @@ class Lab:
         with open(self.dir.output("supervisor"), "wb") as log:
             subprocess.run(
                 ["setsid", "--fork", *unshare, *words],
-                env=os.environ | {"PATH": packages.search_path()},
+                env=os.environ | {"PATH": packages.make_search_path()},
                 pass_fds=[write],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -191,15 +191,17 @@ class Lab:
         with open(read, "rb", buffering=0) as report:
             try:
                 ready, _, _ = select.select([report], [], [], _UP_SECONDS)
-                said = report.read(10_000).decode() if ready else f"not up within {_UP_SECONDS} s"
+                message = report.read(10_000).decode() if ready else f"not up within {_UP_SECONDS} s"
             except BaseException:
                 self._end()
                 raise
-            if said != "up":
+            if message != "up":
                 self._end()
                 report.read()  # nobody holds the other end: it has ended
-        if said != "up":
-            raise LockstepError(f"the lab did not come up: {said or self.dir.output('supervisor').read_text()[-2000:]}")
+        if message != "up":
+            raise LockstepError(
+                f"the lab did not come up: {message or self.dir.output('supervisor').read_text()[-2000:]}"
+            )
 
     def _end(self) -> bool:
         """End the supervisor; pid 1 of namespaces takes everything with it, a plain one kills it in turn."""
@@ -222,7 +224,7 @@ class Lab:
 
     def _left_behind(self) -> list[psutil.Process]:
         """Steps of a plain lab whose supervisor was killed: they left its family, but have its slurm.conf or log."""
-        found = []
+        steps = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environment = process.environ()
@@ -232,8 +234,8 @@ class Lab:
                     file.path.startswith(logs) for file in process.open_files()
                 )
                 if in_job or is_step:
-                    found.append(process)
-        return [process for process in found if process.pid != os.getpid()]
+                    steps.append(process)
+        return [process for process in steps if process.pid != os.getpid()]
 
     def _supervisor(self) -> psutil.Process | None:
         """Whoever listens on the control socket: the kernel tells, so a stale file or a reused pid cannot mislead."""
@@ -253,13 +255,13 @@ class Lab:
             raise UserError(f"no lab is up in {self.dir.path}; start it with: lockstep lab up")
         return supervisor
 
-    def _ask(self, what: str, *arguments: object) -> dict[str, Any]:
+    def _ask(self, request: str, *arguments: object) -> dict[str, Any]:
         """Have the supervisor do something; what it refuses is raised here."""
         self._running()
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(_ANSWER_SECONDS)
             control.connect(str(self.dir.control))
-            control.sendall(json.dumps({"do": what, "with": arguments}).encode() + b"\n")
+            control.sendall(json.dumps({"do": request, "with": arguments}).encode() + b"\n")
             answer: dict[str, Any] = json.loads(control.makefile().read() or "{}")
         if "error" in answer:
             raise (UserError if answer["exit_code"] == UserError.exit_code else LockstepError)(answer["error"])

@@ -16,7 +16,7 @@ class LabDir:
 
     path: Path
 
-    def check(self) -> None:
+    def check_path(self) -> None:
         """A mistake told now is better than a daemon that cannot open its socket."""
         too_long = len(os.fsencode(self.path)) + len(_LONGEST_SOCKET) - _SOCKET_LIMIT
         if too_long > 0:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from slurm.lab import enter
-from slurm.lab.packages import search_path
+from slurm.lab.packages import make_search_path
 
 # The new pid 1 dies with `unshare`, and with pid 1 the kernel kills everything else in there.
 UNSHARE = (
@@ -15,7 +15,7 @@ UNSHARE = (
 )
 
 
-def namespaces_allowed() -> bool:
+def can_make_namespaces() -> bool:
     """Whether this process may make them, with a bridge and cables inside: containers often may not."""
     if os.geteuid() != 0:
         return False
@@ -24,10 +24,10 @@ def namespaces_allowed() -> bool:
         "hostname probe && mount -t tmpfs tmpfs /dev/shm && mount --bind /etc/passwd /etc/hosts"
     )
     probe = [*UNSHARE, "sh", "-c", everything]
-    environment = os.environ | {"PATH": search_path()}
+    environment = os.environ | {"PATH": make_search_path()}
     return subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0
 
 
-def entering_command(pid: int) -> list[str]:
+def make_enter_command(pid: int) -> list[str]:
     """The words before a command that runs it where `pid` lives; the interpreter starts bare, to be quick."""
     return [sys.executable, "-I", "-S", str(Path(enter.__file__)), str(pid)]

@@ -22,7 +22,7 @@ class Nodes:
     def __init__(self, lab: LabDir, settings: Settings, daemons: Daemons):
         self.lab, self.settings, self.daemons = lab, settings, daemons
 
-    def lay_network(self) -> None:
+    def create_network(self) -> None:
         """The controller's side: a bridge, in the supervisor's own network namespace."""
         _ip("link set lo up")
         _ip(f"link add {_BRIDGE} type bridge")
@@ -43,7 +43,7 @@ class Nodes:
         self.daemons.wait(f"{name}'s network namespace", lambda: _network_of(pid) != _network_of(os.getpid()), [name])
         _ip(f"link add {name} type veth peer name eth0 netns {pid}")
         _ip(f"link set {name} master {_BRIDGE} up")
-        self.daemons.go(name)
+        self.daemons.release(name)
 
     def kill(self, number: int) -> None:
         """Power off. The cable goes first, so that no neighbour hears a last word from the dying processes."""
@@ -55,10 +55,10 @@ class Nodes:
         init = [child.pid for child in psutil.Process(pid).children()]
         self.daemons.stop(name, signal.SIGKILL, *init)
 
-    def cut(self, number: int) -> None:
+    def disconnect(self, number: int) -> None:
         self._set_cable(number, "down")
 
-    def join(self, number: int) -> None:
+    def reconnect(self, number: int) -> None:
         self._set_cable(number, "up")
 
     def _set_cable(self, number: int, state: str) -> None:

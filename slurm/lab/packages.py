@@ -20,7 +20,7 @@ _ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server-core"}
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-def search_path() -> str:
+def make_search_path() -> str:
     """Daemons live in folders that are not on everybody's PATH."""
     return os.pathsep.join([os.environ.get("PATH", "/usr/bin:/bin"), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
@@ -44,7 +44,7 @@ def ensure_packages(accounting: bool) -> None:
 
 
 def _found(program: str) -> bool:
-    return shutil.which(program, path=search_path()) is not None
+    return shutil.which(program, path=make_search_path()) is not None
 
 
 def _apt(command: list[str]) -> subprocess.CompletedProcess[str]:

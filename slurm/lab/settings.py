@@ -152,11 +152,11 @@ def _nodes(settings: Settings) -> str:
     """Plain nodes share one host name and address, and differ by their ports."""
     count, first = settings.nodes, settings.port + 11
     if settings.plain:
-        where = f"NodeHostname={settings.controller} NodeAddr=127.0.0.1 Port=[{first}-{first + count - 1}]"
+        place = f"NodeHostname={settings.controller} NodeAddr=127.0.0.1 Port=[{first}-{first + count - 1}]"
     else:
-        where = f"NodeAddr={NETWORK}.[1-{count}] Port={first}"
+        place = f"NodeAddr={NETWORK}.[1-{count}] Port={first}"
     return (
-        f"NodeName=node[1-{count}] {where} CPUs={CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS} "
+        f"NodeName=node[1-{count}] {place} CPUs={CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS} "
         f"ThreadsPerCore=1 RealMemory={MEMORY_MB} Gres=gpu:{GPUS} State=UNKNOWN"
     )
 

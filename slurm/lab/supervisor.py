@@ -41,8 +41,8 @@ class Supervisor:
         self.requests: dict[str, Callable[..., None]] = {
             "start-node": self.nodes.start,
             "kill-node": self.nodes.kill,
-            "cut": self.nodes.cut,
-            "join": self.nodes.join,
+            "disconnect-node": self.nodes.disconnect,
+            "reconnect-node": self.nodes.reconnect,
             "stop-controller": self.stop_controller,
             "start-controller": self.start_controller,
         }
@@ -68,7 +68,7 @@ class Supervisor:
                 commands.append(["mount", "--bind", str(self.lab.etc / name), f"/etc/{name}"])
         for command in commands:
             subprocess.run(command, check=True)
-        self.nodes.lay_network()
+        self.nodes.create_network()
 
     def _start_munged(self) -> None:
         run, log = self.lab.run, self.lab.log("munged")
@@ -106,7 +106,7 @@ class Supervisor:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "dead":
-            return {"dead": self.daemons.dead()}
+            return {"dead": self.daemons.list_dead()}
         try:
             self.requests[request["do"]](*request["with"])
         except LockstepError as error:

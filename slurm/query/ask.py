@@ -28,18 +28,18 @@ def query_slurm(*command: str) -> str:
         raise _no_cluster(str(error)) from None
     except subprocess.TimeoutExpired:
         raise _no_answer(command, f"nothing in {PATIENCE} s") from None
-    words = " ".join((done.stderr or done.stdout).split())
-    if done.returncode and _NO_CLUSTER in words:
-        raise _no_cluster(words)
+    message = " ".join((done.stderr or done.stdout).split())
+    if done.returncode and _NO_CLUSTER in message:
+        raise _no_cluster(message)
     if done.returncode:
-        raise _no_answer(command, words)
+        raise _no_answer(command, message)
     return done.stdout
 
 
-def _no_cluster(words: str) -> UserError:
+def _no_cluster(message: str) -> UserError:
     cure = "work on a login node, or train here with --local"
-    return UserError(f"no SLURM cluster answers on this machine ({words}): {cure}")
+    return UserError(f"no SLURM cluster answers on this machine ({message}): {cure}")
 
 
-def _no_answer(command: tuple[str, ...], words: str) -> LockstepError:
-    return LockstepError(f"SLURM does not answer '{' '.join(command)}': {words}; try again when it does")
+def _no_answer(command: tuple[str, ...], message: str) -> LockstepError:
+    return LockstepError(f"SLURM does not answer '{' '.join(command)}': {message}; try again when it does")

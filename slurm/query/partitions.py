@@ -23,40 +23,40 @@ class PartitionRules:
 
 
 def query_partition_rules() -> list[PartitionRules]:
-    """Of every partition. Raises as `ask` does."""
+    """Of every partition. Raises as `query_slurm` does."""
     lines = query_slurm("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
-    words = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-    return [_rules(one) for one in words if "PartitionName" in one]
+    partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    return [_parse_rules(fields) for fields in partitions if "PartitionName" in fields]
 
 
-def _rules(words: dict[str, str]) -> PartitionRules:
+def _parse_rules(fields: dict[str, str]) -> PartitionRules:
     max_time = None
     with suppress(ValueError):  # UNLIMITED
-        max_time = parse_time(words.get("MaxTime"))
+        max_time = parse_time(fields.get("MaxTime"))
     return PartitionRules(
-        words["PartitionName"],
-        words.get("Default") == "YES",
+        fields["PartitionName"],
+        fields.get("Default") == "YES",
         max_time,
-        words.get("PreemptMode", "OFF"),
-        _number(words, "GraceTime"),
-        _number(words, "PriorityTier"),
+        fields.get("PreemptMode", "OFF"),
+        _parse_number(fields, "GraceTime"),
+        _parse_number(fields, "PriorityTier"),
     )
 
 
-def _number(words: dict[str, str], key: str) -> int:
+def _parse_number(fields: dict[str, str], key: str) -> int:
     """1 where it is not told: nobody is warned of what may not be so."""
-    text = words.get(key, "")
+    text = fields.get(key, "")
     return int(text) if text.isdecimal() else 1
 
 
 def check_time_limit(rules: list[PartitionRules], limit: int | None, site: Site) -> None:
     """Raises UserError where no partition of the site ever starts a job of `limit` seconds: SLURM, as most sites have
     it, queues it all the same, and says when it would start."""
-    chosen = _chosen(rules, site)
-    longest = max((one.max_time or float("inf") for one in chosen), default=float("inf"))
+    partitions = _partitions_of(rules, site)
+    longest = max((partition.max_time or float("inf") for partition in partitions), default=float("inf"))
     if limit is None or -(-limit // 60) * 60 <= longest or _lifts_limits(site.qos):
         return
-    names = " and ".join(one.name for one in chosen)
+    names = " and ".join(partition.name for partition in partitions)
     most = format_time(int(longest))
     raise UserError(
         f"cluster.time: {format_time(limit)} is more than the {most} that partition {names} allows, so the job would "
@@ -66,21 +66,24 @@ def check_time_limit(rules: list[PartitionRules], limit: int | None, site: Site)
 
 def warn_of_cancelling(rules: list[PartitionRules], preempt_type: str, site: Site) -> str | None:
     """That SLURM ends the site's jobs for those of other partitions, for good and before they could requeue; if so."""
-    highest = max((one.tier for one in rules), default=0)
-    for one in _chosen(rules, site) if preempt_type == "preempt/partition_prio" else ():
-        if "CANCEL" in one.preempt_mode.split(",") and not one.grace_time and one.tier < highest:
+    if preempt_type != "preempt/partition_prio":
+        return None
+    highest = max((partition.tier for partition in rules), default=0)
+    for partition in _partitions_of(rules, site):
+        cancels = "CANCEL" in partition.preempt_mode.split(",") and not partition.grace_time
+        if cancels and partition.tier < highest:
             return (
-                f"partition {one.name} preempts by cancelling, without grace time: SLURM does not queue such a run "
-                "again once it is preempted; what it had saved stands, and lockstep submit goes on from there"
+                f"partition {partition.name} preempts by cancelling, without grace time: SLURM does not queue such a "
+                "run again once it is preempted; earlier checkpoints are kept, and lockstep submit resumes from there"
             )
     return None
 
 
-def _chosen(rules: list[PartitionRules], site: Site) -> list[PartitionRules]:
+def _partitions_of(rules: list[PartitionRules], site: Site) -> list[PartitionRules]:
     """Those that a job of the site may start in."""
     if site.partition is None:
-        return [one for one in rules if one.default]
-    return [one for one in rules if one.name in site.partition.split(",")]
+        return [partition for partition in rules if partition.default]
+    return [partition for partition in rules if partition.name in site.partition.split(",")]
 
 
 def _lifts_limits(qos: str | None) -> bool:

@@ -19,6 +19,8 @@ _NEVER = {  # reasons of SLURM's that no waiting cures
     "PartitionTimeLimit": f"the partition allows less time; {_CURE.format('a shorter cluster.time')}",
     "PartitionNodeLimit": f"the partition allows fewer or more nodes; {_CURE.format('other cluster.nodes')}",
 }
+# SLURM's own reasons: "launch failure limit exceeded requeued held" after too many preemptions, JobHeldAdmin, …
+_HELD = re.compile("[Hh]eld|ReservationDeleted")
 _TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")  # of an array, `0,2-8:2`
 _SQUEUE = "%i|%T|%r|%N|%S|%e"  # in the order of Job's fields, as in the other two
 _SACCT = "JobID,State,Reason,NodeList,Start,End"
@@ -27,7 +29,7 @@ _SCONTROL = ("JobState", "Reason", "NodeList", "StartTime", "EndTime")
 
 @dataclass(frozen=True)
 class Job:
-    """One job. Times are SLURM's own text in the cluster's time zone, '' where it has none."""
+    """One job. `start` and `end` are SLURM's own text in the cluster's time zone, '' where it has none."""
 
     id: str
     state: str  # SLURM's word; UNKNOWN where nobody knows the job
@@ -36,6 +38,10 @@ class Job:
     start: str = ""
     end: str = ""  # while it runs, when its time is over
     source: str = NOBODY  # who told; of an unknown job nobody means that SLURM did not answer, so that it may run
+
+    @property
+    def name(self) -> str:
+        return f"job {self.id}"
 
     @property
     def alive(self) -> bool:
@@ -52,6 +58,37 @@ class Job:
         """Whether it was stopped for people to look at: by our own batch shell, or by SLURM after many preemptions."""
         return self.state in ("PENDING", "REQUEUE_HOLD") and "requeued" in self.reason and "held" in self.reason
 
+    @property
+    def needs_release(self) -> bool:
+        """Whether it waits for somebody to release it, whoever holds it: the batch shell, SLURM, or a person."""
+        return self.alive and bool(_HELD.search(self.reason))
+
+    @property
+    def start_time(self) -> float | None:
+        """When it started or is expected to, in seconds since the epoch."""
+        return parse_timestamp(self.start)
+
+    @property
+    def end_time(self) -> float | None:
+        """When its time is over, in seconds since the epoch."""
+        return parse_timestamp(self.end)
+
+    @property
+    def wait_reason(self) -> str:
+        """SLURM's word for why it waits, and what to do where waiting does not help."""
+        return f"{self.reason}: {_NEVER[self.reason]}" if self.reason in _NEVER else self.reason
+
+    def describe(self) -> str:
+        """What it is doing, for a person."""
+        if self.state == "RUNNING":
+            return f"running on {self.nodes}" + (f" until {self.end} at the latest" if self.end_time else "")
+        if self.held:
+            return "held after repeated failures: fix the cause, then run lockstep submit again"
+        if self.state == "PENDING":
+            start = f", expected to start at {self.start}" if self.start_time is not None else ""
+            return f"waiting in the queue ({self.wait_reason}){start}"
+        return self.state.lower()
+
 
 def has_slurm() -> bool:
     """Whether this machine can ask a SLURM at all."""
@@ -67,15 +104,17 @@ def query_jobs(ids: list[str]) -> dict[str, Job]:
     if not ids or not has_slurm():
         return {}
     queued = _squeue(ids)
-    found, last = queued or {}, NOBODY
-    if missing := [job for job in ids if job not in found]:
-        found |= _sacct(missing)
-    if missing := [job for job in ids if job not in found]:
+    jobs, source = queued or {}, NOBODY
+    missing = [job for job in ids if job not in jobs]
+    if missing:
+        jobs |= _sacct(missing)
+    missing = [job for job in ids if job not in jobs]
+    if missing:
         shown = _scontrol(missing)
-        found |= shown or {}
+        jobs |= shown or {}
         if queued is not None and shown is not None:  # both have to answer to mean that there is no such job
-            last = "scontrol"
-    return {job: found.get(job, Job(job, UNKNOWN, source=last)) for job in ids}
+            source = "scontrol"
+    return {job: jobs.get(job, Job(job, UNKNOWN, source=source)) for job in ids}
 
 
 def parse_timestamp(text: str) -> float | None:
@@ -91,8 +130,8 @@ def query_job_scripts() -> list[tuple[Job, Path]] | None:
     lines = _lines(["squeue", "--noheader", "--array", "--me", "--sort=i", f"--format={_SQUEUE}|%o"])
     if lines is None:
         return None
-    fields = [line.split("|", 6) for line in lines]  # a job's command may be anything, or none
-    return [(_job(words, "squeue"), Path(words[6])) for words in fields if len(words) == 7]
+    rows = [line.split("|", 6) for line in lines]  # a job's command may be anything, or none
+    return [(_parse_job(row, "squeue"), Path(row[6])) for row in rows if len(row) == 7]
 
 
 def find_job_by_script(script: Path) -> str | None:
@@ -101,32 +140,18 @@ def find_job_by_script(script: Path) -> str | None:
     lines = _lines(["squeue", "--noheader", "--states=all", "--me", "--format=%F|%o"])
     if lines is None:
         return None
-    jobs = (line.partition("|") for line in lines)
-    return next((job for job, _, made_from in jobs if made_from == str(script)), "")
-
-
-def describe_job(job: Job) -> str:
-    """What it is doing, for a person."""
-    if job.state == "RUNNING":
-        return f"running on {job.nodes} until {job.end} at the latest"
-    if job.held:
-        return "held, and waits for you"
-    if job.state == "PENDING":
-        start = f", expected to start at {job.start}" if job.start not in ("", "N/A", "Unknown") else ""
-        return f"waiting in the queue ({describe_reason(job)}){start}"
-    return job.state.lower()
-
-
-def describe_reason(job: Job) -> str:
-    """SLURM's word for why it waits, and what to do where waiting does not help."""
-    return f"{job.reason}: {_NEVER[job.reason]}" if job.reason in _NEVER else job.reason
+    for line in lines:
+        job, _, command = line.partition("|")
+        if command == str(script):
+            return job
+    return ""
 
 
 def cancel_job(job: str, *, only_pending: bool = False) -> None:
     """As `scancel` does; with `only_pending` nothing happens to a job that has started. Raises LockstepError where
     SLURM refuses it, or does not answer, and the job is not over."""
-    words = ["--state=PENDING", job] if only_pending else [job]
-    done = subprocess.run(["scancel", *words], check=False, capture_output=True, text=True)
+    options = ["--state=PENDING"] if only_pending else []
+    done = subprocess.run(["scancel", *options, job], check=False, capture_output=True, text=True)
     if done.returncode and not query_jobs([job])[job].over:
         raise LockstepError(f"scancel {job}: {' '.join(done.stderr.split()).removeprefix('scancel: error: ')}")
 
@@ -137,13 +162,15 @@ def _squeue(ids: list[str]) -> dict[str, Job] | None:
     lines = _lines(["squeue", "--noheader", "--array", "--states=all", "--me", f"--format={_SQUEUE}"])
     if lines is None:
         return None
-    jobs, wanted = (_job(line.split("|"), "squeue") for line in lines), set(ids)
-    return {job.id: job for job in jobs if job.id in wanted}
+    ours = set(ids)
+    jobs = [_parse_job(line.split("|"), "squeue") for line in lines]
+    return {job.id: job for job in jobs if job.id in ours}
 
 
 def _sacct(ids: list[str]) -> dict[str, Job]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_SACCT}", f"--jobs={','.join(ids)}"]
-    return {job.id: job for job in (_job(line.split("|"), "sacct") for line in _lines(command) or ())}
+    jobs = [_parse_job(line.split("|"), "sacct") for line in _lines(command) or ()]
+    return {job.id: job for job in jobs}
 
 
 def _scontrol(ids: list[str]) -> dict[str, Job] | None:
@@ -157,30 +184,38 @@ def _scontrol(ids: list[str]) -> dict[str, Job] | None:
     if lines is None:
         return None
     for line in lines:
-        words = dict(word.partition("=")[::2] for word in line.split())
-        if "JobState" in words:
-            for job in _named(words, ids):
-                jobs[job] = _job([job, *(words.get(key, "") for key in _SCONTROL)], "scontrol")
+        fields = dict(word.partition("=")[::2] for word in line.split())
+        if "JobState" not in fields:
+            continue
+        row = [fields.get(key, "") for key in _SCONTROL]
+        for job in _match_ids(fields, ids):
+            jobs[job] = _parse_job([job, *row], "scontrol")
     return jobs
 
 
-def _named(words: dict[str, str], ids: list[str]) -> list[str]:
+def _match_ids(fields: dict[str, str], ids: list[str]) -> list[str]:
     """Which of `ids` are meant by a job as scontrol shows it: the tasks of an array that wait are one, `0-1%2`."""
-    array = words.get("ArrayJobId")
+    array = fields.get("ArrayJobId")
     if array is None:
-        return [job for job in ids if job == words["JobId"]]
-    tasks = words.get("ArrayTaskId", "").partition("%")[0]
-    ranges = [(int(first), int(last or first), int(step or 1)) for first, last, step in _TASKS.findall(tasks)]
-    named = []
+        return [job for job in ids if job == fields["JobId"]]
+    tasks = _parse_tasks(fields.get("ArrayTaskId", "").partition("%")[0])
+    matched = []
     for job in ids:
         owner, _, task = job.partition("_")
-        if owner == array and task and any(int(task) in range(low, high + 1, by) for low, high, by in ranges):
-            named.append(job)
-    return named
+        if owner == array and task and any(int(task) in numbers for numbers in tasks):
+            matched.append(job)
+    return matched
 
 
-def _job(fields: list[str], source: str) -> Job:
-    job, state, reason, nodes, start, end = fields[:6]
+def _parse_tasks(text: str) -> list[range]:
+    """The tasks of an array, of `0,2-8:2`."""
+    ranges = _TASKS.findall(text)
+    return [range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in ranges]
+
+
+def _parse_job(row: list[str], source: str) -> Job:
+    """`row` is in the order of Job's fields."""
+    job, state, reason, nodes, start, end = row[:6]
     return Job(job, state.split()[0], reason, nodes, start, end, source)  # sacct says "CANCELLED by 1000"
 
 

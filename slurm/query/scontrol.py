@@ -42,17 +42,17 @@ def requeue_job(job: str, without: Iterable[str] = ()) -> None:
     it back.
     Where SLURM ends the shell before it is told about `without`, or refuses it, the job starts again all the same.
     """
-    found = query_job_fields(job)
-    if found.get("JobState") != "RUNNING":
+    fields = query_job_fields(job)
+    if fields.get("JobState") != "RUNNING":
         return
     names = sorted(without)
-    before = sorted(expand_hostnames(found.get("ExcNodeList", "").replace("(null)", "")))
+    before = sorted(expand_hostnames(fields.get("ExcNodeList", "").replace("(null)", "")))
     _until_it_answers("requeue", job)
     if names == before:
         return
     # a job that runs does not take another list of nodes; this one is in the queue, and starts when its shell has ended
-    what = f"{', '.join(names)} are to be left out" if names else f"{', '.join(before)} may be used again"
-    _try_update(job, f"ExcNodeList={','.join(names)}", f"SLURM did not take that {what}")
+    change = f"{', '.join(names)} are to be left out" if names else f"{', '.join(before)} may be used again"
+    _try_update(job, f"ExcNodeList={','.join(names)}", f"SLURM did not take that {change}")
 
 
 def forbid_requeue(job: str) -> None:

@@ -27,15 +27,16 @@ CauseKind = Literal[
     "unknown",
 ]
 SILENCE = 3.0  # seconds between two nodes' last signs of life that tell a lost one from one that was stopped with all
-_SAID = 200  # characters of an error's own words
+_LONGEST = 200  # characters of an error's own words
 _ERRORS: list[tuple[CauseKind, str]] = [
     ("superseded", r"^Superseded\b"),
     ("hung", r"^Stuck\b"),
     ("disk", r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error"),
     ("out of memory", r"[Oo]ut of memory|^MemoryError|[Cc]an't allocate memory|Cannot allocate memory"),
 ]
+_VERBS = {"out of memory": "ran out of memory", "disk": "could not read or write", "data": "stopped"}
 _DEVICE = re.compile(r"NoDevice|CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid")
-_TAKEN: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in the job's or srun's output
+_INTERRUPTIONS: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in the job's or srun's output
     ("node lost", r"Node failure on (\S+)", "node {} was lost"),
     ("preempted", r"CANCELLED AT \S+ DUE TO PREEMPTION", "SLURM gave its nodes to another job before it could save"),
     ("time limit", r"CANCELLED AT \S+ DUE TO TIME LIMIT", "its time limit came before it could save"),
@@ -74,46 +75,61 @@ def find_cause(attempt: Attempt) -> Cause:
     failed = [int(report["rank"]) for report in reports]
     if own:
         return _reported(own[0], beats, failed)
-    said = _srun_output(attempt)
-    return _told_by_slurm(said, beats, failed) or _told_by_silence(attempt, beats, failed) or _unknown(failed)
+    output = _srun_output(attempt)
+    return _told_by_slurm(output, beats, failed) or _told_by_silence(attempt, beats, failed) or _unknown(failed)
 
 
 def _reported(report: dict[str, Any], beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause:
     """A rank says what it failed of."""
-    message = (str(report["message"]).strip().splitlines() or [""])[0][:_SAID]
-    said = f"{report['error']}: {message}" if message else str(report["error"])
-    rank, host, mistake = int(report["rank"]), str(report["host"]), report["exit_code"] == 2
-    fallback: CauseKind = "data" if mistake else "program"
-    kind = next(
-        (kind for kind, signs in _ERRORS if re.search(signs, f"{report['error']}: {report['message']}")), fallback
-    )
-    words = {"out of memory": "ran out of memory", "disk": "could not read or write", "data": "stopped"}.get(
-        kind, "failed"
-    )
-    step = _when(beats.get(rank))
-    text = message if kind in ("data", "hung", "superseded") else said
-    return Cause(kind, f"rank {rank} on {host} {words}{step}: {text}", rank, host, _others(failed, rank), mistake)
+    message = (str(report["message"]).strip().splitlines() or [""])[0][:_LONGEST]
+    rank, host, user_error = int(report["rank"]), str(report["host"]), report["exit_code"] == 2
+    kind = _classify(f"{report['error']}: {report['message']}") or ("data" if user_error else "program")
+    verb = _VERBS.get(kind, "failed")
+    text = message if kind in ("data", "hung", "superseded") or not message else f"{report['error']}: {message}"
+    sentence = f"rank {rank} on {host} {verb}{_when(beats.get(rank))}: {text or report['error']}"
+    return Cause(kind, sentence, rank, host, _others(failed, rank), user_error)
 
 
-def _told_by_slurm(said: str, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause | None:
-    """What srun and slurmstepd say of tasks and nodes, before they kill the rest."""
-    end = _TERMINATED.search(said)
-    died = _DIED.search(said, 0, end.start() if end else len(said))
-    taken = [(match.start(), kind, match, text) for kind, signs, text in _TAKEN if (match := re.search(signs, said))]
-    if taken and (died is None or min(taken, key=lambda one: one[0])[0] < died.start()):
-        _, kind, match, text = min(taken, key=lambda one: one[0])
-        host = match[1] if match.groups() else None
-        return Cause(kind, text.format(host), host=host, secondary_failures=tuple(failed))
-    if died is None:
-        return None
-    host, rank, how = died[1], int(died[2]), died[3].strip()
+def _classify(error: str) -> CauseKind | None:
+    """The kind that an error's own words tell."""
+    return next((kind for kind, pattern in _ERRORS if re.search(pattern, error)), None)
+
+
+def _told_by_slurm(output: str, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause | None:
+    """What srun and slurmstepd say of tasks and nodes. The first of it counts: once one task has ended, srun kills the
+    rest, and says so in the same words."""
+    interruption = _find_interruption(output, failed)
+    killing = _TERMINATED.search(output)
+    death = _DIED.search(output, 0, killing.start() if killing else len(output))
+    if interruption is not None:
+        position, cause = interruption
+        if death is None or position < death.start():
+            return cause
+    return _describe_death(death, output, beats, failed) if death is not None else None
+
+
+def _find_interruption(output: str, failed: list[int]) -> tuple[int, Cause] | None:
+    """The first thing that SLURM says of the machine, not of a task, and where in `output`."""
+    interruptions = []
+    for kind, pattern, sentence in _INTERRUPTIONS:
+        match = re.search(pattern, output)
+        if match is not None:
+            host = match[1] if match.groups() else None
+            cause = Cause(kind, sentence.format(host), host=host, secondary_failures=tuple(failed))
+            interruptions.append((match.start(), cause))
+    return min(interruptions, key=lambda interruption: interruption[0], default=None)
+
+
+def _describe_death(death: re.Match[str], output: str, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause:
+    """`death` is srun's line about the first task that ended: its node, its number, and how."""
+    host, rank, ending = death[1], int(death[2]), death[3].strip()
     step = _when(beats.get(rank))
-    victims = _others(failed, rank)
-    if _OOM_KILL.search(said) or how.startswith("Out Of Memory"):
-        return Cause("out of memory", f"rank {rank} on {host} was killed{step}: no memory left", rank, host, victims)
-    if how.startswith("Killed"):
-        return Cause("killed", f"rank {rank} on {host} was killed from outside{step}", rank, host, victims)
-    return Cause("program", f"rank {rank} on {host} died{step}: {how}", rank, host, victims)
+    others = _others(failed, rank)
+    if _OOM_KILL.search(output) or ending.startswith("Out Of Memory"):
+        return Cause("out of memory", f"rank {rank} on {host} was killed{step}: no memory left", rank, host, others)
+    if ending.startswith("Killed"):
+        return Cause("killed", f"rank {rank} on {host} was killed from outside{step}", rank, host, others)
+    return Cause("program", f"rank {rank} on {host} died{step}: {ending}", rank, host, others)
 
 
 def _told_by_silence(attempt: Attempt, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause | None:
@@ -127,16 +143,15 @@ def _told_by_silence(attempt: Attempt, beats: dict[int, dict[str, Any]], failed:
     silent = [rank for rank in range(AttemptPlan.read(attempt).batch_plan.shape.world_size) if rank not in failed]
     if failed and len(silent) == 1 and silent[0] in beats:
         rank, beat = silent[0], beats[silent[0]]
-        what = f"rank {rank} on {beat['host']} died without a word in step {beat['step'] + 1}"
-        return Cause("killed", f"{what}: killed from outside, or out of memory", rank, beat["host"], tuple(failed))
+        death = f"rank {rank} on {beat['host']} exited in step {beat['step'] + 1} without an error report"
+        return Cause("killed", f"{death} (SIGKILL or out of memory?)", rank, beat["host"], tuple(failed))
     return None
 
 
 def _unknown(failed: list[int]) -> Cause:
     if failed:
-        return Cause(
-            "peer lost", "ranks lost a peer, and nothing tells which went first", secondary_failures=tuple(failed)
-        )
+        sentence = "several ranks lost the connection to a peer; the first failure is unknown"
+        return Cause("peer lost", sentence, secondary_failures=tuple(failed))
     return Cause("unknown", "lost, cause unknown")
 
 

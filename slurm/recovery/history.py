@@ -22,13 +22,15 @@ class Outcome:
 def read_outcomes(run: RunDir, after: int) -> list[Outcome]:
     """Every attempt after number `after`, oldest first. For a run none of whose attempts is running."""
     attempts = run.attempts()
-    origins = {record.checkpoint for attempt in attempts if (record := ResumePoint.read(attempt)) and record.checkpoint}
     committed = {checkpoint.attempt for checkpoint in checkpoints.list_checkpoints(run)}
-    committed |= {int(name.rpartition("-a")[2]) for name in origins}  # pruned since, but gone on from
-    found = []
+    for attempt in attempts:
+        point = ResumePoint.read(attempt)
+        if point is not None and point.checkpoint:  # pruned since, but resumed from
+            committed.add(int(point.checkpoint.rpartition("-a")[2]))
+    outcomes = []
     for attempt in attempts:
         if attempt.number > after:
             end = End.read(attempt)
             cause = None if end else find_cause(attempt)
-            found.append(Outcome(attempt.number, end, attempt.number in committed, cause))
-    return found
+            outcomes.append(Outcome(attempt.number, end, attempt.number in committed, cause))
+    return outcomes

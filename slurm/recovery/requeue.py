@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from slurm.recovery.cause import Cause
 from slurm.recovery.history import Outcome
 
 MAX_FAILURES = 3  # attempts in a row that may fail without a new checkpoint before people are asked
@@ -28,23 +29,30 @@ def decide_next(history: list[Outcome]) -> Decision:
         return Decision("requeue", "first attempt")
     last = history[-1]
     if last.end is not None and last.end.reason == "finished":
-        return Decision("complete", f"trained to step {last.end.step}")
+        return Decision("complete", f"finished at step {last.end.step}")
     if last.end is not None and last.end.requested_by_user:
         return Decision("complete", f"stopped after step {last.end.step}: {last.end.notice}")
     if last.end is not None:
         return Decision("requeue", f"stopped after step {last.end.step} on {last.end.notice}")
     assert last.cause is not None
-    what = last.cause.sentence
+    sentence = last.cause.sentence
     if last.cause.is_user_error:
-        return Decision("hold", what)
+        return Decision("hold", sentence)
     if last.progressed:
-        return Decision("requeue", f"{what}; it had saved a new checkpoint")
-    row = _fruitless(history)
-    failed = [outcome for outcome in row if outcome.cause and not outcome.cause.is_infrastructure]
-    if len(failed) >= MAX_FAILURES or len(row) >= MAX_INTERRUPTIONS:
-        return Decision("hold", f"{len(row)} attempts in a row ended without a new checkpoint; the last: {what}")
-    tries = "" if last.cause.is_infrastructure else f"; try {len(failed)} of {MAX_FAILURES} without a new checkpoint"
-    return Decision("requeue", what + tries)
+        return Decision("requeue", f"{sentence}; it had saved a new checkpoint")
+    return _decide_without_progress(_without_progress(history), last.cause)
+
+
+def _decide_without_progress(row: list[Outcome], last: Cause) -> Decision:
+    """After `row`, attempts in a row without a new checkpoint: what the run does wrong is tried a few times, and what
+    the machine does to it more often, for it costs no more than a place in the queue."""
+    failures = [outcome for outcome in row if outcome.cause and not outcome.cause.is_infrastructure]
+    if len(failures) >= MAX_FAILURES or len(row) >= MAX_INTERRUPTIONS:
+        reason = f"{len(row)} attempts in a row ended without a new checkpoint; the last: {last.sentence}"
+        return Decision("hold", reason)
+    if last.is_infrastructure:
+        return Decision("requeue", last.sentence)
+    return Decision("requeue", f"{last.sentence}; try {len(failures)} of {MAX_FAILURES} without a new checkpoint")
 
 
 def find_bad_nodes(history: list[Outcome]) -> dict[str, str]:
@@ -58,7 +66,7 @@ def find_bad_nodes(history: list[Outcome]) -> dict[str, str]:
     }
 
 
-def _fruitless(history: list[Outcome]) -> list[Outcome]:
+def _without_progress(history: list[Outcome]) -> list[Outcome]:
     """Failures at the end of the history without a new checkpoint; a stop on notice neither counts nor ends the row."""
     row = []
     for outcome in reversed(history):

@@ -10,10 +10,8 @@ from PIL import Image
 
 from configs.errors import LockstepError
 from configs.reading.load import load_config
-from configs.schema import RunConfig
 from launcher.cli.main import cli
 from launcher.submit.prepare import PreparedRun, prepare_run
-from slurm.job.nodes import with_fixed_batch
 from slurm.job.record import JobRecord
 from slurm.site import Site
 from store.run.run_dir import Attempt, RunDir, write_json
@@ -89,8 +87,7 @@ class Desk:
         return done.exit_code, done.output
 
     def ready(self, *overrides: str) -> PreparedRun:
-        config: RunConfig = load_config(self.file, overrides)
-        return prepare_run(with_fixed_batch(config))
+        return prepare_run(load_config(self.file, overrides))
 
     def submitted(self, job: str | None = "7", *overrides: str) -> RunDir:
         """The run, as a submit has left it."""

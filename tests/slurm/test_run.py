@@ -36,14 +36,14 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if own:
         lab = Lab(folder / "lab")
         request.getfixturevalue("lab")  # skips where there can be none
-        lab.up(accounting=False)
+        lab.bring_up(accounting=False)
     else:
         lab = request.getfixturevalue("lab")
     try:
         yield Cluster(lab, folder)
     finally:
         if own:
-            lab.down()
+            lab.take_down()
         shutil.rmtree(folder)
 
 
@@ -113,7 +113,7 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
     run.check_consumed_once(6)
     assert StableDiffusionPipeline.from_pretrained(run.dir.pipeline, safety_checker=None).unet.num_parameters() > 0
     assert not list(Path.cwd().glob("pwned")) + list(cluster.folder.rglob("pwned"))
-    assert "trained to its end" in run.submit()
+    assert "is finished; its pipeline is" in run.submit()
     assert cluster.queue() == []
 
 
@@ -349,11 +349,11 @@ def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
     with cluster.occupied("node4"):
         run.submit()
         run.trains(steps=6)
-        cluster.lab.cut(cut)
+        cluster.lab.disconnect_node(cut)
         try:
             run.trains(2)
         finally:
-            cluster.lab.join(cut)
+            cluster.lab.reconnect_node(cut)
         assert run.finish() == "COMPLETED", run.story()
     run.until(lambda: not [p for p in cluster.lab.processes(cut) if is_rank(p, run)], 60)
     assert run.state == "COMPLETED"

@@ -102,7 +102,7 @@ def test_preempted_by_cancelling_without_grace_time(cluster: Cluster) -> None:
         assert run.finish() == "PREEMPTED", run.story()
         end = End.read(run.dir.attempt(1))
         assert end is not None, run.story()
-        said = "preempted by SLURM, which cancels here; lockstep submit goes on"
+        said = "preempted by SLURM, which cancels here; lockstep submit resumes"
         row = json.loads(cluster.lockstep("status", run.dir.path, "--json").stdout)[0]
         assert (row["state"], row["detail"], row["step"]) == ("stopped", said, end.step)
         assert said in cluster.lockstep("why", run.dir.path).stdout

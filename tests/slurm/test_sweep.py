@@ -69,7 +69,7 @@ def test_a_sweep_is_one_array_and_nothing_is_trained_twice(cluster: Cluster) -> 
     assert losses[0] != losses[1]
 
     more = swept("lr=1e-4,3e-4")
-    assert "trained to its end" in more["sweep-lr-1e-4"]
+    assert "is finished" in more["sweep-lr-1e-4"]
     assert "_" not in more["sweep-lr-3e-4"].split(";")[0], "one run is a job like any other"
     twin = cluster.new_run("other", steps=30, cluster={"nodes": 1})
     same = cluster.lockstep("sweep", twin.file, "lr=1e-4,2e-4")

@@ -42,7 +42,7 @@ def extended(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Exte
 def test_a_finished_run_goes_on_when_more_is_asked_for(extended: Extended) -> None:
     assert (extended.ended.returncode, extended.ended.stderr) == (0, ""), extended.ended
     rates = f"learning rate 0.001 at {STEPS + 1}, 0.001 at {(STEPS + MORE) // 2}, 0.001 at {MORE}"
-    assert f"goes on after step {STEPS} of {MORE}; {rates}" in extended.ended.stdout
+    assert f"resumes after step {STEPS} of {MORE}; {rates}" in extended.ended.stdout
     assert f"resumed after step {STEPS} from step-{STEPS:08d}-a0001" in extended.ended.stdout
     assert end_of(extended.run, 2)["step"] == MORE
     steps = list(range(REPORT, MORE + 1, REPORT))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.manage import control
+from slurm import backend
 from tests.launcher.desk import AWAY, QUESTIONS, Desk, begun, ended, running
 
 
@@ -69,6 +69,6 @@ def test_a_job_of_which_slurm_says_nothing_after_its_cancel(desk: Desk, monkeypa
     desk.knows(running("7"))
     silent = f"printf '#!/bin/sh\\nexit 1\\n' >{desk.slurm.folder}"
     desk.does("scancel", "; ".join(f"{silent}/{name}" for name in QUESTIONS))
-    monkeypatch.setattr(control, "CANCELLING", 0.0)
+    monkeypatch.setattr(backend, "CANCELLING", 0.0)
     code, output = desk.lockstep("cancel", run.path)
     assert (code, "SLURM has not told within 0 s of scancel whether job 7 has ended" in output) == (1, True), output

@@ -78,7 +78,7 @@ def test_ctrl_c_on_a_terminal_stops_after_the_step(stopped: Stopped) -> None:
     end = end_of(stopped.run, 2)
     assert (end["reason"], end["notice"]) == ("notice", "SIGUSR2")
     assert REPORT <= end["step"] < STEPS
-    assert f"stopped on SIGINT after step {end['step']}; the same command goes on" in stopped.screen
+    assert f"stopped on SIGINT after step {end['step']}; the same command resumes it" in stopped.screen
 
 
 def test_a_terminal_shows_a_bar_and_the_logs_hold_none(stopped: Stopped) -> None:
@@ -135,7 +135,7 @@ def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> 
         assert time.monotonic() - killed < 20
     assert processes_of(run.path) == [], "nor the processes that decoded for the dead rank"
     said = output.read_text()
-    assert "rank 1 died without a word: killed from outside, or out of memory" in said
+    assert "rank 1 exited without an error report (SIGKILL or out of memory?)" in said
     assert f"its last lines are in {run.attempt(1).log(1)}" in said
     assert "Traceback" not in said
     assert not run.attempt(1).end.exists()

@@ -154,7 +154,7 @@ def test_the_same_command_again_changes_nothing(trained: Trained) -> None:
     before = everything_in(trained.run.path)
     again = lockstep("submit", trained.file, *LOCAL, 2)
     assert (again.returncode, again.stderr) == (0, "")
-    assert f"trained is trained to its end; its pipeline is {trained.run.pipeline}" in again.stdout
+    assert f"trained is finished; its pipeline is {trained.run.pipeline}" in again.stdout
     assert everything_in(trained.run.path) == before
 
 

@@ -18,7 +18,7 @@ LONGER = "PartitionName=longer Default=NO GraceTime=0 MaxTime=1-00:00:00 Priorit
 SPOT = "PartitionName=spot Default=NO GraceTime=0 MaxTime=UNLIMITED PriorityTier=1 State=UP PreemptMode=CANCEL"
 TIME = 'cluster={"time": "00:15:00"}'
 WARNING = "partition spot preempts by cancelling, without grace time"
-CANCELS = "preempted by SLURM, which cancels here; lockstep submit goes on"
+CANCELS = "preempted by SLURM, which cancels here; lockstep submit resumes"
 SIGTERM = End("notice", 4, "step-00000004-a0001", "SIGTERM")
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.monitor import status
-from launcher.monitor.records import is_run_held
-from launcher.run_lock import hold_run
+from launcher.run_lock import hold_run, is_run_held
 from slurm.job.record import JobRecord, find_active_job
 from slurm.query import ask
 from store.run.end import End
@@ -85,7 +84,7 @@ def test_a_run_that_ends_in_between_is_not_queued_again(desk: Desk) -> None:
     begun(run, end=End("finished", STEPS, None), step=STEPS)
     (run.path / "attempts").rename(elsewhere)
     desk.does("sbatch", f"mv {elsewhere} {run.path}/attempts; {SUBMIT}")
-    assert "is trained to its end" in desk.lockstep("submit", desk.file)[1]
+    assert "is finished; its pipeline is" in desk.lockstep("submit", desk.file)[1]
     assert desk.queued() == []
 
 

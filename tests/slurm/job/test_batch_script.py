@@ -51,7 +51,7 @@ def settle(lab: Lab, job: str) -> dict[str, str]:
 
 
 def requeueing(*without: str) -> Sequence[str]:
-    code = f"from slurm import scontrol; scontrol.requeue(scontrol.job_id(), {list(without)})"
+    code = f"from slurm.query import scontrol; scontrol.requeue_job(scontrol.current_job_id(), {list(without)})"
     return sys.executable, "-P", "-c", code
 
 
@@ -131,7 +131,7 @@ def test_a_controller_that_is_away_is_waited_for(lab: Lab, tmp_path: Path) -> No
     script = ["--wrap", f"trap '' TERM; {ONCE}; sleep 1000"]
     job = lab.run(["sbatch", "--parsable", "--requeue", "-o", "/dev/null", *script], check=True).stdout.strip()
     until(lambda: fields(lab, job)["JobState"] == "RUNNING", SECONDS)
-    code = f"from slurm import scontrol; scontrol.hold('{job}', 'no such layer')"
+    code = f"from slurm.query import scontrol; scontrol.hold_job('{job}', 'no such layer')"
     lab.stop_controller()
     try:
         process = lab.popen(

@@ -1,16 +1,20 @@
 """What the batch shell does beside a SLURM of shell scripts: what others left in the folder, and what people asked of
 the job meanwhile."""
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from configs.errors import LockstepError
+from configs.solve.batch import BatchPlan, Shape
 from slurm.job.batch_script import batch
 from slurm.job.record import JobRecord
 from slurm.query import scontrol
-from tests.launcher.desk import Desk
+from store.run.attempt_plan import AttemptPlan
+from store.run.end import End
+from tests.launcher.desk import Desk, begun
 
 
 def shows(desk: Desk, state: str) -> None:
@@ -57,6 +61,24 @@ def test_a_job_that_nobody_noted_down_is_noted_down_where_it_begins(in_job: Desk
     assert done.exit_code == 0, done
     assert run.attempt(1).sbatch.read_text() == "#!/bin/sh\n"
     assert JobRecord.read(run) == JobRecord("7", before.site, before.after_attempt, before.submitted)
+
+
+def test_a_run_keeps_the_batch_it_was_begun_with_on_another_number_of_nodes(
+    in_job: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the config leaves the batch to its shape: as `plan` has it, in the queue, and where the job begins."""
+    words = ("batch=null", "gradient_accumulation_steps=4")
+    run = in_job.submitted("7", *words, "cluster.nodes=2")
+    begun(run, end=End("notice", 4, None, "SIGTERM"), step=4, ago=99)
+    planned = json.loads(in_job.lockstep("plan", in_job.file, *words, "--json")[1])
+    code, output = in_job.lockstep("submit", in_job.file, *words)
+    assert code == 0, output
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    done = begin(run.path)
+    assert done.exit_code == 0, done
+    batch_plan = AttemptPlan.read(run.attempt(2)).batch_plan
+    assert batch_plan == BatchPlan(Shape(1, 1), 2, 4)
+    assert batch_plan.batch == planned["batch"] == 8
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT"])

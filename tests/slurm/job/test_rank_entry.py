@@ -10,6 +10,7 @@ import pytest
 
 from configs.errors import LockstepError
 from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
 from slurm.job import request
 from slurm.site import Site
 from store.run.run_dir import RunDir
@@ -36,7 +37,8 @@ def test_a_rank_loads_no_pickle(shared: Path) -> None:
     run, proof = RunDir(shared / "run"), shared / "proof"
     run.path.mkdir()
     run.config.touch()
-    text = request.render_script(run, config_of(run), Site())
+    terms = request.JobTerms.of_run(config_of(run), BatchPlan(Shape(1, 1), 1, 1), Site())
+    text = request.request_run(run, "run", terms).text
     command = next(line for line in text.splitlines() if line.startswith("srun ")).partition("$LOCKSTEP_SRUN ")[2]
     (shared / "evil").write_bytes(pickle.dumps(Evil(proof)))
     run.slurm.mkdir()

@@ -24,7 +24,7 @@ def folder() -> Iterator[Path]:
     """For a lab of a test's own."""
     path = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
     yield path
-    Lab(path).down()
+    Lab(path).take_down()
     shutil.rmtree(path)
 
 
@@ -137,18 +137,18 @@ def test_power_loss_and_cut_cable(lab: Lab) -> None:
     until(lambda: any(p.name() == "sleep" for p in lab.processes(4)), 15)
     assert lab.processes(3)
     lab.kill_node(3)
-    lab.cut(4)
+    lab.disconnect_node(4)
     assert not lab.processes(3)
     assert any(p.name() == "sleep" for p in lab.processes(4)), "a node that is cut off computes on"
     with pytest.raises(UserError, match="node3 is off already"):
         lab.kill_node(3)
     with pytest.raises(UserError, match="no node 5"):
-        lab.cut(5)
+        lab.disconnect_node(5)
     until(lambda: {k for k, state in lab.node_states().items() if state.endswith("*")} == {"node3", "node4"}, 30)
     assert cli(lab.dir.path, "status").returncode == 1
     lab.start_node(3)
-    lab.join(4)
-    until(lab.answers, 20)
+    lab.reconnect_node(4)
+    until(lab.is_ready, 20)
     lab.run(["scancel", "-n", "beyond"], check=True)
     assert sorted(lab.run(["srun", "-w", "node[3-4]", "-N2", "hostname"]).stdout.split()) == ["node3", "node4"]
 
@@ -163,7 +163,7 @@ def test_marked_down_at_once(lab: Lab) -> None:
 def test_two_labs_and_an_end_that_leaves_nothing(lab: Lab, folder: Path) -> None:
     before = machine()
     other = Lab(folder)
-    assert other.up(2, accounting=False, extra="JobRequeue=0")
+    assert other.bring_up(2, accounting=False, extra="JobRequeue=0")
     assert "JobRequeue              = 0" in other.run(["scontrol", "show", "config"]).stdout
     assert other.run(["srun", "hostname"]).stdout == "node1\n"
     assert "accounting storage is disabled" in other.run(["sacct"]).stderr.lower()
@@ -180,14 +180,14 @@ def test_two_labs_and_an_end_that_leaves_nothing(lab: Lab, folder: Path) -> None
     refused = cli(folder, "run", "sinfo")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "no lab is up" in refused.stderr
-    assert lab.answers()
+    assert lab.is_ready()
     inside = lab.run(["env", f"LOCKSTEP_LAB={lab.dir.path}", sys.executable, "-m", "slurm.lab", "down"])
-    assert (inside.returncode, lab.answers()) == (2, True)
+    assert (inside.returncode, lab.is_ready()) == (2, True)
 
 
 def test_plain_lab_is_killed_whole(folder: Path) -> None:
     plain = Lab(folder)
-    assert plain.up(2, accounting=False, plain=True, port=17800)
+    assert plain.bring_up(2, accounting=False, plain=True, port=17800)
     done = plain.run(["srun", "-N2", "--gpus-per-node=1", "sh", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"])
     assert sorted(done.stdout.splitlines()) == ["node1 0", "node2 0"]
     with pytest.raises(UserError, match="plain"):
@@ -196,7 +196,7 @@ def test_plain_lab_is_killed_whole(folder: Path) -> None:
     until(lambda: sleeps(plain) == 1, 15)
     theirs = plain.processes()
     theirs[0].kill()  # even so
-    plain.down()
+    plain.take_down()
     until(lambda: not [p for p in theirs if lives(p)], 5)
     assert not alive_with(folder)
 
@@ -205,22 +205,22 @@ def test_missing_programs_are_named_with_the_cure(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(packages, "_BASE", {"sh": "dash", "no-such-daemon": "its-package"})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UserError, match=r"needs no-such-daemon; as root: apt-get install .* its-package$"):
-        Lab(folder).up(accounting=False)
+        Lab(folder).bring_up(accounting=False)
 
 
 def test_folders_that_cannot_be_a_lab(folder: Path) -> None:
     with pytest.raises(UserError, match="too long"):
-        Lab(folder / ("x" * 80)).up()
+        Lab(folder / ("x" * 80)).bring_up()
     (folder / "mine").write_text("precious")
     with pytest.raises(UserError, match="no lab"):
-        Lab(folder).up()
+        Lab(folder).bring_up()
     assert (folder / "mine").read_text() == "precious"
 
 
 def test_daemon_that_cannot_start_is_quoted(folder: Path) -> None:
     started = time.monotonic()
     with pytest.raises(Exception, match="slurmctld ended with 1") as failure:
-        Lab(folder).up(1, accounting=False, extra="NoSuchKey=1")
+        Lab(folder).bring_up(1, accounting=False, extra="NoSuchKey=1")
     assert "NoSuchKey" in str(failure.value)
     assert time.monotonic() - started < 10
     assert not alive_with(folder)

@@ -32,7 +32,7 @@ SAVED = (CRASH, "saved")
     ("ended", "action", "reason"),
     [
         ([], "requeue", "first attempt"),
-        ([FINISHED], "complete", "trained to step 100"),
+        ([FINISHED], "complete", "finished at step 100"),
         ([PREEMPTED], "requeue", "stopped after step 40 on SIGTERM"),
         ([PREEMPTED] * 50, "requeue", "stopped after step 40 on SIGTERM"),
         ([ASKED], "complete", "stopped after step 40: stop asked for by Ada"),

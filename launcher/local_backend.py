@@ -1,0 +1,138 @@
+"""This machine as one who starts runs: what is under way here holds the run's lock, or gives signs of life."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from configs.errors import LockstepError
+from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, Shape
+from launcher.run_lock import is_run_held
+from store.run.liveness import find_training_attempt
+from store.run.run_dir import Attempt, RunDir
+from store.run.submission import plan_batch
+
+if TYPE_CHECKING:  # preparing a run needs much that looking at one does not
+    from launcher.submit.local import LocalRuns
+    from launcher.submit.prepare import PreparedRun
+
+CANCELLING = 30.0  # seconds that the ranks may take to end once they are killed
+_POLL = 0.1
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """The processes of a run on this machine, or on another one without SLURM that shares the folder."""
+
+    id: str  # the run's folder
+    state: str  # RUNNING, COMPLETED, CANCELLED where it was stopped, UNKNOWN where nothing is under way
+    source: str  # lock, heartbeat or records
+    nodes: str = ""
+    held: bool = False
+    needs_release: bool = False
+    reason: str = ""
+    wait_reason: str = ""
+    start_time: float | None = None
+    end_time: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "the local run"
+
+    @property
+    def alive(self) -> bool:
+        return self.state == "RUNNING"
+
+    @property
+    def over(self) -> bool:
+        return not self.alive
+
+    def describe(self) -> str:
+        return f"running on {self.nodes}"
+
+
+class LocalBackend:
+    """Starts ranks at once and stays with them; nothing waits in a queue, and nothing starts again by itself."""
+
+    name = "local"
+
+    def __init__(self, ranks: int | None = None):
+        """With `ranks` ranks, or as many as the config's own shape has per node."""
+        self.ranks = ranks
+
+    def check_config(self, config: RunConfig) -> None:
+        """Nothing here refuses a run beforehand: whatever is wrong shows when it is prepared."""
+
+    def plan_batch(self, run: RunDir, config: RunConfig) -> BatchPlan:
+        batch_plan = plan_batch(run, config, Shape(1, self.ranks) if self.ranks else None)
+        if batch_plan.shape.nodes == 1:
+            return batch_plan
+        return plan_batch(run, config, Shape(1, batch_plan.shape.gpus_per_node))
+
+    def check_runs(self, runs: "Sequence[PreparedRun]") -> "list[LocalRuns]":
+        from launcher.submit.local import LocalRuns
+
+        return [LocalRuns([prepared]) for prepared in runs]
+
+    def read_record(self, run: RunDir) -> None:
+        """Nothing is noted down but what the attempts say themselves."""
+        return None
+
+    def query_jobs(self, ids: Sequence[str]) -> dict[str, LocalJob]:
+        return {folder: _look(RunDir(Path(folder))) for folder in ids}
+
+    def find_active_job(self, run: RunDir) -> LocalJob | None:
+        job = _look(run)
+        return job if job.alive else None
+
+    def cancel_job(self, job: str) -> None:
+        """As two Ctrl-C's do: its launcher kills the ranks. One whose ranks have ended is only waited for."""
+        run = RunDir(Path(job))
+        attempts = run.attempts()
+        if attempts and not attempts[-1].end.is_file():
+            for process in _find_lock_holders(run):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for number in (signal.SIGTERM, signal.SIGINT):  # two of one kind may arrive as one
+                        process.send_signal(number)
+        deadline = time.monotonic() + CANCELLING
+        while (now := _look(run)).alive:
+            if time.monotonic() > deadline:
+                raise LockstepError(f"{job}: still runs on {now.nodes}; run lockstep cancel there")
+            time.sleep(_POLL)
+
+    def decide_next(self, run: RunDir, through: Attempt | None = None) -> None:
+        return None
+
+
+def _look(run: RunDir) -> LocalJob:
+    """The newest attempt, where it was started without SLURM, has not ended, and is not left to its fate: the lock dies
+    with the processes that hold it. Where this machine cannot tell whether it is held, the ranks' signs of life do."""
+    newest = run.attempts()[-1:]
+    if not newest or newest[0].nodes.is_file() or newest[0].end.is_file():
+        return LocalJob(str(run.path), "UNKNOWN", "lock")
+    held = is_run_held(run)
+    if held:
+        return LocalJob(str(run.path), "RUNNING", "lock", nodes="this machine")
+    if held is None and (attempt := find_training_attempt(run)) is not None:
+        hosts = sorted({str(beat["host"]) for beat in attempt.heartbeats().values()})
+        return LocalJob(str(run.path), "RUNNING", "heartbeat", nodes=", ".join(hosts))
+    return LocalJob(str(run.path), "UNKNOWN", "lock")
+
+
+def _find_lock_holders(run: RunDir) -> list[psutil.Process]:
+    """The processes here that have the run's lock open: the launcher, or torch's launcher where it outlives ours. Of a
+    process and its child only the first: it ends the other."""
+    lock = str(run.lock.resolve())
+    holders = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != psutil.Process().pid and lock in (file.path for file in process.open_files()):
+                holders.append(process)
+    pids = {process.pid for process in holders}
+    return [process for process in holders if process.ppid() not in pids]

@@ -1,0 +1,37 @@
+"""What the runs of one command have in common, each read once: a sweep has many runs of one dataset and one model."""
+
+from functools import cached_property
+from pathlib import Path
+
+from launcher.submit.hub import resolve_model
+from store.dataset.listing import DatasetListing, check_images, digest_samples, list_samples
+from store.run.code_version import read_code_version
+
+
+class RunInputs:
+    """One for each command."""
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, DatasetListing] = {}
+        self._texts: dict[str, str] = {}
+        self._models: dict[str, str] = {}
+
+    def list_images(self, folder: Path) -> DatasetListing:
+        """The samples of `folder`, less those whose header does not read."""
+        if folder not in self._listings:
+            self._listings[folder] = check_images(folder, list_samples(folder))
+        return self._listings[folder]
+
+    def share_text(self, text: str) -> tuple[str, str]:
+        """The text and its digest; the same object for equal texts, which may be of a million lines."""
+        digest = digest_samples(text)
+        return self._texts.setdefault(digest, text), digest
+
+    def resolve_model(self, model: str) -> str:
+        if model not in self._models:
+            self._models[model] = str(resolve_model(model))
+        return self._models[model]
+
+    @cached_property
+    def code_digest(self) -> str:
+        return read_code_version().digest

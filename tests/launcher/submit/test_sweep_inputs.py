@@ -1,0 +1,45 @@
+"""A sweep looks at what its runs have in common once."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from store.run import code_version
+from tests.launcher.desk import Desk
+
+WORDS = ("lr=1e-5,2e-5,3e-5,4e-5", "data.flip=true,false")
+
+
+def test_one_listing_and_one_code_version_for_all_points(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    git_calls: list[tuple[str, ...]] = []
+    open_image, ask_git = Image.open, code_version._asked
+
+    def count_open(path: Path, *words: object, **options: object) -> Image.Image:
+        opened.append(path)
+        return open_image(path, *words, **options)
+
+    def count_git(*words: str) -> str:
+        git_calls.append(words)
+        return ask_git(*words)
+
+    monkeypatch.setattr(Image, "open", count_open)
+    monkeypatch.setattr(code_version, "_asked", count_git)
+    code, output = desk.lockstep("sweep", desk.file, *WORDS)
+    assert code == 0, output
+    assert output.count("is job 8_") == 8
+    assert sorted(opened) == sorted(desk.folder.glob("images/*.png"))
+    assert len(git_calls) == len(set(git_calls)) <= 2
+
+
+def test_points_of_several_datasets_are_told_apart(desk: Desk) -> None:
+    other = desk.folder / "other"
+    other.mkdir()
+    for name in ("0.png", "0.txt"):
+        os.link(desk.folder / "images" / name, other / name)
+    code, output = desk.lockstep("sweep", desk.file, f"data.images={desk.folder}/images,{other}", "name=two")
+    assert code == 0, output
+    sizes = {len(path.read_text().splitlines()) for path in desk.folder.glob("runs/*/dataset.jsonl")}
+    assert sizes == {1, 8}

@@ -1,0 +1,3 @@
+from tests.launcher.conftest import desk
+
+__all__ = ["desk"]
