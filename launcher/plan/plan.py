@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.model_folder import check_model_folder
+from configs.model_folder import check_model_folder, check_pipeline_class, read_pipeline_class
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.memory import (
+    KNOWN_UNETS,
+    PIPELINE_CLASSES,
     ModelStates,
     count_unet_parameters,
     estimate_activations,
     estimate_checkpoint,
+    find_cached_snapshot,
     list_model_states,
 )
 from launcher.format import format_rate
@@ -88,10 +91,9 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
 
     Raises UserError where the batch does not divide, the data or the model folder is not there.
     """
-    run_dir = RunDir(Path(config.runs) / config.name)
+    _check_model(config.model)
+    run_dir = RunDir.for_config(config)
     batch_plan = plan_batch(run_dir, config, _shape(config, request))
-    if os.path.isabs(config.model):  # a hub id is resolved by submit
-        check_model_folder(Path(config.model))
     dataset, notes = _dataset_size(config, request)
     length = solve_length(config, batch_plan.batch, dataset)
     plan = RunPlan(
@@ -119,6 +121,19 @@ def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
     gpus, batch = plan.batch_plan.shape.gpus_per_node, plan.batch_plan.batch
     shapes = [Shape(nodes, gpus) for nodes in list_divisors(batch // gpus)]
     return [(shape, list_batch_plans(batch, shape)) for shape in shapes]
+
+
+def _check_model(model: str) -> None:
+    """Refuse a model that submit would refuse, as far as this machine knows it: by its folder, by the hub's cache or
+    by its id. The hub itself is not asked, so nothing is refused of which nothing is known."""
+    if os.path.isabs(model):
+        check_model_folder(Path(model))
+        return
+    snapshot = find_cached_snapshot(model)
+    if snapshot is not None and (snapshot / "model_index.json").is_file():
+        check_pipeline_class(model, read_pipeline_class(snapshot / "model_index.json"))
+    elif model in KNOWN_UNETS:
+        check_pipeline_class(model, PIPELINE_CLASSES[KNOWN_UNETS[model]])
 
 
 def _shape(config: RunConfig, request: PlanRequest) -> Shape | None:

@@ -11,7 +11,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.length import solve_length
 from launcher.manage.control import clear_requests
-from launcher.submit.hub import resolve_model
+from launcher.submit.hub import check_model, resolve_model
 from store.checkpoint import checkpoints
 from store.dataset.listing import check_images, digest_samples, format_samples, list_samples, select_samples
 from store.run.attempt_plan import AttemptPlan
@@ -51,7 +51,8 @@ class PreparedRun:
 
 def prepare_run(config: RunConfig, shape: Shape | None = None) -> PreparedRun:
     """The run of `config`, on `shape` or the config's own. Raises UserError; writes nothing."""
-    run = RunDir(Path(config.runs, config.name))
+    check_model(config.model)  # first: images take minutes to look at, and a whole model hours to fetch
+    run = RunDir.for_config(config)
     batch_plan = plan_batch(run, config, shape)
     folder = Path(config.data.images)
     listing = check_images(folder, list_samples(folder))
