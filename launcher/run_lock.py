@@ -3,10 +3,14 @@
 import fcntl
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import psutil
 
 from configs.errors import UserError
 from store.run.run_dir import RunDir, open_to_append
@@ -18,21 +22,41 @@ class RunHeldError(UserError):
     """Somebody else has the run's lock."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who took the lock, as the lock's file has it."""
+
+    host: str
+    pid: int
+    time: float  # seconds since the epoch
+
+    @classmethod
+    def parse(cls, text: str) -> "Holder | None":
+        """None for a file that does not tell: it is written after the lock is taken."""
+        try:
+            fields = json.loads(text)
+            return cls(fields["host"], int(fields["pid"]), float(fields["time"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
 @contextmanager
 def hold_run(run: RunDir) -> Iterator[int]:
-    """The lock's descriptor, for processes that may outlive this one. Raises HeldError, naming the holder, and
-    UserError where the run's folder cannot be written."""
+    """The lock's descriptor, for processes that may outlive this one.
+
+    Raises RunHeldError, naming who has it, and UserError where the run's folder cannot be written.
+    """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         file = open(open_to_append(run.lock), "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
     except OSError as error:
         raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
     with file:
-        if not _locked(file.fileno()):
+        if not _try_lock(file.fileno()):
             file.seek(0)
-            raise RunHeldError(f"{run.path}: is being trained by {_describe(file.read())}; wait, or stop that one")
+            raise RunHeldError(_describe_holder(run, Holder.parse(file.read())))
         file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
+        file.write(json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), time.time()))))
         file.flush()
         yield file.fileno()
 
@@ -57,7 +81,7 @@ def is_run_held(run: RunDir) -> bool | None:
         return None
 
 
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Whether the lock is ours now; false where somebody else keeps it."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -71,10 +95,34 @@ def _locked(descriptor: int) -> bool:
             return True
 
 
-def _describe(text: str) -> str:
+def _describe_holder(run: RunDir, holder: Holder | None) -> str:
+    """Whose the run is, and what to do. torchrun inherits the lock: where the process that took it was killed, the
+    ranks have it, and they are named instead."""
+    if holder is None:
+        return f"{run.path}: is in use by another process; try again once that has ended"
+    attempts, path = run.attempts(), shlex.quote(str(run.path))
+    here = holder.host == socket.gethostname()
+    if not here or _is_alive(holder.pid, holder.time) or not attempts:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.time))
+        process = f"process {holder.pid} on {holder.host} since {since}"
+        return f"{run.path}: is in use by {process}; wait until that ends, or stop it: lockstep stop {path}"
+    ranks = [
+        f"rank {rank} (process {beat['pid']})"
+        for rank, beat in attempts[-1].heartbeats().items()
+        if beat["host"] == holder.host and _is_alive(beat["pid"], beat["time"])
+    ]
+    living = ", ".join(ranks) or "its ranks are starting, or ending"
+    return (
+        f"{run.path}: attempt {attempts[-1].number} is still running on {holder.host}: {living}; "
+        f"process {holder.pid}, which started it, has ended\n"
+        f"watch it with: lockstep logs {path} -f\nstop it with: lockstep stop {path}"
+    )
+
+
+def _is_alive(pid: int, when: float) -> bool:
+    """Whether the process that had the number `pid` at the time `when` still runs: numbers are given again."""
     try:
-        holder = json.loads(text)
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["time"]))
-        return f"process {holder['pid']} on {holder['host']} since {since}"
-    except (ValueError, KeyError):
-        return "another process"
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= when
+    except psutil.NoSuchProcess:
+        return False

@@ -15,6 +15,13 @@ from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
 
 SD1, SD2, SDXL = 859_520_964, 865_910_724, 2_567_463_684
 
+# Which pipelines have a UNet of that size.
+PIPELINE_CLASSES = {
+    SD1: "StableDiffusionPipeline",
+    SD2: "StableDiffusionPipeline",
+    SDXL: "StableDiffusionXLPipeline",
+}
+
 # Parameters of the UNets whose files need not be here to be known.
 KNOWN_UNETS = {
     **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
@@ -42,7 +49,7 @@ def count_unet_parameters(model: str) -> int | None:
 
     None where neither knows.
     """
-    folder = Path(model) if os.path.isabs(model) else _cached_snapshot(model)
+    folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model)
     if folder is not None and (counted := _count(folder / "unet")) is not None:
         return counted
     return KNOWN_UNETS.get(model)
@@ -82,7 +89,7 @@ def _header_parameters(file: Path) -> int | None:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _cached_snapshot(hub_id: str) -> Path | None:
+def find_cached_snapshot(hub_id: str) -> Path | None:
     """The newest local snapshot of a hub id: huggingface_hub's cache layout, read without importing it."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")

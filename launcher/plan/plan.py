@@ -4,37 +4,41 @@ import math
 import os
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.model_folder import check_model_folder
+from configs.model_folder import check_model_folder, check_pipeline_class, read_pipeline_class
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.memory import (
+    KNOWN_UNETS,
+    PIPELINE_CLASSES,
     ModelStates,
     count_unet_parameters,
     estimate_activations,
     estimate_checkpoint,
+    find_cached_snapshot,
     list_model_states,
 )
-from launcher.format import format_rate
+from launcher.format import format_count, format_rate
 from store.checkpoint.checkpoints import list_checkpoints
 from store.dataset.listing import list_samples, select_samples
 from store.run.run_dir import RunDir
 from store.run.submission import plan_batch
 
 _SHAPES_SHOWN = 5
+_NODE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What the model weighs, in bytes; None is `unknown`, which is said and never guessed."""
+    """What the model weighs, in bytes; None is `unknown`, which is printed as such and never guessed."""
 
     parameters: int | None
     states: ModelStates | None  # of this run
@@ -45,36 +49,36 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run's arithmetic on one shape."""
+    """A run's arithmetic on one shape: the screen, the tables and the JSON of `lockstep plan` all print this value."""
 
     config: RunConfig
     batch_plan: BatchPlan
     length: Length
-    dataset: int
+    dataset_size: int  # samples
     run_dir: RunDir
-    started: bool
-    continues_at: int | None
-    lr: list[tuple[int, float]]
+    started: bool  # the run's folder exists
+    newest_step: int | None  # of the newest checkpoint
+    lr: list[tuple[int, float]]  # (step, rate) at a few steps that show the schedule
     memory: MemoryPlan
-    free: int
-    shapes: list[BatchPlan]
+    free_bytes: int  # on the disk of the run
+    shapes: list[BatchPlan]  # some node counts that keep the batch
     deepspeed: dict[str, Any]
     notes: list[str]
-    next: str
+    next_command: str
 
     @property
     def into_next_epoch(self) -> int:
-        """Samples that the last batch takes beyond the epochs asked for (or beyond the last whole one)."""
+        """Samples that the last batch takes beyond the config's epochs (or beyond the last whole one)."""
         config = self.config
         if config.steps is not None or config.samples is not None:
-            return self.length.samples % self.dataset
+            return self.length.samples % self.dataset_size
         epochs = Fraction(str(config.epochs if config.epochs is not None else 1))
-        return self.length.samples - math.ceil(epochs * self.dataset)
+        return self.length.samples - math.ceil(epochs * self.dataset_size)
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What the command line asks beside the config: a shape to plan for, a dataset size before the data is there."""
+    """What the command line adds to the config: a shape to plan for, a dataset size before the data is there."""
 
     file: str
     overrides: tuple[str, ...] = ()
@@ -86,32 +90,33 @@ class PlanRequest:
 def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
     """Work the run out. Reads the dataset's listing and the UNet's header, and writes nothing.
 
-    Raises UserError where the batch does not divide, the data or the model folder is not there.
+    Raises UserError where the model cannot be trained, the batch does not divide, or the data or the model folder is
+    not there.
     """
-    run_dir = RunDir(Path(config.runs) / config.name)
-    batch_plan = plan_batch(run_dir, config, _shape(config, request))
-    if os.path.isabs(config.model):  # a hub id is resolved by submit
-        check_model_folder(Path(config.model))
-    dataset, notes = _dataset_size(config, request)
-    length = solve_length(config, batch_plan.batch, dataset)
+    _check_model(config.model)
+    run_dir = RunDir.for_config(config)
+    batch_plan = plan_batch(run_dir, config, _requested_shape(config, request))
+    dataset_size, notes = _count_samples(config, request)
+    length = solve_length(config, batch_plan.batch, dataset_size)
+    steps = _steps_to_show(config, length.steps)
+    checkpoints = list_checkpoints(run_dir)  # by their folders' names; whether they verify is for the run to find out
     plan = RunPlan(
         config=config,
         batch_plan=batch_plan,
         length=length,
-        dataset=dataset,
+        dataset_size=dataset_size,
         run_dir=run_dir,
         started=run_dir.config.exists(),
-        continues_at=_newest_checkpoint(run_dir),
-        lr=[(step, compute_learning_rate(config, step, length.steps)) for step in _five_steps(config, length.steps)],
-        memory=_memory(config, batch_plan),
-        free=_free_bytes(Path(config.runs)),
-        shapes=_shapes(config, batch_plan),
+        newest_step=checkpoints[-1].step if checkpoints else None,
+        lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
+        memory=_plan_memory(config, batch_plan),
+        free_bytes=_measure_free_space(Path(config.runs)),
+        shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan),
         notes=notes,
-        next=_submit(config, request, batch_plan),
+        next_command=_submit_command(config, request, batch_plan),
     )
-    plan.notes.extend(_warnings(plan))
-    return plan
+    return replace(plan, notes=[*notes, *_warnings(plan)])
 
 
 def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
@@ -121,14 +126,29 @@ def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
     return [(shape, list_batch_plans(batch, shape)) for shape in shapes]
 
 
-def _shape(config: RunConfig, request: PlanRequest) -> Shape | None:
+def _check_model(model: str) -> None:
+    """Refuse a model that submit would refuse, as far as this machine knows it: by its folder, by the hub's cache or
+    by its id. The hub itself is not asked, so nothing is refused of which nothing is known."""
+    if os.path.isabs(model):
+        check_model_folder(Path(model))
+        return
+    snapshot = find_cached_snapshot(model)
+    if snapshot is not None and (snapshot / "model_index.json").is_file():
+        check_pipeline_class(model, read_pipeline_class(snapshot / "model_index.json"))
+    elif model in KNOWN_UNETS:
+        check_pipeline_class(model, PIPELINE_CLASSES[KNOWN_UNETS[model]])
+
+
+def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:
+    """The command line's shape, completed by the config's; None where the command line names none."""
     if request.nodes is None and request.gpus_per_node is None:
         return None
     cluster = config.cluster
     return Shape(request.nodes or cluster.nodes.low, request.gpus_per_node or cluster.gpus_per_node)
 
 
-def _dataset_size(config: RunConfig, request: PlanRequest) -> tuple[int, list[str]]:
+def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[str]]:
+    """The dataset's size, and a note about the samples that are left out of it."""
     if request.samples is not None:
         return request.samples, []
     folder = Path(config.data.images)
@@ -138,17 +158,19 @@ def _dataset_size(config: RunConfig, request: PlanRequest) -> tuple[int, list[st
         )
     listing = list_samples(folder)
     samples = select_samples(config.data, listing)
-    skipped = len(listing.problems)
-    return len(samples), [f"{skipped} bad samples are left out; first: {listing.problems[0]}"] if skipped else []
+    if not listing.problems:
+        return len(samples), []
+    skipped = format_count(len(listing.problems), "bad sample")
+    return len(samples), [f"{skipped} will be skipped; the first: {listing.problems[0]}"]
 
 
-def _memory(config: RunConfig, batch_plan: BatchPlan) -> MemoryPlan:
+def _plan_memory(config: RunConfig, batch_plan: BatchPlan) -> MemoryPlan:
     parameters = count_unet_parameters(config.model)
     if parameters is None:
         return MemoryPlan(None, None, [], None, None)
     world, accumulation = batch_plan.shape.world_size, batch_plan.accumulation
     alternatives = list(list_model_states(config, parameters, world, accumulation=accumulation))
-    chosen = next(s for s in alternatives if (s.zero, s.offload) == (config.zero, config.offload))
+    chosen = next(states for states in alternatives if (states.zero, states.offload) == (config.zero, config.offload))
     activations = estimate_activations(
         parameters,
         resolution=config.data.resolution,
@@ -159,71 +181,80 @@ def _memory(config: RunConfig, batch_plan: BatchPlan) -> MemoryPlan:
     return MemoryPlan(parameters, chosen, alternatives, activations, estimate_checkpoint(config, parameters))
 
 
-def _newest_checkpoint(run_dir: RunDir) -> int | None:
-    """The newest checkpoint's step by its folder's name; whether it verifies is for the run to find out."""
-    there = list_checkpoints(run_dir)
-    return there[-1].step if there else None
-
-
-def _five_steps(config: RunConfig, total: int) -> list[int]:
-    """Five steps that show the schedule: its start, the end of warm-up (or a quarter), and towards the last."""
+def _steps_to_show(config: RunConfig, total: int) -> list[int]:
+    """Up to five steps that show the schedule: its start, the end of warm-up (or a quarter), and towards the last."""
     start = 0 if config.warmup_steps else 1
-    knee = config.warmup_steps or total // 4
-    rest = max(total - knee, 0)
-    steps = {start, knee, knee + rest // 3, knee + 2 * rest // 3, total}
+    bend = config.warmup_steps or total // 4
+    rest = max(total - bend, 0)
+    steps = {start, bend, bend + rest // 3, bend + 2 * rest // 3, total}
     return sorted(step for step in steps if start <= step <= total)
 
 
-def _free_bytes(folder: Path) -> int:
-    """Free space where `folder` is, or will be."""
+def _measure_free_space(folder: Path) -> int:
+    """Bytes that are free where `folder` is, or will be."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
-def _shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchPlan]:
-    """Some node counts that keep the batch, each with the largest micro-batch under the ceiling."""
-    gpus, here, allowed = batch_plan.shape.gpus_per_node, batch_plan.shape.nodes, config.cluster.nodes
-    most = allowed.high if allowed.high > allowed.low else 64
+def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchPlan]:
+    """Some node counts that keep the batch, each with the largest micro-batch under the ceiling; the planned one is
+    among them."""
+    planned = batch_plan.shape
+    allowed = config.cluster.nodes
+    most = allowed.high if allowed.high > allowed.low else _NODE_COUNTS[-1]
     ceiling = config.micro_batch or batch_plan.micro_batch
-    found = {here: batch_plan}
-    for nodes in (1, 2, 4, 8, 16, 32, 64):
-        fitting = [s for s in list_batch_plans(batch_plan.batch, Shape(nodes, gpus)) if s.micro_batch <= ceiling]
-        if fitting and nodes != here and nodes <= most:
-            found[nodes] = fitting[0]
-    near = sorted(found, key=lambda nodes: max(nodes / here, here / nodes))[:_SHAPES_SHOWN]
-    return [found[nodes] for nodes in sorted(near)]
+    by_nodes = {planned.nodes: batch_plan}
+    for nodes in _NODE_COUNTS:
+        if nodes == planned.nodes or nodes > most:
+            continue
+        candidates = list_batch_plans(batch_plan.batch, Shape(nodes, planned.gpus_per_node))
+        fitting = [candidate for candidate in candidates if candidate.micro_batch <= ceiling]
+        if fitting:
+            by_nodes[nodes] = fitting[0]
+    nearest = sorted(by_nodes, key=lambda nodes: max(nodes / planned.nodes, planned.nodes / nodes))
+    return [by_nodes[nodes] for nodes in sorted(nearest[:_SHAPES_SHOWN])]
 
 
-def _submit(config: RunConfig, request: PlanRequest, batch_plan: BatchPlan) -> str:
-    """The command that starts what was planned, the shape asked for with it."""
-    here = config.cluster.site is None and batch_plan.shape.nodes == 1
-    if here:
-        shape = ["--local", *(["--ranks", str(request.gpus_per_node)] if request.gpus_per_node else [])]
+def _submit_command(config: RunConfig, request: PlanRequest, batch_plan: BatchPlan) -> str:
+    """The command that starts what was planned, with the command line's shape.
+
+    --local only where nothing speaks of a cluster: neither the config nor this machine, which may be a login node.
+    """
+    names_cluster = "cluster" in config.model_fields_set
+    shape = []
+    if batch_plan.shape.nodes == 1 and not names_cluster and shutil.which("sbatch") is None:
+        shape.append("--local")
+        if request.gpus_per_node:
+            shape += ["--ranks", str(request.gpus_per_node)]
     else:
-        shape = [f"cluster.nodes={request.nodes}"] if request.nodes else []
-        shape += [f"cluster.gpus_per_node={request.gpus_per_node}"] if request.gpus_per_node else []
+        if request.nodes:
+            shape.append(f"cluster.nodes={request.nodes}")
+        if request.gpus_per_node:
+            shape.append(f"cluster.gpus_per_node={request.gpus_per_node}")
     return shlex.join(["lockstep", "submit", request.file, *shape, *request.overrides])
 
 
 def _warnings(plan: RunPlan) -> list[str]:
-    config, notes = plan.config, []
-    if config.warmup_steps > plan.length.steps:
+    """What the user should know before starting, one sentence each."""
+    config, batch_plan, total = plan.config, plan.batch_plan, plan.length.steps
+    notes = []
+    if config.warmup_steps > total:
         notes.append(
-            f"warm-up takes {config.warmup_steps:,} steps and the run {plan.length.steps:,}: "
+            f"warm-up takes {config.warmup_steps:,} steps and the run {total:,}: "
             f"the learning rate ends at {format_rate(plan.lr[-1][1])} and never reaches lr"
         )
-    size = plan.memory.checkpoint
-    if size and size * (config.checkpoint.keep + 1) > plan.free:
+    size, keep = plan.memory.checkpoint, config.checkpoint.keep
+    if size and size * (keep + 1) > plan.free_bytes:
         notes.append(
-            f"{config.checkpoint.keep} checkpoints and the one being written do not fit into the free space; "
-            "write a smaller checkpoint.keep, or other runs"
+            f"{keep} checkpoints and the one being written do not fit into the free space; "
+            "write a smaller checkpoint.keep, or another folder with runs"
         )
-    wanted = config.micro_batch
-    if wanted and plan.batch_plan.micro_batch * 2 <= wanted:
+    ceiling = config.micro_batch
+    if ceiling and batch_plan.micro_batch * 2 <= ceiling:
         notes.append(
-            f"micro-batch {plan.batch_plan.micro_batch} is far below micro_batch {wanted}, because "
-            f"{plan.batch_plan.batch // plan.batch_plan.shape.world_size} samples per rank divide no better; "
-            "see --shapes for batches that do"
+            f"micro-batch {batch_plan.micro_batch} is far below micro_batch {ceiling}, because no larger divisor of "
+            f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
+            "see --shapes for what keeps this batch"
         )
     return notes

@@ -15,37 +15,42 @@ _LABEL = 9
 def render_plan(plan: RunPlan) -> str:
     """The plan, one line per question."""
     config, run_dir = plan.config, plan.run_dir
+    shapes = [_marked_shape(batch_plan, plan.batch_plan) for batch_plan in plan.shapes]
     lines = [f"{config.name} → {run_dir.path} ({_progress(plan)})"]
     lines += _row("batch", format_equation(plan.batch_plan))
     lines += _row("length", _length(plan))
-    lines += _row("lr", _rates(plan))
+    lines += _row("lr", _learning_rate(plan))
     lines += _row("memory", _memory(plan))
     lines += _row("disk", _disk(plan))
-    lines += _row("shapes", " | ".join(_shape(batch_plan, plan.batch_plan) for batch_plan in plan.shapes))
+    lines += _row("shapes", " | ".join(shapes))
     if config.pictures:
         lines += _row("pictures", str(run_dir.pictures))
     for note in plan.notes:
         lines += _row("note", note)
-    lines += [f"{'next':<{_LABEL}}{plan.next}"]  # never wrapped: it is there to be copied
+    lines.append(f"{'next':<{_LABEL}}{plan.next_command}")  # never wrapped: it is there to be copied
     return "\n".join(lines)
 
 
 def format_equation(batch_plan: BatchPlan) -> str:
     """`256 = 8 micro-batch × 4 accumulation × 8 ranks (2 nodes × 4)`."""
     shape = batch_plan.shape
-    ranks = f"{shape.world_size} rank" + ("s" if shape.world_size > 1 else "")
-    where = "" if shape.world_size == 1 else f" ({shape.nodes} node{'s' if shape.nodes > 1 else ''}"
-    where += f" × {shape.gpus_per_node})" if where else ""
-    passes = f"{batch_plan.micro_batch} micro-batch × {batch_plan.accumulation} accumulation"
-    return f"{batch_plan.batch} = {passes} × {ranks}{where}"
+    ranks = format_count(shape.world_size, "rank")
+    if shape.world_size > 1:
+        ranks += f" ({format_count(shape.nodes, 'node')} × {shape.gpus_per_node})"
+    return (
+        f"{batch_plan.batch} = {batch_plan.micro_batch} micro-batch × {batch_plan.accumulation} accumulation × {ranks}"
+    )
 
 
 def render_shapes(plan: RunPlan) -> str:
     """Every (nodes, micro-batch, accumulation) that keeps the batch."""
     lines = [f"every shape that keeps batch {plan.batch_plan.batch}, as micro-batch × accumulation:"]
-    for shape, found in list_all_batch_plans(plan):
-        cuts = [_cut(batch_plan) + (" ←" if batch_plan == plan.batch_plan else "") for batch_plan in found]
-        lines += _row(f"{shape}", "   ".join(cuts), indent=8)
+    for shape, batch_plans in list_all_batch_plans(plan):
+        factors = []
+        for batch_plan in batch_plans:
+            mark = " ←" if batch_plan == plan.batch_plan else ""
+            factors.append(_factors(batch_plan) + mark)
+        lines += _row(str(shape), "   ".join(factors), indent=8)
     return "\n".join(lines)
 
 
@@ -54,17 +59,14 @@ def render_memory(plan: RunPlan) -> str:
     memory = plan.memory
     if memory.parameters is None:
         return f"model states: unknown, because no UNet file of {plan.config.model} is on this machine"
-    shared = f"{plan.batch_plan.shape.world_size} ranks" if plan.batch_plan.shape.world_size > 1 else "1 rank"
-    lines = [
-        f"model states of {memory.parameters:,} parameters in {plan.config.precision} over {shared}, per rank; "
-        "activations not included",
-        f"{'':<18}{'GPU':>12}{'CPU':>12}",
-    ]
+    ranks = format_count(plan.batch_plan.shape.world_size, "rank")
+    title = f"model states of {memory.parameters:,} parameters in {plan.config.precision} over {ranks}, per rank"
+    lines = [f"{title}; activations not included", f"{'':<18}{'GPU':>12}{'CPU':>12}"]
     for states in memory.alternatives:
-        here = "  ←" if states == memory.states else ""
-        lines.append(
-            f"{states.label:<18}{format_size(states.gpu):>12}{format_size(states.cpu) if states.cpu else '–':>12}{here}"
-        )
+        gpu = format_size(states.gpu)
+        cpu = format_size(states.cpu) if states.cpu else "–"
+        mark = "  ←" if states == memory.states else ""
+        lines.append(f"{states.label:<18}{gpu:>12}{cpu:>12}{mark}")
     return "\n".join(lines)
 
 
@@ -73,24 +75,25 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
     config, batch_plan, length, memory = plan.config, plan.batch_plan, plan.length, plan.memory
     per_epoch = length.steps_per_epoch
     assert per_epoch is not None
+    all_batch_plans = [batch_plan for _, batch_plans in list_all_batch_plans(plan) for batch_plan in batch_plans]
     return {
         "name": config.name,
         "run_dir": str(plan.run_dir.path),
-        "continues_at": plan.continues_at,
-        **_split_json(batch_plan),
+        "continues_at": plan.newest_step,
+        **_batch_plan_to_json(batch_plan),
         "world_size": batch_plan.shape.world_size,
         "batch": batch_plan.batch,
-        "dataset_samples": plan.dataset,
+        "dataset_samples": plan.dataset_size,
         "steps_per_epoch": int(per_epoch) if per_epoch.denominator == 1 else float(per_epoch),
         "total_steps": length.steps,
         "total_samples": length.samples,
         "epochs": length.epochs_after(length.steps),
         "samples_into_next_epoch": plan.into_next_epoch,
-        "lr": [{"step": step, "lr": value} for step, value in plan.lr],
+        "lr": [{"step": step, "lr": rate} for step, rate in plan.lr],
         "memory": {
             "unet_parameters": memory.parameters,
-            "states": [_states_json(states) for states in memory.alternatives],
-            "chosen": _states_json(memory.states) if memory.states else None,
+            "states": [_states_to_json(states) for states in memory.alternatives],
+            "chosen": _states_to_json(memory.states) if memory.states else None,
             "activation_bytes": memory.activations,
             "activations": "estimate" if memory.activations else "not included",
         },
@@ -98,17 +101,17 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
             "bytes": memory.checkpoint,
             "every_steps": config.checkpoint.every_steps,
             "keep": config.checkpoint.keep,
-            "free_bytes": plan.free,
+            "free_bytes": plan.free_bytes,
         },
-        "shapes": [_split_json(batch_plan) for _, found in list_all_batch_plans(plan) for batch_plan in found],
+        "shapes": [_batch_plan_to_json(batch_plan) for batch_plan in all_batch_plans],
         "pictures": str(plan.run_dir.pictures) if config.pictures else None,
         "notes": plan.notes,
-        "next": plan.next,
+        "next": plan.next_command,
         "deepspeed": plan.deepspeed,
     }
 
 
-def _split_json(batch_plan: BatchPlan) -> dict[str, int]:
+def _batch_plan_to_json(batch_plan: BatchPlan) -> dict[str, int]:
     return {
         "nodes": batch_plan.shape.nodes,
         "gpus_per_node": batch_plan.shape.gpus_per_node,
@@ -117,79 +120,88 @@ def _split_json(batch_plan: BatchPlan) -> dict[str, int]:
     }
 
 
-def _states_json(states: ModelStates) -> dict[str, Any]:
+def _states_to_json(states: ModelStates) -> dict[str, Any]:
     return {"zero": states.zero, "offload": states.offload, "gpu_bytes": states.gpu, "cpu_bytes": states.cpu}
 
 
 def _row(label: str, text: str, indent: int = _LABEL) -> list[str]:
     """`label    text`, wrapped under the text; paths stay whole."""
     lines = textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
-    return [f"{label if number == 0 else '':<{indent}}{line}" for number, line in enumerate(lines)]
+    labels = [label] + [""] * (len(lines) - 1)
+    return [f"{label:<{indent}}{line}" for label, line in zip(labels, lines, strict=True)]
 
 
 def _progress(plan: RunPlan) -> str:
-    if plan.continues_at is not None:
-        finished = plan.continues_at >= plan.length.steps
-        return f"trained to step {plan.continues_at:,}" if finished else f"goes on after step {plan.continues_at:,}"
-    return "started, no checkpoint yet" if plan.started else "new"
+    """How far the run has come."""
+    if plan.newest_step is None:
+        return "started, no checkpoint yet" if plan.started else "new"
+    if plan.newest_step >= plan.length.steps:
+        return f"trained to step {plan.newest_step:,}"
+    return f"resumes after step {plan.newest_step:,}"
 
 
 def _length(plan: RunPlan) -> str:
-    config, length = plan.config, plan.length
+    """The config's own unit of length first, then what comes of it."""
+    config, length, size = plan.config, plan.length, plan.dataset_size
     assert length.steps_per_epoch is not None
-    known = f"{format_count(plan.dataset, 'sample')} → {format_amount(length.steps_per_epoch)} steps/epoch; "
+    dataset = f"{format_count(size, 'sample')} → {format_amount(length.steps_per_epoch)} steps/epoch; "
     steps = format_count(length.steps, "step")
     if config.steps is not None:
-        epochs = format_amount(length.samples / plan.dataset)
-        return known + f"{steps} → {format_count(length.samples, 'sample')}, {epochs} epochs"
+        epochs = format_amount(length.samples / size)
+        return dataset + f"{steps} → {format_count(length.samples, 'sample')}, {epochs} epochs"
     if config.samples is not None:
-        over = length.samples - config.samples
-        more = f" ({format_amount(over)} samples more, to fill the last batch)" if over else ""
-        return known + f"{format_count(config.samples, 'sample')} → {steps}{more}"
-    wanted = format_count(config.epochs if config.epochs is not None else 1, "epoch")
-    whole = config.epochs is None or config.epochs.is_integer()
-    over = plan.into_next_epoch
-    where = "into the next" if whole and over < plan.dataset else "more, to fill the last batch"
-    return known + f"{wanted} → {steps}" + (f" ({format_count(over, 'sample')} {where})" if over else "")
+        more = length.samples - config.samples
+        filled = f" ({format_amount(more)} samples more, to fill the last batch)" if more else ""
+        return dataset + f"{format_count(config.samples, 'sample')} → {steps}{filled}"
+    config_epochs = config.epochs if config.epochs is not None else 1
+    text = dataset + f"{format_count(config_epochs, 'epoch')} → {steps}"
+    more = plan.into_next_epoch
+    if not more:
+        return text
+    only_next_epoch = float(config_epochs).is_integer() and more < size
+    purpose = "into the next" if only_next_epoch else "more, to fill the last batch"
+    return text + f" ({format_count(more, 'sample')} {purpose})"
 
 
-def _rates(plan: RunPlan) -> str:
-    config, total = plan.config, plan.length.steps
-    warm = config.warmup_steps
-    start = f"0 → {format_rate(config.lr)} at step {warm:,}, then " if warm else ""
-    if warm >= total:
-        return f"0 → {format_rate(plan.lr[-1][1])} at step {total:,}, all of it warm-up"
+def _learning_rate(plan: RunPlan) -> str:
+    """The schedule in words: warm-up, then a constant or some points of the curve."""
+    config, total, warmup = plan.config, plan.length.steps, plan.config.warmup_steps
+    last_rate = format_rate(plan.lr[-1][1])
+    if warmup >= total:
+        return f"0 → {last_rate} at step {total:,}, all of it warm-up"
+    start = f"0 → {format_rate(config.lr)} at step {warmup:,}, then " if warmup else ""
     if config.schedule == "constant":
-        return start + ("constant" if warm else f"{format_rate(config.lr)}, constant")
-    points = [f"{format_rate(value)} at {step:,}" for step, value in plan.lr if step > warm or step == total]
-    return start + f"{config.schedule}: " + ", ".join(points)
+        return f"{start}constant" if warmup else f"{format_rate(config.lr)}, constant"
+    points = [f"{format_rate(rate)} at {step:,}" for step, rate in plan.lr if step > warmup or step == total]
+    return f"{start}{config.schedule}: {', '.join(points)}"
 
 
 def _memory(plan: RunPlan) -> str:
     memory = plan.memory
-    activations = f"~{format_size(memory.activations)} (estimate)" if memory.activations else "(not included)"
     if memory.states is None:
-        return (
-            f"ZeRO-{plan.config.zero}: model states unknown (no UNet file here to count) + activations (not included)"
-        )
-    where = f" and {format_size(memory.states.cpu)}/rank in CPU memory" if memory.states.cpu else ""
-    return (
-        f"{memory.states.label}: model states {format_size(memory.states.gpu)}/GPU{where} + activations {activations}"
-    )
+        unknown = "model states unknown (no UNet file here to count)"
+        return f"ZeRO-{plan.config.zero}: {unknown} + activations (not included)"
+    states = f"{memory.states.label}: model states {format_size(memory.states.gpu)}/GPU"
+    if memory.states.cpu:
+        states += f" and {format_size(memory.states.cpu)}/rank in CPU memory"
+    if memory.activations:
+        return f"{states} + activations ~{format_size(memory.activations)} (estimate)"
+    return f"{states} + activations (not included)"
 
 
 def _disk(plan: RunPlan) -> str:
-    checkpoint = plan.config.checkpoint
-    each = (
-        f"{format_size(plan.memory.checkpoint)} per checkpoint" if plan.memory.checkpoint else "checkpoint size unknown"
-    )
-    when = f"keeps {checkpoint.keep}" if checkpoint.every_steps else "one at the end"
-    return f"{each}, {when}; {format_size(plan.free)} free"
+    checkpoint, size = plan.config.checkpoint, plan.memory.checkpoint
+    each = f"{format_size(size)} per checkpoint" if size else "checkpoint size unknown"
+    kept = f"keeps {checkpoint.keep}" if checkpoint.every_steps else "one at the end"
+    return f"{each}, {kept}; {format_size(plan.free_bytes)} free"
 
 
-def _shape(batch_plan: BatchPlan, here: BatchPlan) -> str:
-    return f"{batch_plan.shape}: {_cut(batch_plan)}" + (" ←" if batch_plan == here else "")
+def _marked_shape(batch_plan: BatchPlan, planned: BatchPlan) -> str:
+    """`2×4: 8×4 ←`; the arrow marks what is planned."""
+    mark = " ←" if batch_plan == planned else ""
+    return f"{batch_plan.shape}: {_factors(batch_plan)}{mark}"
 
 
-def _cut(batch_plan: BatchPlan) -> str:
+def _factors(batch_plan: BatchPlan) -> str:
+    """`8×4`: micro-batch × accumulation."""
     return f"{batch_plan.micro_batch}×{batch_plan.accumulation}"

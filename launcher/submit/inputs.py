@@ -3,7 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
-from launcher.submit.hub import resolve_model
+from launcher.submit.hub import check_model, resolve_model
 from store.dataset.listing import DatasetListing, check_images, digest_samples, list_samples
 from store.run.code_version import read_code_version
 
@@ -14,6 +14,7 @@ class RunInputs:
     def __init__(self) -> None:
         self._listings: dict[Path, DatasetListing] = {}
         self._texts: dict[str, str] = {}
+        self._checked_models: set[str] = set()
         self._models: dict[str, str] = {}
 
     def list_images(self, folder: Path) -> DatasetListing:
@@ -26,6 +27,12 @@ class RunInputs:
         """The text and its digest; the same object for equal texts, which may be of a million lines."""
         digest = digest_samples(text)
         return self._texts.setdefault(digest, text), digest
+
+    def check_model(self, model: str) -> None:
+        """Raises UserError where `model` is none that this version trains."""
+        if model not in self._checked_models:
+            check_model(model)
+            self._checked_models.add(model)
 
     def resolve_model(self, model: str) -> str:
         if model not in self._models:

@@ -51,6 +51,7 @@ class PreparedRun:
 def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: RunInputs | None = None) -> PreparedRun:
     """The run of `config`, with `batch_plan` or the one of its own shape. Raises UserError; writes nothing."""
     inputs = inputs or RunInputs()
+    inputs.check_model(config.model)  # first: images take minutes to look at, and a whole model hours to fetch
     run = RunDir.for_config(config)
     batch_plan = batch_plan or plan_batch(run, config)
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it

@@ -63,7 +63,7 @@ def test_a_run_that_somebody_trains_is_refused_and_the_holder_named(extended: Ex
         before = everything_in(extended.run.path)
         second = lockstep(*extended.words, f"steps={MORE + 1}")
         assert (second.returncode, second.stdout) == (2, "")
-        assert f"is being trained by process {os.getpid()} on {socket.gethostname()} since " in second.stderr
+        assert f"is in use by process {os.getpid()} on {socket.gethostname()} since " in second.stderr
         assert everything_in(extended.run.path) == before
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from configs.reading import json_schema
 from configs.reading.load import SCHEMA_FILE, load_config
 from launcher.cli import main
+from launcher.plan import plan
+from store.run import submission
 
 POKEMON = """\
 name: pokemon
@@ -121,6 +123,31 @@ def test_another_shape_keeps_the_batch(lockstep: Lockstep) -> None:
     assert "cluster.nodes=4 cluster.gpus_per_node=2" in found["next"]
 
 
+@pytest.mark.parametrize(
+    ("cluster", "sbatch", "next_words"),
+    [
+        ("", False, "lockstep submit pokemon.yaml --local"),
+        ("", True, "lockstep submit pokemon.yaml"),
+        ("cluster: {time: 01:00:00}\n", False, "lockstep submit pokemon.yaml"),
+        ("cluster: {time: 01:00:00}\n", True, "lockstep submit pokemon.yaml"),
+    ],
+)
+def test_local_is_recommended_where_no_cluster_is(
+    lockstep: Lockstep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, sbatch: bool, next_words: str
+) -> None:
+    """Neither one that the config names nor one that this machine belongs to, where --local would train on a login
+    node."""
+    lines = [line for line in POKEMON.splitlines(keepends=True) if not line.startswith("cluster:")]
+    (tmp_path / "pokemon.yaml").write_text("".join(lines) + cluster)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    if sbatch:
+        (commands / "sbatch").write_text("#!/bin/sh\n")
+        (commands / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands))
+    assert plan_json(lockstep, "--samples", "10")["next"] == next_words
+
+
 def test_a_batch_that_does_not_divide_is_refused_with_what_does(lockstep: Lockstep) -> None:
     shell = lockstep("plan", "pokemon.yaml", "--samples", "10000", "--nodes", "3")
     assert (shell.code, shell.out) == (2, "")
@@ -160,7 +187,7 @@ def test_a_started_run_says_where_it_continues(lockstep: Lockstep, tmp_path: Pat
     assert "(started, no checkpoint yet)" in lockstep(*words).out
     for name in ("step-00000200-a0001", "step-00000400-a0002", "step-00000600-a0002.tmp"):
         (run / "checkpoints" / name).mkdir(parents=True)
-    assert "(goes on after step 400)" in lockstep(*words).out
+    assert "(resumes after step 400)" in lockstep(*words).out
 
 
 def test_what_is_not_known_is_not_guessed(lockstep: Lockstep) -> None:
@@ -235,3 +262,22 @@ def test_help_lists_the_commands_in_the_order_of_a_run(lockstep: Lockstep) -> No
     commands = text.partition("Commands:")[2]
     assert commands.index("plan") < commands.index("schema")
     assert "step         one update of the weights, after one batch" in text
+
+
+@pytest.mark.parametrize("words", [(), ("--json",), ("--deepspeed",), ("--shapes", "--memory", "--explain")])
+def test_a_plan_is_worked_out_once(lockstep: Lockstep, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """All that is printed comes of one value."""
+    calls: list[str] = []
+
+    def count(function: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object, **named: object) -> object:
+            calls.append(function.__name__)
+            return function(*args, **named)
+
+        return counted
+
+    monkeypatch.setattr(submission, "solve_batch", count(submission.solve_batch))
+    for name in ("solve_length", "list_checkpoints", "render_deepspeed"):
+        monkeypatch.setattr(plan, name, count(getattr(plan, name)))
+    assert lockstep("plan", "pokemon.yaml", "--samples", "10000", *words).code == 0
+    assert sorted(calls) == ["list_checkpoints", "render_deepspeed", "solve_batch", "solve_length"]

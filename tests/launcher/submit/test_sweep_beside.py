@@ -28,5 +28,5 @@ def test_a_lock_that_is_taken_meanwhile_keeps_one_point_out(desk: Desk, monkeypa
         code, output = desk.lockstep("sweep", desk.file, *WORDS)
     assert code == 0, output
     assert "mine-lr-1e-5 is not queued: " in output
-    assert "is being trained by process" in output
+    assert "is in use by process" in output
     assert "mine-lr-2e-5 is job 8" in output

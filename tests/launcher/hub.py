@@ -1,0 +1,65 @@
+"""A hub of one model on the loopback interface, which notes down the files that it is asked for."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+COMMIT = "a" * 40
+
+
+class FakeHub:
+    """Serves the folder `model` as the repository `repo`."""
+
+    def __init__(self, repo: str, model: Path):
+        self.repo, self.model = repo, model
+        self.requested: list[str] = []  # files of the model, as often as they were asked for
+        self.address = ""
+
+    @contextmanager
+    def serving(self) -> Iterator["FakeHub"]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, headers, body = hub.answer(self.path.partition("?")[0])
+                self.send_response(status)
+                for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.address = f"http://127.0.0.1:{server.server_address[1]}"
+            Thread(target=server.serve_forever, daemon=True).start()
+            yield self
+            server.shutdown()
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """The status, headers and body for a path of the hub's API or of a file."""
+        listed = [str(file.relative_to(self.model)) for file in self.model.rglob("*") if file.is_file()]
+        _, is_file, name = path.partition(f"/{self.repo}/resolve/")
+        if is_file:
+            name = name.partition("/")[2]
+            self.requested.append(name)
+            if name not in listed:
+                return 404, {"X-Error-Code": "EntryNotFound"}, b""
+            body = (self.model / name).read_bytes()
+            digest = hashlib.sha1(body, usedforsecurity=False).hexdigest()
+            return 200, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}, body
+        if not path.startswith(f"/api/models/{self.repo}"):
+            return 404, {}, b""
+        found: object = {"id": self.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in listed]}
+        if "/tree/" in path:
+            sizes = {name: (self.model / name).stat().st_size for name in listed}
+            found = [{"type": "file", "path": name, "size": size, "oid": "b" * 40} for name, size in sizes.items()]
+        return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
