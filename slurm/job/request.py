@@ -54,7 +54,7 @@ def sbatch_parameters(run: RunDir, config: RunConfig, site: Site) -> dict[str, A
 
 def render_doctor_script(folder: Path, site: Site) -> str:
     """The script of `lockstep doctor`'s job (see slurm/job/doctor_job.py), with the words that a run's job has."""
-    command = f"{shlex.quote(sys.executable)} -P -m slurm.job.doctor_job {_quoted(folder)}"
+    command = f"{shlex.quote(sys.executable)} -P -m lockstep slurm.job.doctor_job {_quoted(folder)}"
     once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
     return _make_sbatch_string(
         command=command,
@@ -119,7 +119,7 @@ def submit_array(folder: Path, runs: list[RunDir], config: RunConfig, site: Site
     A task finds its run in `folder`. Raises UserError where SLURM refuses it.
     """
     write_json(folder / ARRAY, [str(run.path) for run in runs])
-    which = f"$({_quoted(sys.executable)} -P -m slurm.job.batch_script which {_quoted(folder)})"
+    which = f"$({_quoted(sys.executable)} -P -m lockstep slurm.job.batch_script which {_quoted(folder)})"
     wanted = sbatch_parameters(runs[0], config, site) | {"setup": _setup(which, site)}
     count = len(runs) if len(runs) > 1 else None  # of one, it is a job like any other
     script = _make_sbatch_string(command=_command(site), folder=folder, map_count=count, **wanted)
@@ -173,7 +173,7 @@ def _as_outside_jobs() -> Iterator[None]:
 def _setup(run: str, site: Site) -> list[str]:
     """The script's part before the ranks: the site's lines, then what `slurm.job.batch_script begin` decides.
     `run` is the shell's word for the run's folder."""
-    begin = f'{_quoted(sys.executable)} -P -m slurm.job.batch_script begin "$run"'
+    begin = f'{_quoted(sys.executable)} -P -m lockstep slurm.job.batch_script begin "$run"'
     site_lines = ["set -e", *site.setup, "set +e"] if site.setup else []
     begin_lines = ["trap '' TERM", f"run={run}", f"attempt=$({begin}) || exit $?", "trap - TERM", 'eval "$attempt"']
     return ["export PYTHONSAFEPATH=1", *site_lines, *begin_lines]
@@ -184,7 +184,7 @@ def _teardown() -> list[str]:
     return [
         "code=$?",
         "trap '' TERM",
-        f'{_quoted(sys.executable)} -P -m slurm.job.batch_script end "$run" $code',
+        f'{_quoted(sys.executable)} -P -m lockstep slurm.job.batch_script end "$run" $code',
         "exit $?",
     ]
 
@@ -220,7 +220,7 @@ def make_output_folder(folder: Path) -> None:
 def _command(site: Site) -> str:
     """The ranks' command; the batch shell knows the run's folder as `run`. Not submitit's own, which unpickles at every
     start what lies in the run's folder, where a colleague may have put a pickle of theirs."""
-    return f'{_python(site)} -u -P -m slurm.job.rank_entry "$run"'
+    return f'{_python(site)} -u -P -m lockstep slurm.job.rank_entry "$run"'
 
 
 def _python(site: Site) -> str:
