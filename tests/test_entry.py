@@ -23,6 +23,7 @@ import pytest
 import lockstep as entry
 from configs.reading.load import SCHEMA_FILE, load_config
 from configs.solve.batch import Shape, solve_batch
+from store.run import code_version
 from store.run.end import End
 from store.run.run_dir import RunDir
 from store.run.submission import open_attempt
@@ -197,6 +198,12 @@ def test_a_run_is_ours_on_every_rank_to_its_export(installed: Installed) -> None
     assert End.read(attempt).reason == "finished"
     assert (run.pipeline / "unet/diffusion_pytorch_model.safetensors").is_file()
     assert NOT_OURS not in story(run)
+
+
+def test_the_digest_is_the_clone_s(installed: Installed) -> None:
+    code = "import lockstep; from store.run.code_version import read_code_version as read; print(read().digest)"
+    assert installed.run("python", "-P", "-c", code).stdout.strip() == code_version.read_code_version().digest
+    assert entry.PACKAGES == code_version.PACKAGES
 
 
 def run_entry_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
