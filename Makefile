@@ -32,7 +32,7 @@ bench: $(READY)  ## the measurements; each is also a command of its own
 	$(BIN)/python -m bench.checkpoint
 	$(BIN)/python -m bench.status
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Lockstep needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

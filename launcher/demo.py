@@ -34,7 +34,7 @@ def run_demo(folder: Path) -> int:
 
 
 def _torch_part(*arguments: object) -> int:
-    """`python -P -m train.demo …`: the launcher itself imports no torch."""
+    """`python -P -m lockstep train.demo …`: the launcher itself imports no torch."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-P", "-m", "train.demo", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "lockstep", "train.demo", *map(str, arguments)]
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode

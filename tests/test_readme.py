@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -145,9 +144,7 @@ def test_the_lab_is_a_command_too(tmp_path):
 
 
 def test_the_words_are_the_help_s_words():
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher.cli.main", "--help"], capture_output=True, text=True, check=True
-    )
+    done = lockstep("--help")
     for word in ("sample", "micro-batch", "batch", "step", "epoch", "timestep"):
         assert re.search(rf"^  {word} ", done.stdout, re.MULTILINE)
         assert f"| {word} |" in README

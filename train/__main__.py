@@ -1,4 +1,4 @@
-"""`python -P -m train RUN_DIR [--attempt N]`: one rank of one attempt. The launcher starts it once per GPU."""
+"""`python -P -m lockstep train RUN_DIR [--attempt N]`: one rank of one attempt. The launcher starts it once per GPU."""
 
 from train.resilience.stop_signal import StopSignal
 
@@ -25,7 +25,7 @@ QUIET = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -P -m train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -P -m lockstep train", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="the run's folder, made by lockstep submit")
     parser.add_argument("--attempt", type=int, help="the attempt's number; the newest when left out")
     asked = parser.parse_args()

@@ -202,7 +202,3 @@ def main() -> None:
     except LockstepError as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,7 @@ from store.run.submission import Submission
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
-    command = [sys.executable, "-P", "-m", "train.checkpoint.export", str(run.path), "--out", out]
+    command = [sys.executable, "-P", "-m", "lockstep", "train.checkpoint.export", str(run.path), "--out", out]
     command += ["--step", str(step)] if step is not None else []
     command += ["--weights", weights] if weights is not None else []
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}

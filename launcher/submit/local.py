@@ -118,7 +118,7 @@ class LocalAttempt:
         count = AttemptPlan.read(attempt).batch_plan.shape.world_size
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["--monitor-interval=0.2", f"--shutdown-timeout={GRACE}"]
-        command += ["-m", "train", str(run.path), f"--attempt={attempt.number}"]
+        command += ["-m", "lockstep", "train", str(run.path), f"--attempt={attempt.number}"]
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
             "OMP_NUM_THREADS": str(threads_per_rank(count)),

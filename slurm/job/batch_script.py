@@ -1,4 +1,4 @@
-"""What the job's script runs before and after srun, on the first node: `python -P -m slurm.job.batch_script`.
+"""What the job's script runs before and after srun, on the first node: `python -P -m lockstep slurm.job.batch_script`.
 
 Only the batch shell requeues: a requeue from a rank was seen to bring a cancelled job back.
 """
@@ -205,6 +205,6 @@ def _log(attempt: Attempt, text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        batch(prog_name="python -m slurm.job.batch_script")
+        batch(prog_name="python -P -m lockstep slurm.job.batch_script")
     except LockstepError as error:
         sys.exit(f"lockstep: {error}")

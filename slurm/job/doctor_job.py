@@ -1,4 +1,4 @@
-"""What one rank of `lockstep doctor`'s job does: go through what a run lives on (`python -P -m slurm.job.doctor_job`).
+"""`python -P -m lockstep slurm.job.doctor_job FOLDER`, in `lockstep doctor`'s job: go through what a run lives on.
 
 The first start waits for the notice before the time limit and notes it down; the job's script then requeues the job,
 and the second start notes down that it came back. What SLURM gave the rank is in `start-0.json` and `start-1.json`.

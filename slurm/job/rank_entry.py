@@ -1,4 +1,4 @@
-"""`python -P -m slurm.job.rank_entry RUN_DIR`, in every task of the job: become one rank of the attempt."""
+"""`python -P -m lockstep slurm.job.rank_entry RUN_DIR`, in every task of the job: become one rank of the attempt."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run_rank(run_dir: str) -> None:
     }
     if interface:
         environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-    command = [sys.executable, "-P", "-m", "train", run_dir, f"--attempt={attempt.number}"]
+    command = [sys.executable, "-P", "-m", "lockstep", "train", run_dir, f"--attempt={attempt.number}"]
     os.execve(sys.executable, command, os.environ | environment | meeting)
 
 

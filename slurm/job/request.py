@@ -116,7 +116,7 @@ def request_run(run: RunDir, name: str, terms: JobTerms) -> SbatchRequest:
 
 def request_array(folder: Path, runs: Sequence[RunDir], name: str, terms: JobTerms) -> SbatchRequest:
     """A job array with a task for each of `runs`, which finds its run in `folder`."""
-    which = f"$({_quoted(sys.executable)} -P -m slurm.job.batch_script which {_quoted(folder)})"
+    which = f"$({_quoted(sys.executable)} -P -m lockstep slurm.job.batch_script which {_quoted(folder)})"
     text = _make_sbatch_string(
         command=_rank_command(terms.site),
         folder=folder,
@@ -131,7 +131,7 @@ def request_array(folder: Path, runs: Sequence[RunDir], name: str, terms: JobTer
 
 def request_doctor_job(folder: Path, site: Site) -> SbatchRequest:
     """The job of `lockstep doctor` (see slurm/job/doctor_job.py), with the options that a run's job has."""
-    command = f"{shlex.quote(sys.executable)} -P -m slurm.job.doctor_job {_quoted(folder)}"
+    command = f"{shlex.quote(sys.executable)} -P -m lockstep slurm.job.doctor_job {_quoted(folder)}"
     once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
     text = _make_sbatch_string(
         command=command,
@@ -210,7 +210,7 @@ def _as_outside_jobs() -> Iterator[None]:
 def _setup(run: str, site: Site) -> list[str]:
     """The script's part before the ranks: the site's lines, then what `slurm.job.batch_script begin` decides.
     `run` is the shell's word for the run's folder."""
-    begin = f'{_quoted(sys.executable)} -P -m slurm.job.batch_script begin "$run"'
+    begin = f'{_quoted(sys.executable)} -P -m lockstep slurm.job.batch_script begin "$run"'
     site_lines = ["set -e", *site.setup, "set +e"] if site.setup else []
     begin_lines = ["trap '' TERM", f"run={run}", f"attempt=$({begin}) || exit $?", "trap - TERM", 'eval "$attempt"']
     return ["export PYTHONSAFEPATH=1", *site_lines, *begin_lines]
@@ -221,7 +221,7 @@ def _teardown() -> list[str]:
     return [
         "code=$?",
         "trap '' TERM",
-        f'{_quoted(sys.executable)} -P -m slurm.job.batch_script end "$run" $code',
+        f'{_quoted(sys.executable)} -P -m lockstep slurm.job.batch_script end "$run" $code',
         "exit $?",
     ]
 
@@ -257,7 +257,7 @@ def make_output_folder(folder: Path) -> None:
 def _rank_command(site: Site) -> str:
     """The ranks' command; the batch shell knows the run's folder as `run`. Not submitit's own, which unpickles at every
     start what lies in the run's folder, where a colleague may have put a pickle of theirs."""
-    return f'{_python(site)} -u -P -m slurm.job.rank_entry "$run"'
+    return f'{_python(site)} -u -P -m lockstep slurm.job.rank_entry "$run"'
 
 
 def _python(site: Site) -> str:

@@ -1,4 +1,4 @@
-"""`python -m slurm.lab`."""
+"""`python -P -m lockstep slurm.lab`."""
 
 from slurm.lab.cli import main
 

@@ -176,7 +176,7 @@ class Lab:
         """Start the supervisor on its own, and wait for its report: it holds the pipe's only other end."""
         read, write = os.pipe()
         unshare = () if plain else namespaces.UNSHARE
-        words = [sys.executable, "-P", "-m", "slurm.lab.supervisor", str(self.dir.path), str(write)]
+        words = [sys.executable, "-P", "-m", "lockstep", "slurm.lab.supervisor", str(self.dir.path), str(write)]
         with open(self.dir.output("supervisor"), "wb") as log:
             subprocess.run(
                 ["setsid", "--fork", *unshare, *words],

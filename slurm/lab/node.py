@@ -1,4 +1,7 @@
-"""`python -m slurm.lab.node FOLDER K`: pid 1 of node K, in namespaces of its own. It runs slurmd and reaps orphans."""
+"""`python -P -m lockstep slurm.lab.node FOLDER K`: pid 1 of node K, in namespaces of its own.
+
+It runs slurmd and reaps orphans.
+"""
 
 import os
 import subprocess

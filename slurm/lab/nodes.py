@@ -38,7 +38,7 @@ class Nodes:
             (self.lab.spool / name).mkdir(exist_ok=True)
             self.daemons.start(name, ["slurmd", "-D", "-N", name])
             return
-        init = [sys.executable, "-P", "-m", "slurm.lab.node", str(self.lab.path), str(number)]
+        init = [sys.executable, "-P", "-m", "lockstep", "slurm.lab.node", str(self.lab.path), str(number)]
         pid = self.daemons.start(name, [*UNSHARE, *init], wait_for_line=True)
         self.daemons.wait(f"{name}'s network namespace", lambda: _network_of(pid) != _network_of(os.getpid()), [name])
         _ip(f"link add {name} type veth peer name eth0 netns {pid}")

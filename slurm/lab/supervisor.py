@@ -1,4 +1,4 @@
-"""`python -m slurm.lab.supervisor FOLDER FD`: the one process that all of a lab descends from, and that it ends with.
+"""`python -P -m lockstep slurm.lab.supervisor FOLDER FD`: all of a lab descends from it, and ends with it.
 
 In namespaces it is pid 1, so the kernel ends everything with it; plain, it adopts orphans and kills them itself. It
 reports on FD whether the lab came up, then does what is asked on the control socket.

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("configs", "store", "slurm", "launcher", "train")
+ENTRY = "lockstep.py"  # in a clone beside the packages, in a wheel beside their folder
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,12 +26,15 @@ def read_code_version() -> CodeVersion:
 
 
 def _digest() -> str:
-    """Of every file of the five packages, by its path and content."""
-    found = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        found.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+    """Of lockstep.py and every file of the five packages, by its path and content: of a wheel as of its clone."""
+    modules = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    files = {path.relative_to(ROOT).as_posix(): path for path in modules}
+    files[ENTRY] = ROOT / ENTRY if (ROOT / ENTRY).is_file() else ROOT.parent / ENTRY
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _git() -> tuple[str | None, str]:
@@ -38,7 +42,7 @@ def _git() -> tuple[str | None, str]:
     top = _asked("rev-parse", "--show-toplevel", "HEAD").split("\n")
     if Path(top[0]) != ROOT:
         return None, ""
-    return top[1], _asked("diff", "HEAD", "--", *PACKAGES)
+    return top[1], _asked("diff", "HEAD", "--", ENTRY, *PACKAGES)
 
 
 def _asked(*words: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from store.run.run_dir import RunDir
+from tests.impostors import write_impostors
 from tests.shell import lockstep
 from tests.tiny import make_images
 from train.engines import cpu_extension
@@ -50,8 +51,8 @@ def board_of(run: RunDir) -> EventAccumulator:
 
 
 class Trained:
-    """A run on 2 ranks to its end, under adverse circumstances: the ranks start in a folder with packages named like
-    ours, behind a lock that a killed compiler left, on a dataset with a hole and two broken images."""
+    """A run on 2 ranks to its end, under adverse circumstances: packages named like ours lie in the working directory
+    and on PYTHONPATH, behind a lock that a killed compiler left, on a dataset with a hole and two broken images."""
 
     def __init__(self, model: Path):
         self.model = model
@@ -63,13 +64,9 @@ class Trained:
         (images / "001.png").write_text("this is no image")
         whole = (images / "002.png").read_bytes()
         (images / "002.png").write_bytes(whole[: len(whole) // 2])
-        hostile = self.file.parent / "hostile"
-        for package in ("configs", "launcher", "slurm", "train"):
-            (hostile / package).mkdir(parents=True)
-            (hostile / package / "__init__.py").write_text("raise SystemExit('not ours')")
-        (hostile / "train.py").write_text("raise SystemExit('not ours')")
+        hostile = write_impostors(self.file.parent / "hostile")
         leave_a_stale_lock()
-        self.ended = lockstep("submit", self.file, *LOCAL, 2, cwd=hostile)
+        self.ended = lockstep("submit", self.file, *LOCAL, 2, cwd=hostile, PYTHONPATH=str(hostile))
         self.attempt = self.run.attempt(1)
         self.metrics = metrics_of(self.run.metrics)
 

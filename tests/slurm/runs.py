@@ -18,6 +18,7 @@ from slurm.lab import Lab
 from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
+from tests.impostors import write_impostors
 from tests.shell import ENVIRONMENT, LOCKSTEP
 from tests.tiny import make_images, make_pipeline
 
@@ -36,6 +37,7 @@ class Cluster:
         self.lab, self.folder = lab, folder
         self.model = make_pipeline(folder / "model")
         self.images = make_images(folder / "images")
+        write_impostors(folder / "impostors")
         self.site("low", PROFILE.format("low", "gres") + MADE_UP)
         self.site("gpus", PROFILE.format("main", "gpus-per-node") + MADE_UP)
         self.site("real-gpus", PROFILE.format("main", "gpus-per-node"))
@@ -49,6 +51,7 @@ class Cluster:
         """A command on the login node."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environment = ENVIRONMENT | {"XDG_CONFIG_HOME": str(self.folder / "config"), "PATH": path}
+        environment["PYTHONPATH"] = str(self.folder / "impostors")  # it goes from here to every rank
         return self.lab.run(words, timeout=300, env=environment, **options)
 
     def lockstep(self, *words: object) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """A checkpoint to a pipeline folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card.
 
-    python -P -m train.checkpoint.export RUN_DIR --step N --weights ema|raw --out DIR
+    python -P -m lockstep train.checkpoint.export RUN_DIR --step N --weights ema|raw --out DIR
 
 needs no GPU and no ranks, whatever wrote the checkpoint.
 """
@@ -149,7 +149,7 @@ image = pipeline("a prompt").images[0]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -P -m train.checkpoint.export")
+    parser = argparse.ArgumentParser(prog="python -P -m lockstep train.checkpoint.export")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--step", type=int)
     parser.add_argument("--weights", choices=sorted(KINDS))

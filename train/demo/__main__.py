@@ -1,4 +1,4 @@
-"""`python -P -m train.demo prepare FOLDER` and `… compare FOLDER PIPELINE`: the parts of `lockstep demo` with torch."""
+"""`python -P -m lockstep train.demo prepare FOLDER`, `… compare FOLDER PIPELINE`: the demo's parts with torch."""
 
 import shutil
 import sys

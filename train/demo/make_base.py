@@ -1,6 +1,6 @@
 """Make the demo's base model: a whole, tiny Stable Diffusion that knows grey shapes and no colours.
 
-    python -P -m train.demo.make_base OUT_DIR
+    python -P -m lockstep train.demo.make_base OUT_DIR
 
 trains the VAE on shapes of any colour, the text encoder to tell the captions' words apart, and then, with both frozen,
 the UNet on grey shapes whose captions name colours at random. That the captions lie about the colour is the point: the

@@ -23,7 +23,7 @@ FINISHED = End("finished", 100, "step-00000100-a0001")
 ASKED = End("notice", 40, "step-00000040-a0001", "stop asked for by Ada")
 ON_SIGNAL = End("notice", 40, "step-00000040-a0001", "SIGTERM")
 ONCE = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0'  # its second start has nothing to do
-ENDING = (sys.executable, "-P", "-m", "slurm.job.batch_script", "end")
+ENDING = (sys.executable, "-P", "-m", "lockstep", "slurm.job.batch_script", "end")
 SECONDS = 60
 
 
@@ -94,6 +94,7 @@ def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None
         sys.executable,
         "-P",
         "-m",
+        "lockstep",
         "slurm.job.batch_script",
         "begin",
     ]

@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
 def cli(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command line of the lab in `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", "slurm.lab", *words],
+        [sys.executable, "-m", "lockstep", "slurm.lab", *words],
         env=os.environ | {"LOCKSTEP_LAB": str(folder)},
         capture_output=True,
         text=True,
@@ -181,7 +181,7 @@ def test_two_labs_and_an_end_that_leaves_nothing(lab: Lab, folder: Path) -> None
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "no lab is up" in refused.stderr
     assert lab.is_ready()
-    inside = lab.run(["env", f"LOCKSTEP_LAB={lab.dir.path}", sys.executable, "-m", "slurm.lab", "down"])
+    inside = lab.run(["env", f"LOCKSTEP_LAB={lab.dir.path}", sys.executable, "-m", "lockstep", "slurm.lab", "down"])
     assert (inside.returncode, lab.is_ready()) == (2, True)
 
 
