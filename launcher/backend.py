@@ -19,7 +19,8 @@ from store.run.run_dir import Attempt, RunDir
 if TYPE_CHECKING:  # preparing a run needs much that looking at one does not
     from launcher.submit.prepare import PreparedRun
 
-__all__ = [  # Cause and Decision say what the records tell, whoever started the run
+__all__ = [  # Cause, find_cause and Decision are pure: what the records tell, whoever started the run
+    "BACKENDS",
     "Backend",
     "BackendJob",
     "Cause",

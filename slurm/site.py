@@ -63,10 +63,11 @@ def load_site(name: str | None) -> Site:
 
     Raises ConfigError for what is wrong in it, UserError where there is none of that name.
     """
-    if name is None:
-        return load_section(own, Site) if (own := find_site("site")) else Site()
-    if (path := find_site(name)) is not None:
+    path = find_site(name or "site")
+    if path is not None:
         return load_section(path, Site)
+    if name is None:
+        return Site()
     known = sorted({path.stem for folder in (user_config_folder(), SHIPPED) for path in folder.glob("*.yaml")})
     cure = f"; known are {', '.join(known)}" if known else f"; write {user_config_folder() / f'{name}.yaml'}"
     raise UserError(f"cluster.site: there is no site profile '{name}'{cure}")

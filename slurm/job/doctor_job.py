@@ -26,13 +26,13 @@ def start_file(restart: int) -> str:
 def main(folder: Path) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
     restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    write_json(folder / start_file(restart), _seen(folder))
+    write_json(folder / start_file(restart), _describe_start(folder))
     if restart == 0:
-        got = signal.sigwait(_NOTICES)  # without one the time limit ends this process
-        write_json(folder / SIGNAL, {"signal": signal.Signals(got).name, "time": time.time()})
+        notice = signal.sigwait(_NOTICES)  # without one the time limit ends this process
+        write_json(folder / SIGNAL, {"signal": signal.Signals(notice).name, "time": time.time()})
 
 
-def _seen(folder: Path) -> dict[str, object]:
+def _describe_start(folder: Path) -> dict[str, object]:
     """What this rank was given, and what it reads of a file that the login node wrote."""
     return {
         "time": time.time(),
