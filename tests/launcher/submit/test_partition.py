@@ -131,8 +131,10 @@ def test_preempted_before_it_could_save(desk: Desk) -> None:
         "stopped",
         f"{CANCELS} from the newest checkpoint",
     )
-    assert "it is started again by itself" not in explain_failure(run)
-    assert "does not start it again; lockstep submit goes on from the start" in explain_failure(run)
+    assert "restarted automatically" not in explain_failure(run)
+    assert "SLURM ended its job and does not restart it; lockstep submit starts from the beginning" in explain_failure(
+        run
+    )
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT"])
