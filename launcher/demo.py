@@ -7,34 +7,37 @@ from pathlib import Path
 
 from configs.reading.load import load_config
 from launcher.backend import LocalBackend
-from launcher.plan import plan_text
 from launcher.plan.plan import PlanRequest, make_plan
-from launcher.submit.start import submit_run
+from launcher.plan.plan_text import render_plan
+from launcher.submit.start import start_run
 from store.run.end import FINISHED
-from store.run.run_dir import RunDir
 
 
 def run_demo(folder: Path) -> int:
-    """Make the inputs, plan, train, draw before and after. Running it again goes on, or draws again."""
+    """Make the inputs, plan, train, draw before and after; the exit code. Running it again resumes, or draws again."""
     folder = folder.absolute()
-    if (code := _torch_part("prepare", folder)) != FINISHED:
-        return code
+    exit_code = _run_torch_part("prepare", folder)
+    if exit_code != FINISHED:
+        return exit_code
     file = folder / "demo.yaml"
     config = load_config(file)
-    print(f"\n$ lockstep plan {file}\n{plan_text.render_plan(make_plan(config, PlanRequest(str(file))))}\n")
+    plan = make_plan(config, PlanRequest(str(file)))
+    print(f"\n$ lockstep plan {file}\n{render_plan(plan)}\n")
     print(f"$ lockstep submit {file} --local", flush=True)
-    if (code := submit_run(config, LocalBackend())) != FINISHED:
-        return code
-    run = RunDir.for_config(config)
+    exit_code = start_run(config, LocalBackend())
+    if exit_code != FINISHED:
+        return exit_code
+    run = plan.run_dir
     print("\ndrawing the same 16 prompts before and after", flush=True)
-    if (code := _torch_part("compare", folder, run.pipeline)) != FINISHED:
-        return code
-    print(f"\npipeline     {run.pipeline}\npictures     {run.pictures}\ncurves       lockstep tensorboard {run.path}")
-    return FINISHED
+    exit_code = _run_torch_part("compare", folder, run.pipeline)
+    if exit_code == FINISHED:
+        print(f"\npipeline     {run.pipeline}\npictures     {run.pictures}")
+        print(f"curves       lockstep tensorboard {run.path}")
+    return exit_code
 
 
-def _torch_part(*arguments: object) -> int:
-    """`python -P -m lockstep train.demo …`: the launcher itself imports no torch."""
+def _run_torch_part(*arguments: object) -> int:
+    """`python -P -m lockstep train.demo …`, and its exit code: the launcher itself imports no torch."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-P", "-m", "lockstep", "train.demo", *map(str, arguments)]
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode

@@ -28,4 +28,5 @@ def format_amount(value: float | Fraction) -> str:
 
 
 def format_count(count: float | Fraction, word: str) -> str:
+    """`1 step`, `10 steps`."""
     return f"{format_amount(count)} {word}" if count == 1 else f"{format_amount(count)} {word}s"

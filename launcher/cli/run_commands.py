@@ -8,117 +8,157 @@ from configs.errors import UserError
 from store.run.run_dir import RunDir
 
 
-@click.command()
+@click.command("status")
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def status(runs: tuple[str, ...], as_json: bool) -> None:
-    """What runs do now: state, step, loss, time to the end and to the job's time limit, and who says so.
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_status(runs: tuple[str, ...], as_json: bool) -> None:
+    """Show what runs are doing: state, step, loss, time left.
 
-    RUN is a run's folder, or a folder of runs; without any, ./runs.
+    RUN is a run's folder, or a folder of runs (default: ./runs). ETA is the time that training still takes, time left
+    the rest of the job's time limit; reported by is the source of the state: SLURM's squeue or sacct, the run's lock,
+    its ranks' heartbeats, or the records in its folder.
     """
-    from launcher.monitor import status_text
     from launcher.monitor.records import find_runs
     from launcher.monitor.status import read_statuses
+    from launcher.monitor.status_text import render_statuses, statuses_to_json
 
-    found = read_statuses(find_runs(runs))
-    click.echo(status_text.statuses_to_json(found) if as_json else status_text.render_statuses(found))
+    statuses = read_statuses(find_runs(runs))
+    click.echo(statuses_to_json(statuses) if as_json else render_statuses(statuses))
 
 
-@click.command()
+@click.command("logs")
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, attempt after attempt, to the run's end.")
-@click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Whose log.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Of which attempt; the newest when left out.")
-def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
-    """What a rank of RUN has printed."""
-    from launcher.monitor import logs
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines, also of later attempts.")
+@click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Rank whose log to show.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Attempt whose log to show (default: newest).")
+def print_log(run: str, follow: bool, rank: int, attempt: int | None) -> None:
+    """Show the log of one rank of RUN.
 
-    (logs.follow_log if follow else logs.show_log)(RunDir.open(run), rank, attempt)
+    RUN is a run's folder.
+    """
+    from launcher.monitor.logs import follow_log, show_log
+
+    if follow:
+        follow_log(RunDir.open(run), rank, attempt)
+    else:
+        show_log(RunDir.open(run), rank, attempt)
 
 
-@click.command()
+@click.command("why")
 @click.argument("run")
-def why(run: str) -> None:
-    """What RUN failed of: the first failure in time, where, in which step, and what follows of it."""
-    from launcher.monitor.why import explain_failure as answer
+def show_failure(run: str) -> None:
+    """Explain why RUN failed: first failing rank, node and step.
 
-    click.echo(answer(RunDir.open(run)))
+    RUN is a run's folder. Also says what becomes of the run, and which log to read.
+    """
+    from launcher.monitor.why import explain_failure
+
+    click.echo(explain_failure(RunDir.open(run)))
 
 
-@click.command()
+@click.command("save")
 @click.argument("run")
-def save(run: str) -> None:
-    """Ask RUN for a checkpoint now. Whoever may write into its folder can ask."""
-    from launcher.manage import control
+def save_run(run: str) -> None:
+    """Save a checkpoint of RUN after the current step.
 
-    click.echo(control.request_save(RunDir.open(run)))
+    RUN is a run's folder, and whoever may write in it may ask. Training goes on.
+    """
+    from launcher.manage.control import request_save
+
+    click.echo(request_save(RunDir.open(run)))
 
 
-@click.command()
+@click.command("stop")
 @click.argument("run")
-def stop(run: str) -> None:
-    """Ask RUN to save after the step it is in, and to end. Whoever may write into its folder can ask."""
-    from launcher.manage import control
+def stop_run(run: str) -> None:
+    """Stop RUN after the current step, with a checkpoint.
 
-    click.echo(control.request_stop(RunDir.open(run)))
+    RUN is a run's folder, and whoever may write in it may ask. lockstep submit resumes it.
+    """
+    from launcher.manage.control import request_stop
+
+    click.echo(request_stop(RunDir.open(run)))
 
 
-@click.command()
+@click.command("cancel")
 @click.argument("run")
-def cancel(run: str) -> None:
-    """End RUN's job: saved first where it is training, out of the queue where it waits."""
-    from launcher.manage import control
+def end_run(run: str) -> None:
+    """Cancel RUN's job, with a checkpoint if it is training.
 
-    for line in control.cancel_run(RunDir.open(run)):
+    RUN is a run's folder. lockstep submit resumes it.
+    """
+    from launcher.manage.control import cancel_run
+
+    for line in cancel_run(RunDir.open(run)):
         click.echo(line)
 
 
-@click.command()
+@click.command("checkpoints")
 @click.argument("run")
 @click.argument("action", default="list", type=click.Choice(["list", "prune", "diff"]))
 @click.argument("steps", nargs=-1, type=int)
-@click.option("--verify", is_flag=True, help="Read every file and compare its digest.")
-@click.option("--keep", type=click.IntRange(min=1), help="With prune: how many, instead of the config's.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def checkpoints(run: str, action: str, steps: tuple[int, ...], verify: bool, keep: int | None, as_json: bool) -> None:
-    """What RUN has saved; `prune` removes what is not kept, `diff STEP STEP` shows which tensors changed."""
-    from launcher.manage import checkpoints_text
+@click.option("--verify", is_flag=True, help="With list: read every file and compare its digest.")
+@click.option("--keep", type=click.IntRange(min=1), help="With prune: how many to keep (default: the config's).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def manage_checkpoints(
+    run: str, action: str, steps: tuple[int, ...], verify: bool, keep: int | None, as_json: bool
+) -> None:
+    """List, verify, compare or prune the checkpoints of RUN.
 
-    opened = RunDir.open(run)
+    RUN is a run's folder. diff STEP STEP shows which tensors differ between two steps; prune removes what the config
+    (or --keep) does not keep.
+    """
+    from launcher.manage.checkpoints_text import render_checkpoints, render_differences, render_pruned
+
+    run_dir = RunDir.open(run)
     if action == "diff":
         if len(steps) != 2:
             raise UserError("diff compares two steps, such as: lockstep checkpoints RUN diff 100 200")
-        click.echo(checkpoints_text.render_differences(opened, *steps, as_json=as_json))
+        click.echo(render_differences(run_dir, *steps, as_json=as_json))
     elif action == "prune":
-        click.echo(checkpoints_text.render_pruned(opened, keep, as_json=as_json))
+        click.echo(render_pruned(run_dir, keep, as_json=as_json))
     else:
-        text, whole = checkpoints_text.render_checkpoints(opened, verify=verify, as_json=as_json)
+        text, good = render_checkpoints(run_dir, verify=verify, as_json=as_json)
         click.echo(text)
-        sys.exit(0 if whole else 1)
+        sys.exit(0 if good else 1)
 
 
-@click.command()
+@click.command("export")
 @click.argument("run")
-@click.option("--step", type=int, help="Of which checkpoint; the newest when left out.")
-@click.option(
-    "--weights", type=click.Choice(["ema", "raw"]), help="The average or the weights; else as the config says."
-)
-@click.option("--out", required=True, help="The pipeline folder to write.")
-def export(run: str, step: int | None, weights: str | None, out: str) -> None:
-    """Turn a checkpoint of RUN into a diffusers pipeline folder, on a CPU."""
+@click.option("--step", type=int, help="Step of the checkpoint (default: newest).")
+@click.option("--weights", type=click.Choice(["ema", "raw"]), help="Averaged or plain weights (default: the config's).")
+@click.option("--out", required=True, help="Folder to write the pipeline to.")
+def write_pipeline(run: str, step: int | None, weights: str | None, out: str) -> None:
+    """Turn a checkpoint of RUN into a diffusers pipeline.
+
+    RUN is a run's folder. Needs no GPU.
+    """
     from launcher.manage.export import run_export
 
     sys.exit(run_export(RunDir.open(run), step, weights, out))
 
 
-@click.command()
+@click.command("tensorboard")
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
-@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-def tensorboard(run: str, port: int) -> None:
-    """Serve the curves and pictures of RUN, a run's folder, or of all runs in a folder."""
+@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: any free one.")
+def open_tensorboard(run: str, port: int) -> None:
+    """Show the curves and sample images of RUN in a browser.
+
+    RUN is a run's folder, or a folder of runs.
+    """
     from launcher.monitor.tensorboard import serve_tensorboard
 
     serve_tensorboard(run, port)
 
 
-COMMANDS = (status, logs, why, save, stop, cancel, checkpoints, export, tensorboard)
+COMMANDS = (
+    show_status,
+    print_log,
+    show_failure,
+    save_run,
+    stop_run,
+    end_run,
+    manage_checkpoints,
+    write_pipeline,
+    open_tensorboard,
+)

@@ -1,8 +1,10 @@
 """`lockstep checkpoints`: what a run has saved, whether it verifies, how two steps differ. Needs no torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
 from launcher.backend import find_active_job
 from launcher.run_lock import hold_run
@@ -11,6 +13,12 @@ from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.retention import steps_to_prune
 from store.run.liveness import FRESH, find_training_attempt
 from store.run.run_dir import RunDir
+
+if TYPE_CHECKING:  # numpy takes longer to import than most commands to answer
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from store.checkpoint.fragment_file import FragmentReader
 
 
 @dataclass(frozen=True)
@@ -27,22 +35,22 @@ class CheckpointInfo:
 
 
 def describe_checkpoints(run: RunDir, *, verify: bool) -> list[CheckpointInfo]:
-    """All visible checkpoints, oldest first."""
-    return [_row(checkpoint, verify) for checkpoint in checkpoints.list_checkpoints(run)]
+    """All visible checkpoints, oldest first. `verify` reads every byte of them."""
+    return [_describe(checkpoint, verify) for checkpoint in checkpoints.list_checkpoints(run)]
 
 
-def _row(checkpoint: Checkpoint, verify: bool) -> CheckpointInfo:
+def _describe(checkpoint: Checkpoint, verify: bool) -> CheckpointInfo:
+    step, attempt, name = checkpoint.step, checkpoint.attempt, checkpoint.path.name
     try:
         manifest = checkpoint.read_manifest()
     except ValueError as error:
-        return CheckpointInfo(checkpoint.step, checkpoint.attempt, checkpoint.path.name, None, None, None, [str(error)])
+        return CheckpointInfo(step, attempt, name, None, None, None, [str(error)])
     problems = checkpoint.verify() if verify else None
-    name, of = checkpoint.path.name, manifest
-    return CheckpointInfo(checkpoint.step, checkpoint.attempt, name, of.size, of.world_size, of.zero, problems)
+    return CheckpointInfo(step, attempt, name, manifest.size, manifest.world_size, manifest.zero, problems)
 
 
 def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:
-    """Remove what the run's own policy (or `keep`) does not keep, and answer what went.
+    """Remove what the run's own policy (or `keep`) does not keep, and return what was removed.
 
     The newest that verifies is never removed, whatever the policy says. Raises UserError while the run is trained, here
     or by a job, LockstepError where nobody can tell.
@@ -51,10 +59,12 @@ def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:
         active = find_active_job(run, besides_lock=True)  # no process of a cluster's job holds the lock
         if active is not None and not active[1].held:
             _, job = active
-            raise UserError(f"{run.path}: is {job.name} ({job.describe()}); lockstep stop or lockstep cancel ends it")
-        if (attempt := find_training_attempt(run)) is not None:
-            words = f"ranks of attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s"
-            raise UserError(f"{run.path}: is being trained: {words}")
+            end_it = f"end it first: lockstep stop {run.path}, or lockstep cancel {run.path}"
+            raise UserError(f"{run.path}: is {job.name} ({job.describe()}); {end_it}")
+        attempt = find_training_attempt(run)
+        if attempt is not None:
+            recent = f"ranks of attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s"
+            raise UserError(f"{run.path}: is being trained: {recent}")
         return _prune(run, keep)
 
 
@@ -62,13 +72,13 @@ def _prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
     policy = load_config(run.config).checkpoint
     if keep is not None:
         policy = policy.model_copy(update={"keep": keep})
-    there = checkpoints.list_checkpoints(run)
-    verified = next((c for c in reversed(there) if not c.verify()), None)
-    doomed = set(steps_to_prune(policy, [c.step for c in there]))
-    gone = [c for c in there if c.step in doomed and c != verified]
-    for checkpoint in gone:
+    visible = checkpoints.list_checkpoints(run)
+    newest_verified = next((checkpoint for checkpoint in reversed(visible) if not checkpoint.verify()), None)
+    steps = steps_to_prune(policy, [checkpoint.step for checkpoint in visible])
+    removed = [checkpoint for checkpoint in visible if checkpoint.step in steps and checkpoint != newest_verified]
+    for checkpoint in removed:
         checkpoints.remove_checkpoint(checkpoint)
-    return gone
+    return removed
 
 
 @dataclass(frozen=True)
@@ -82,22 +92,37 @@ class Difference:
 
 
 def compare_checkpoints(run: RunDir, first: int, second: int) -> list[Difference]:
-    """Every tensor that is not the same at steps `first` and `second`, the most changed first."""
+    """Every tensor that is not the same at steps `first` and `second`, the most changed first.
+
+    Raises UserError where one of them has no checkpoint, LockstepError where one is damaged.
+    """
+    pair = checkpoints.find_checkpoint(run, first), checkpoints.find_checkpoint(run, second)
+    try:
+        differences = list(_differences(*(checkpoint.open_reader() for checkpoint in pair)))
+    except ValueError as error:
+        raise LockstepError(f"{error}; lockstep checkpoints {run.path} --verify names all that is damaged") from None
+    return sorted(differences, key=lambda difference: -difference.relative)
+
+
+def _differences(before: "FragmentReader", after: "FragmentReader") -> Iterator[Difference]:
+    for kind in sorted(before.kinds() | after.kinds()):
+        sizes_before, sizes_after = before.sizes(kind), after.sizes(kind)
+        for name in sorted(sizes_before.keys() | sizes_after.keys()):
+            size = sizes_before.get(name)
+            if size is None or size != sizes_after.get(name):
+                yield Difference(kind, name, float("inf"), float("inf"))
+                continue
+            difference = _compare(kind, name, before.read(kind, name, 0, size), after.read(kind, name, 0, size))
+            if difference is not None:
+                yield difference
+
+
+def _compare(kind: str, name: str, before: "NDArray[np.float32]", after: "NDArray[np.float32]") -> Difference | None:
+    """None where the two are equal."""
     import numpy as np
 
-    before, after = (
-        checkpoint.open_reader()
-        for checkpoint in (checkpoints.find_checkpoint(run, first), checkpoints.find_checkpoint(run, second))
-    )
-    found = []
-    for kind in sorted(before.kinds() | after.kinds()):
-        sizes, others = before.sizes(kind), after.sizes(kind)
-        for name in sorted(sizes.keys() | others.keys()):
-            if sizes.get(name) != others.get(name):
-                found.append(Difference(kind, name, float("inf"), float("inf")))
-                continue
-            a, b = (reader.read(kind, name, 0, sizes[name]) for reader in (before, after))
-            if not np.array_equal(a, b):
-                change = float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-30)
-                found.append(Difference(kind, name, float(np.abs(b - a).max()), change))
-    return sorted(found, key=lambda difference: -difference.relative)
+    if np.array_equal(before, after):
+        return None
+    norm = max(float(np.linalg.norm(before)), 1e-30)  # of a tensor that was all zeros, such as a first moment
+    change = after - before
+    return Difference(kind, name, float(np.abs(change).max()), float(np.linalg.norm(change)) / norm)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
@@ -16,32 +15,39 @@ from store.run.submission import Submission
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
+    """Write the checkpoint of `step` (None: the newest) as a pipeline folder `out`. Returns the exit code: what is
+    wrong is printed by the process that exports."""
     command = [sys.executable, "-P", "-m", "lockstep", "train.checkpoint.export", str(run.path), "--out", out]
-    command += ["--step", str(step)] if step is not None else []
-    command += ["--weights", weights] if weights is not None else []
+    if step is not None:
+        command += ["--step", str(step)]
+    if weights is not None:
+        command += ["--weights", weights]
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode
 
 
 def fork_run(config: RunConfig, parent: str) -> RunConfig:
-    """`config` with the newest weights of the run `parent` for its base model, kept in the new run's own folder.
+    """`config` with the newest weights of the run in the folder `parent` for its base model, kept in the new run's own
+    folder.
 
     Everything else is checked before anything is written. Raises UserError where the run was begun otherwise.
     """
-    run, source = RunDir(Path(config.runs, config.name)), RunDir.open(parent)
+    run, source = RunDir.for_config(config), RunDir.open(parent)
     if run.path == source.path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
-    onto = config.model_copy(update={"model": str(run.base)})
-    origin = run.base / "origin.json"
-    if origin.is_file():
-        if (before := json.loads(origin.read_text())["run"]) != str(source.path):
-            raise UserError(f"{run.path}: was forked from {before}; give this one another name")
-        return onto
+    forked = config.model_copy(update={"model": str(run.base)})
+    origin_file = run.base / "origin.json"
+    if origin_file.is_file():
+        origin = json.loads(origin_file.read_text())["run"]
+        if origin != str(source.path):
+            raise UserError(f"{run.path}: was forked from {origin}; give this one another name")
+        return forked
     newest = find_checkpoint(source, None)
     prepare_run(config.model_copy(update={"model": Submission.read(source).model_folder}))
     with hold_run(run):
-        if code := run_export(source, newest.step, "raw", str(run.base)):
-            kind = UserError if code == UserError.exit_code else LockstepError
-            raise kind(f"{parent}: its weights could not be exported, so there is nothing to fork from")
-        write_json(origin, {"run": str(source.path), "checkpoint": newest.path.name})
-    return onto
+        exit_code = run_export(source, newest.step, "raw", str(run.base))
+        if exit_code:
+            error = UserError if exit_code == UserError.exit_code else LockstepError
+            raise error(f"{parent}: its weights could not be exported, so there is nothing to fork from")
+        write_json(origin_file, {"run": str(source.path), "checkpoint": newest.path.name})
+    return forked

@@ -100,25 +100,23 @@ def read_last_line(path: Path) -> dict[str, Any] | None:
         for length in (_TAIL, 16 * _TAIL):
             file.seek(max(0, size - length))
             lines = file.read().split(b"\n")[:-1]  # what follows the last newline is half a line, or nothing
-            if len(lines) > 1 or (lines and length >= size):
-                found: dict[str, Any] = json.loads(lines[-1])
-                return found
+            first_is_whole = length >= size
+            if len(lines) > 1 or (lines and first_is_whole):
+                record: dict[str, Any] = json.loads(lines[-1])
+                return record
     return None
 
 
-def find_runs(places: tuple[str, ...]) -> list[RunDir]:
-    """Every run that is named, and every run in a folder that is. Raises UserError for a place without any."""
-    found: dict[Path, RunDir] = {}
-    for place in places or ("runs",):
-        folder = Path(place).absolute()
-        if (folder / "run.yaml").is_file():
-            inside = [folder]
-        elif folder.is_dir():
-            inside = sorted(Path(entry.path) for entry in os.scandir(folder) if (folder / entry / "run.yaml").is_file())
-        else:
-            inside = []
+def find_runs(paths: tuple[str, ...]) -> list[RunDir]:
+    """Every run that is named, and every run in a folder that is. Raises UserError for a path without any."""
+    runs: dict[Path, RunDir] = {}
+    for path in paths or ("runs",):
+        folder = Path(path).absolute()
+        candidates = [folder]
+        if folder.is_dir() and not RunDir(folder).config.is_file():
+            candidates = sorted(Path(entry.path) for entry in os.scandir(folder))
+        inside = {candidate: RunDir(candidate) for candidate in candidates if RunDir(candidate).config.is_file()}
         if not inside:
-            cure = "" if places else "; name a run's folder, or a folder of runs"
-            raise UserError(f"{place}: is no run's folder, and no folder of runs{cure}")
-        found |= {path: RunDir(path) for path in inside}
-    return list(found.values())
+            raise UserError(f"{path}: contains no runs; name a run's folder, or a folder of runs")
+        runs |= inside
+    return list(runs.values())

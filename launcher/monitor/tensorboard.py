@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from configs.errors import UserError
 from store.run.run_dir import RunDir
@@ -16,7 +17,10 @@ KEPT = {"images": 10_000, "scalars": 1_000_000}
 
 
 def serve_tensorboard(folder: str, port: int) -> None:
-    """Serve until interrupted, on loopback only. The random path is the key: TensorBoard itself knows no passwords."""
+    """Serve until interrupted, on loopback only. The random path is the key: TensorBoard itself knows no passwords.
+
+    Raises UserError where `folder` holds no events, or `port` is taken (0: any free one).
+    """
     run = RunDir(Path(folder).absolute())
     logs = run.tensorboard if run.tensorboard.is_dir() else run.path
     if not any(logs.rglob("events.out.tfevents.*")):
@@ -24,16 +28,17 @@ def serve_tensorboard(folder: str, port: int) -> None:
     from tensorboard import program
 
     board = program.TensorBoard()
-    token = secrets.token_urlsafe(12)
-    board.configure(logdir=str(logs), host="127.0.0.1", port=port, path_prefix=f"/{token}", samples_per_plugin=KEPT)
+    key = secrets.token_urlsafe(12)
+    board.configure(logdir=str(logs), host="127.0.0.1", port=port, path_prefix=f"/{key}", samples_per_plugin=KEPT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         try:
             address = board.launch()
         except program.TensorBoardPortInUseError:
             raise UserError(f"port {port} is taken; name another with --port, or 0 for any free one") from None
-        taken = address.split(":")[2].split("/")[0]
+        port_in_use = urlsplit(address).port
         login = f"{getpass.getuser()}@{socket.gethostname()}"
-        print(f"TensorBoard: {address}\nfrom your own machine first: ssh -L {taken}:127.0.0.1:{taken} {login}")
+        print(f"TensorBoard: {address}")
+        print(f"from your own machine first: ssh -L {port_in_use}:127.0.0.1:{port_in_use} {login}")
         print("Ctrl-C stops it", flush=True)
         threading.Event().wait()

@@ -10,6 +10,7 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.length import solve_length
+from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
 from store.dataset.listing import format_samples, select_samples
@@ -27,12 +28,9 @@ class PreparedRun:
     config: RunConfig
     batch_plan: BatchPlan
     submission: Submission
+    total_steps: int
     samples: str  # the text of dataset.jsonl
     problems: list[str]  # what is wrong with the samples that are left out
-
-    @property
-    def total_steps(self) -> int:
-        return solve_length(self.config, self.batch_plan.batch, self.submission.dataset_size).steps
 
     def write(self) -> None:
         """Write what all attempts of the run share; what people asked of it before is over."""
@@ -49,7 +47,11 @@ class PreparedRun:
 
 
 def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: RunInputs | None = None) -> PreparedRun:
-    """The run of `config`, with `batch_plan` or the one of its own shape. Raises UserError; writes nothing."""
+    """The run of `config`, with `batch_plan` or the one of its own shape; writes nothing.
+
+    `inputs`: what the runs of one command have in common. Raises UserError where the model, the batch or the samples
+    are wrong, or the run's folder holds another run.
+    """
     inputs = inputs or RunInputs()
     inputs.check_model(config.model)  # first: images take minutes to look at, and a whole model hours to fetch
     run = RunDir.for_config(config)
@@ -57,10 +59,11 @@ def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: 
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     listing = inputs.list_images(Path(config.data.images))
     samples = select_samples(config.data, listing)
+    total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
     text, digest = inputs.share_text(format_samples(samples))
     model = inputs.resolve_model(config.model)
     submission = Submission(model, len(samples), digest, _content(config, model, digest, inputs.code_digest))
-    ready = PreparedRun(run, config, batch_plan, submission, text, listing.problems)
+    ready = PreparedRun(run, config, batch_plan, submission, total_steps, text, listing.problems)
     check_same_run(ready)
     return ready
 
@@ -73,8 +76,9 @@ def _content(config: RunConfig, model: str, dataset_digest: str, code_digest: st
 
 def is_finished(ready: PreparedRun) -> bool:
     """Whether the run was trained to the end that its config asks for."""
-    ends = [end for attempt in ready.run.attempts() if (end := End.read(attempt)) and end.reason == "finished"]
-    return bool(ends) and ends[-1].step >= ready.total_steps
+    ends = [End.read(attempt) for attempt in ready.run.attempts()]
+    finished = [end for end in ends if end is not None and end.reason == "finished"]
+    return bool(finished) and finished[-1].step >= ready.total_steps
 
 
 def check_same_run(ready: PreparedRun) -> None:
@@ -82,8 +86,8 @@ def check_same_run(ready: PreparedRun) -> None:
 
     Raises UserError with the differences.
     """
-    run, config = ready.run, ready.config
-    if not run.config.is_file() or not run.attempts():
+    run, config, attempts = ready.run, ready.config, ready.run.attempts()
+    if not run.config.is_file() or not attempts:
         return
     before = load_config(run.config)
     changed = [
@@ -91,7 +95,7 @@ def check_same_run(ready: PreparedRun) -> None:
         for name, old, new in zip(_FIXED, _fixed(before), _fixed(config), strict=True)
         if old != new
     ]
-    last = AttemptPlan.read(run.attempts()[-1])
+    last = AttemptPlan.read(attempts[-1])
     if last.batch_plan.batch != ready.batch_plan.batch:
         changed.append(f"batch: {last.batch_plan.batch} → {ready.batch_plan.batch}")
     if last.dataset_digest != ready.submission.dataset_digest:
@@ -100,9 +104,10 @@ def check_same_run(ready: PreparedRun) -> None:
         listed = "\n  ".join(changed)
         cure = f"give this one another name; with --fork {run.path} it starts from that run's weights"
         raise UserError(f"{run.path} holds another run:\n  {listed}\n{cure}")
-    there, total = checkpoints.list_checkpoints(run), ready.total_steps
-    if there and there[-1].step > total:
-        raise UserError(f"{run.path}: step {there[-1].step} is done and {total} are asked for; ask for more")
+    saved = checkpoints.list_checkpoints(run)
+    if saved and saved[-1].step > ready.total_steps:
+        length = f"the config asks for {format_count(ready.total_steps, 'step')}"
+        raise UserError(f"{run.path}: is trained to step {saved[-1].step:,} already, and {length}; ask for more")
 
 
 _FIXED = ("model", "seed", "prediction", "precision", "ema", "resolution", "crop", "flip", "caption_dropout")

@@ -11,7 +11,7 @@ from store.run.end import FINISHED, ON_NOTICE
 from store.run.run_dir import RunDir
 
 
-def submit_run(config: RunConfig, backend: Backend) -> int:
+def start_run(config: RunConfig, backend: Backend) -> int:
     """Train `config` to its end there, unless it lives or is finished. Answers the exit code of contract 5.
 
     Raises UserError before anything is started, and what a run on this machine failed of.

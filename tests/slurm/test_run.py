@@ -186,7 +186,7 @@ def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
     assert "JSONDecodeError" in run.comment
     why = cluster.lockstep("why", run.dir.path).stdout
     assert "JSONDecodeError" in why
-    assert "it is held for you" in why
+    assert "fix the cause, then run lockstep submit again" in why
     assert lines(run.dir.metrics) == []
 
 

@@ -54,7 +54,7 @@ def test_fewer_steps_than_are_done_are_refused(extended: Extended) -> None:
     before = everything_in(extended.run.path)
     fewer = lockstep(*extended.words, "steps=3")
     assert fewer.returncode == 2
-    assert f"step {MORE} is done and 3 are asked for" in fewer.stderr
+    assert f"is trained to step {MORE} already, and the config asks for 3 steps" in fewer.stderr
     assert everything_in(extended.run.path) == before
 
 
@@ -190,6 +190,9 @@ def test_checkpoints_are_listed_compared_verified_and_pruned(extended: Extended,
     assert [row["problems"] for row in listed(run, "--verify")] == [[], []]
     newest = checkpoints.list_checkpoints(run)[-1].path / "fragments-00000.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
+    damaged = lockstep("checkpoints", run.path, "diff", STEPS, MORE)
+    assert (damaged.returncode, damaged.stderr.count("\n")) == (LockstepError.exit_code, 1), damaged
+    assert damaged.stderr.startswith(f"{newest}: ")
     bad = lockstep("checkpoints", run.path, "--verify")
     assert bad.returncode == 1
     assert f"{newest}: holds" in bad.stdout

@@ -254,7 +254,7 @@ def test_no_such_run_is_a_users_mistake(tmp_path: Path) -> None:
     for words in (["nowhere"], []):
         done = lockstep("status", *words, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "no run's folder" in done.stderr
+        assert "contains no runs" in done.stderr
 
 
 @pytest.mark.parametrize("before", [0, 1, 200])
@@ -272,7 +272,7 @@ def test_why_of_a_job_that_slurm_holds_does_not_call_it_ended(
 ) -> None:
     slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|launch failure limit exceeded requeued held||N/A|N/A"])
     add_failure(add_attempt(run, on=("node1",), ago=99), 0, "node1", "no such layer", time.time())
-    assert "then     its job is held, and goes on from the start once it is released" in explain_failure(run), (
+    assert "then     its job is held; once released it starts from the beginning" in explain_failure(run), (
         explain_failure(run)
     )
     assert "scontrol release 7" in explain_failure(run)

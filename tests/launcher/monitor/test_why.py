@@ -25,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return make_run(tmp_path / "runs", "mine", job="7")
 
 
-def test_the_first_failure_in_time_and_its_victims(run: RunDir) -> None:
+def test_the_first_failure_in_time_and_those_that_follow(run: RunDir) -> None:
     attempt = add_attempt(run, on=("node1", "node2"), step=40, ranks=8, ago=99)
     add_failure(attempt, 5, "node2", "CUDA out of memory. Tried to allocate 2 GiB", NOW)
     for rank in (0, 1, 2, 7):
@@ -34,9 +34,9 @@ def test_the_first_failure_in_time_and_its_victims(run: RunDir) -> None:
     assert lines[0].startswith("attempt 1 of mine: rank 5 on node2 ran out of memory in step 41: RuntimeError: CUDA")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW))
     assert lines[1] == f"first    {when}, rank 5 on node2, step 41: out of memory"
-    assert lines[2] == "victims  ranks 0-2, 7 failed of it"
+    assert lines[2] == "others   ranks 0-2, 7 failed because of it"
     assert lines[3] == f"log      {attempt.log(5)}"
-    assert lines[4] == "then     it is started again by itself: try 1 of 3 without a new checkpoint"
+    assert lines[4] == "then     restarted automatically: try 1 of 3 without a new checkpoint"
     assert lines[5].startswith("now      failed, attempt 1, 40/100 steps")
 
 
@@ -45,14 +45,15 @@ def test_after_the_last_try_it_is_held(run: RunDir) -> None:
         add_failure(add_attempt(run, on=("node1",), ago=99), 0, "node1", "no such layer", NOW)
     said = explain_failure(run)
     assert "attempt 3 of mine: rank 0 on node1 failed in step 1: RuntimeError: no such layer" in said
-    assert "then     it is held for you: 3 attempts in a row ended without a new checkpoint" in said
+    assert "then     held: 3 attempts in a row ended without a new checkpoint; the last: " in said
+    assert said.splitlines()[-2].endswith("; fix the cause, then run lockstep submit again")
 
 
 def test_an_attempt_that_nobody_tells_anything_of(run: RunDir) -> None:
     add_attempt(run, on=("node1",), ago=99)
     lines = explain_failure(run).splitlines()
     assert lines[0] == "attempt 1 of mine: lost, cause unknown"
-    assert not any(line.startswith(("first", "victims")) for line in lines)
+    assert not any(line.startswith(("first", "others")) for line in lines)
 
 
 def test_a_node_that_fell_silent(run: RunDir) -> None:
@@ -67,15 +68,15 @@ def test_an_earlier_attempt_failed_and_the_run_is_finished(run: RunDir) -> None:
     add_attempt(run, on=("node1",), end=FINISHED, step=STEPS)
     said = explain_failure(run)
     assert "attempt 1 of mine: rank 1 on node1 failed" in said
-    assert "now      finished, attempt 2, 100/100 steps (records)" in said
+    assert "now      finished, attempt 2, 100/100 steps (reported by records)" in said
 
 
 def test_nothing_failed(tmp_path: Path) -> None:
     local = make_run(tmp_path, "mine")
-    assert explain_failure(local) == "nothing failed: mine is not begun (records)"
+    assert explain_failure(local) == "nothing failed: mine is not begun (reported by records)"
     with hold_run(local):
         add_attempt(local, step=40)
-        assert explain_failure(local) == "nothing failed: mine is running, attempt 1, 40/100 steps (lock)"
+        assert explain_failure(local) == "nothing failed: mine is running, attempt 1, 40/100 steps (reported by lock)"
 
 
 def test_a_local_run_names_the_way_on(tmp_path: Path) -> None:
@@ -86,7 +87,9 @@ def test_a_local_run_names_the_way_on(tmp_path: Path) -> None:
     add_failure(attempt, 0, "here", "/x.png: does not decode", NOW, error="UserError", exit_code=2)
     said = explain_failure(local)
     assert "/x.png: does not decode" in said
-    assert "then     mend that first, then lockstep submit goes on from the start" in said
+    assert (
+        "then     a local run is not restarted automatically; fix the cause, then lockstep submit starts from" in said
+    )
 
 
 def test_a_job_that_ended_before_any_attempt_shows_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

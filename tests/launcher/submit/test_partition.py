@@ -96,7 +96,7 @@ def test_doctor_tells_of_a_partition_that_cancels(desk: Desk) -> None:
     desk.site("partition: spot\ncpus_per_rank: 2\n")
     desk.does("sinfo", 'case "$1" in --version) echo slurm 22.05.8;; *) echo "spot|4|8|gpu:4";; esac')
     findings = list(islice(examine_cluster(desk.folder, "site", 1.0), 4))
-    assert [one.good for one in findings if WARNING in one.said] == [None], findings
+    assert [finding.passed for finding in findings if WARNING in finding.text] == [None], findings
     assert desk.queued() == []
 
 
@@ -131,8 +131,10 @@ def test_preempted_before_it_could_save(desk: Desk) -> None:
         "stopped",
         f"{CANCELS} from the newest checkpoint",
     )
-    assert "it is started again by itself" not in explain_failure(run)
-    assert "does not start it again; lockstep submit goes on from the start" in explain_failure(run)
+    assert "restarted automatically" not in explain_failure(run)
+    assert "SLURM ended its job and does not restart it; lockstep submit starts from the beginning" in explain_failure(
+        run
+    )
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT"])
