@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.pipelines import check_objective
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
@@ -58,6 +59,7 @@ def prepare_run(config: RunConfig, shape: Shape | None = None) -> PreparedRun:
     samples = select_samples(config.data, listing)
     lines = format_samples(samples)
     model = str(resolve_model(config.model))
+    check_objective(config, Path(model))
     submission = Submission(model, len(samples), digest_samples(lines), _content(config, model, digest_samples(lines)))
     ready = PreparedRun(run, config, batch_plan, submission, lines, listing.problems)
     check_same_run(ready)

@@ -51,6 +51,10 @@ class Engine:
     def unet(self) -> torch.nn.Module:
         return self.deepspeed.module
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The trained module's forward pass."""
+        return self.deepspeed(*args, **kwargs)
+
     def set_learning_rate(self, rate: float) -> None:
         for group in self.deepspeed.basic_optimizer.param_groups:
             group["lr"] = rate
