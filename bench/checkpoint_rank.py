@@ -20,7 +20,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
-from bench.step_rank import Stage, make_model, make_stage
+from bench.stage import Stage, make_model, make_stage
 from configs.schema import CheckpointConfig as Policy
 from configs.solve.deepspeed import render_deepspeed
 from store.checkpoint import checkpoints
@@ -31,7 +31,6 @@ from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.engines.zero import Engine
-from train.objective.loss import loss
 from train.resilience.heartbeat import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
@@ -75,8 +74,8 @@ class Bench:
     def step(self, before_update: Callable[[], None] = lambda: None) -> float:
         """One step of one micro-batch; answers its seconds, from barrier to barrier."""
         began, _ = self.stage.clock()
-        model, (noise, timestep) = self.stage.model, self.batches[self.step_number % len(self.batches)][0]
-        self.engine.backward(loss(self.engine.deepspeed, model.schedule, model.x_0, noise, timestep, model.text))
+        noise, timestep = self.batches[self.step_number % len(self.batches)][0]
+        self.engine.backward(self.stage.loss(self.engine, noise, timestep))
         before_update()
         self.engine.step()
         self.step_number += 1
