@@ -21,7 +21,7 @@ from train.demo.make_base import make_tokenizer
 from train.models.parts import DTYPES
 from train.models.stable_diffusion import StableDiffusion
 from train.objective import make_objective
-from train.objective.objective import Objective
+from train.objective.loss import Objective
 
 WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": (320, 640, 1280, 1280)}
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.demo.make_base import SCHEDULE, make_text_encoder, make_tokenizer
+from train.demo.make_base import NOISE_SCHEDULE, make_text_encoder, make_tokenizer
 
 
 def make_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
@@ -17,7 +17,7 @@ def make_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     text_encoder: CLIPTextModel = make_text_encoder(tokenizer)
-    return _save(folder, tokenizer, text_encoder, DDIMScheduler(**(SCHEDULE | {"prediction_type": prediction})))
+    return _save(folder, tokenizer, text_encoder, DDIMScheduler(**(NOISE_SCHEDULE | {"prediction_type": prediction})))
 
 
 def make_pipeline_2(folder: Path) -> Path:
@@ -38,7 +38,7 @@ def make_pipeline_2(folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    scheduler = DDIMScheduler(**(SCHEDULE | {"prediction_type": "v_prediction"}))
+    scheduler = DDIMScheduler(**(NOISE_SCHEDULE | {"prediction_type": "v_prediction"}))
     heads = {"attention_head_dim": [1, 2], "use_linear_projection": True, "upcast_attention": True}
     return _save(folder, tokenizer, CLIPTextModel(config), scheduler, **heads)
 

@@ -9,7 +9,7 @@ import torch
 from train.engines.ema import Ema
 from train.engines.zero import Engine
 from train.models.base import DiffusionModel
-from train.objective.objective import Objective
+from train.objective.loss import Objective
 
 
 @dataclass(frozen=True)

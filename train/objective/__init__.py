@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 
 from configs.errors import UserError
 from configs.schema import RunConfig
-from train.objective.objective import Objective, Target
+from train.objective.loss import Objective, Target
 from train.objective.prediction import target_epsilon, target_sample, target_velocity
 from train.objective.timesteps import pick_uniformly
 from train.objective.weighting import weight_by_min_snr, weight_uniformly

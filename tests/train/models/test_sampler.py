@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from train.demo.make_base import SCHEDULE
+from train.demo.make_base import NOISE_SCHEDULE
 from train.models.sampler import load_sampler, write_sampler
 
 OWN = ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
@@ -20,7 +20,7 @@ CANNOT_READ_SAMPLE = ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2
 def with_scheduler(folder: Path, pipeline_folder: Path, class_name: str) -> Path:
     """The tiny pipeline with another scheduler of the same noise schedule, as a hub's folder has it."""
     shutil.copytree(pipeline_folder, folder)
-    betas = {key: value for key, value in SCHEDULE.items() if key.startswith("beta")}
+    betas = {key: value for key, value in NOISE_SCHEDULE.items() if key.startswith("beta")}
     shutil.rmtree(folder / "scheduler")
     getattr(diffusers, class_name)(**betas, steps_offset=1).save_config(folder / "scheduler")
     index = json.loads((folder / "model_index.json").read_text())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from configs.errors import UserError
 from configs.schema import Prediction, RunConfig
-from train.demo.make_base import SCHEDULE
+from train.demo.make_base import NOISE_SCHEDULE
 from train.objective import PREDICTIONS, WEIGHTINGS, Objective, make_objective
 from train.objective.timesteps import pick_uniformly
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def objective(prediction: str, weighting: str, dtype: torch.dtype = torch.float32, **schedule: object) -> Objective:
     changes = {"loss_weighting": weighting} | ({"min_snr_gamma": GAMMA} if weighting == "min_snr" else {})
     config = RunConfig(name="o", model="m", data={"images": "-"}, **changes)
-    noise_scheduler = DDPMScheduler.from_config(SCHEDULE | {"prediction_type": prediction} | schedule)
+    noise_scheduler = DDPMScheduler.from_config(NOISE_SCHEDULE | {"prediction_type": prediction} | schedule)
     return make_objective(config, noise_scheduler, dtype, CPU)
 
 
@@ -36,7 +36,7 @@ def micro_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def alpha_bar() -> np.ndarray:
     """Stable Diffusion's noise schedule, in float64."""
-    roots = np.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, T)
+    roots = np.linspace(NOISE_SCHEDULE["beta_start"] ** 0.5, NOISE_SCHEDULE["beta_end"] ** 0.5, T)
     return np.cumprod(1 - roots**2)
 
 
@@ -103,7 +103,7 @@ def test_uniform_weighting_is_the_plain_mean_squared_error_to_the_bit(prediction
     ).to(dtype)
     x_0, noise = micro_batch()
     text = torch.randn(M, 7, 8).to(dtype)
-    noise_scheduler = DDPMScheduler.from_config(SCHEDULE)
+    noise_scheduler = DDPMScheduler.from_config(NOISE_SCHEDULE)
     x_t = noise_scheduler.add_noise(x_0, noise, TIMESTEPS)
     target = noise if prediction == "epsilon" else noise_scheduler.get_velocity(x_0, noise, TIMESTEPS)
     plain = F.mse_loss(unet(x_t.to(dtype), TIMESTEPS, text, return_dict=False)[0].float(), target, reduction="mean")

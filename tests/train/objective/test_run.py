@@ -9,13 +9,13 @@ from PIL import Image
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
 from tests.train.test_options import PROGRAM
-from train.demo.make_base import SCHEDULE
+from train.demo.make_base import NOISE_SCHEDULE
 
 
 def test_it_trains_draws_and_exports_a_pipeline_that_draws(tmp_path, pipeline_folder, image_folder) -> None:
     base = shutil.copytree(pipeline_folder, tmp_path / "base")
     shutil.rmtree(base / "scheduler")
-    PNDMScheduler.from_config(SCHEDULE | {"skip_prk_steps": True}).save_config(base / "scheduler")
+    PNDMScheduler.from_config(NOISE_SCHEDULE | {"skip_prk_steps": True}).save_config(base / "scheduler")
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "PNDMScheduler"]}))
     changes = {"prediction": "sample", "loss_weighting": "min_snr", "steps": 2, "micro_batch": 6}
