@@ -169,7 +169,7 @@ def parts_alone(
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "boundary": lambda: saver.after_step(last, notice=False, args=False, last=False, skipped=False),
+        "boundary": lambda: saver.after_step(last, notice=False, asked=False, last=False, skipped=False),
         "report": report,
         "lr": lambda: engine.set_learning_rate(compute_learning_rate(config, last, last)),
     }

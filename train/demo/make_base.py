@@ -128,10 +128,11 @@ def draw_any_shapes(rng: np.random.Generator, count: int) -> torch.Tensor:
     def colour(names: list[RGB]) -> RGB:
         return names[rng.integers(len(names))] if rng.random() < 0.7 else tuple(rng.integers(0, 256, 3).tolist())
 
-    grounds = list(BACKGROUNDS.values())
-    return stack_pixels(
-        [draw_random_shape(rng, str(rng.choice(SHAPES)), colour(named), colour(grounds)) for _ in range(count)]
-    )
+    def image() -> Image.Image:
+        shape = str(rng.choice(SHAPES))
+        return draw_random_shape(rng, shape, colour(named), colour(list(BACKGROUNDS.values())))
+
+    return stack_pixels([image() for _ in range(count)])
 
 
 def draw_grey_shapes(rng: np.random.Generator, words: torch.Tensor) -> torch.Tensor:
