@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
-from bench.step_rank import Stage, make_model, make_stage
+from bench.stage import Stage, make_model, make_stage
 from configs.schema import CheckpointConfig as Policy
 from configs.solve.deepspeed import render_deepspeed
 from store.checkpoint import checkpoints
@@ -34,7 +34,6 @@ from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.engines.deepspeed import ZeroEngine
-from train.objective.loss import loss
 from train.resilience.heartbeat import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
@@ -79,8 +78,8 @@ class Bench:
 
     def objective(self, unet: Callable[..., Any]) -> torch.Tensor:
         """The loss of this step's micro-batch."""
-        model, (noise, timestep) = self.stage.model, self.batches[self.step_number % len(self.batches)][0]
-        return loss(unet, model.schedule, model.x_0, noise, timestep, model.text)
+        noise, timestep = self.batches[self.step_number % len(self.batches)][0]
+        return self.stage.loss(unet, noise, timestep)
 
     def open_attempt(self) -> Attempt:
         if self.world.is_main_process:

@@ -60,20 +60,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    if asked.device == "cuda" and max(asked.ranks) > torch.cuda.device_count():
-        parser.error(f"--ranks {max(asked.ranks)}, but there are {torch.cuda.device_count()} GPUs")
-    return asked
+    args = parser.parse_args()
+    if args.device == "cuda" and max(args.ranks) > torch.cuda.device_count():
+        parser.error(f"--ranks {max(args.ranks)}, but there are {torch.cuda.device_count()} GPUs")
+    return args
 
 
-def measure(asked: argparse.Namespace, ranks: int, zero: int) -> dict[str, Any]:
+def measure(args: argparse.Namespace, ranks: int, zero: int) -> dict[str, Any]:
     """Start the ranks and wait for what they measured. Each ZeRO stage has its own: engines leave memory behind."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"DS_ACCELERATOR": asked.device, "PYTHONWARNINGS": "ignore::FutureWarning"}
-    if asked.device == "cpu":
+    environment |= {"DS_ACCELERATOR": args.device, "PYTHONWARNINGS": "ignore::FutureWarning"}
+    if args.device == "cpu":
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **KEEP_PAGES}
     with tempfile.TemporaryDirectory() as records:
-        options = vars(asked) | {"world_size": ranks, "stage": zero, "records": records, "warm": WARM}
+        options = vars(args) | {"world_size": ranks, "stage": zero, "records": records, "warm": WARM}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["-m", "bench.step_rank", json.dumps(options)]
         with open(Path(records, "log"), "w+") as log:
@@ -177,17 +177,17 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    asked = arguments()
+    args = arguments()
     began, load = time.perf_counter(), [os.getloadavg()[0]]
     worlds, parameters = {}, 0
-    for ranks in asked.ranks:
+    for ranks in args.ranks:
         print(f"measuring on {ranks} rank{'s' * (ranks > 1)}, some minutes …", flush=True)
-        measured = {zero: measure(asked, ranks, zero) for zero in asked.zero}
-        worlds[ranks], parameters = summary(asked.precision, measured), measured[asked.zero[0]]["parameters"]
+        measured = {zero: measure(args, ranks, zero) for zero in args.zero}
+        worlds[ranks], parameters = summary(args.precision, measured), measured[args.zero[0]]["parameters"]
         show(ranks, worlds[ranks])
         load.append(os.getloadavg()[0])
-    batch = f"micro-batch {asked.micro_batch} × accumulation {asked.accumulation}"
-    print(f"\nUNet {parameters:,} parameters, {asked.precision}, latents {asked.side}², {batch}, {asked.device}")
+    batch = f"micro-batch {args.micro_batch} × accumulation {args.accumulation}"
+    print(f"\nUNet {parameters:,} parameters, {args.precision}, latents {args.side}², {batch}, {args.device}")
     for ranks, world in worlds.items():
         share = world["all"]["ours/DS"]["median"]
         print(f"ours/DS on {ranks} rank{'s' * (ranks > 1)}: {share:.3f} ({'≥' if share >= AIM else 'below'} {AIM})")
@@ -195,7 +195,7 @@ def main() -> None:
     path = RESULTS / f"step-{now:%Y-%m-%d}.json"
     RESULTS.mkdir(exist_ok=True)
     record = {"time": f"{now:%Y-%m-%dT%H:%M:%SZ}", "took_s": round(time.perf_counter() - began), "load": load}
-    record |= {**machine(), "asked": vars(asked), "parameters": parameters, "ranks": worlds}
+    record |= {**machine(), "asked": vars(args), "parameters": parameters, "ranks": worlds}
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{record['took_s']} s, load {load} → {path.relative_to(ROOT)}")
 

@@ -10,145 +10,49 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch.nn.parallel import DistributedDataParallel
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from configs.schema import RunConfig
-from configs.solve.batch import BatchPlan, Shape
+from bench.stage import Stage, make_model, make_stage
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length
-from store.dataset.listing import list_samples
+from store.dataset.listing import open_image
 from store.run.run_dir import RunDir
 from tests.tiny import make_images
 from train import loop, process_group
 from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.data.images import load_square
-from train.data.stream import Stream, list_positions, micro_batches
-from train.demo.make_base import make_tokenizer
+from train.data.stream import micro_batches
 from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema
-from train.models.stable_diffusion import DTYPES, StableDiffusion
-from train.objective.loss import loss
+from train.models.stable_diffusion import StableDiffusion
 from train.reporting.metrics import MetricsWindow, MetricsWriter
 from train.resilience.heartbeat import Heartbeat, Progress
+from train.resilience.skipped import SkippedSteps
 from train.step import StepResult, Trainer
 
-WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": (320, 640, 1280, 1280)}
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
-
-
-class InMemory(StableDiffusion):
-    """A model whose latents `x_0` and `text` are there already."""
-
-    def encode_images(self, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
-        return self.x_0
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.text
-
-
-def make_unet(asked: SimpleNamespace) -> UNet2DConditionModel:
-    torch.manual_seed(1)
-    width, side = WIDTHS[asked.unet], asked.side
-    return UNet2DConditionModel(side, block_out_channels=width, cross_attention_dim=768, attention_head_dim=8).train()
-
-
-def make_model(asked: SimpleNamespace, device: torch.device) -> StableDiffusion:
-    """Stable Diffusion 1.5 with random weights: VAE and text encoder in full size, the UNet as asked."""
-    torch.manual_seed(0)
-    dtype, tokenizer = DTYPES[asked.precision], make_tokenizer()
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
-    large = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **large)
-    vae, text_encoder = (x.requires_grad_(False).eval().to(device, dtype) for x in (vae, CLIPTextModel(text)))
-    schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return StableDiffusion(Path(), make_unet(asked), vae, text_encoder, tokenizer, schedule, dtype)
-
-
-@dataclass
-class Stage:
-    """One ZeRO stage on one world: what the contestants share."""
-
-    asked: SimpleNamespace
-    world: process_group.World
-    model: InMemory
-    config: RunConfig
-    plan: BatchPlan
-    stream: Stream
-
-    def unet(self) -> UNet2DConditionModel:
-        return make_unet(self.asked)
-
-    def adamw(self, unet: UNet2DConditionModel) -> torch.optim.Optimizer:
-        o, fused = self.config.optimizer, self.world.device.type == "cuda"
-        return torch.optim.AdamW(unet.parameters(), self.config.lr, o.betas, o.eps, o.weight_decay, fused=fused)
-
-    def in_memory(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Noise and timesteps of every micro-batch of every step, and of one step after the last, on the device."""
-        steps = range(1, self.config.steps + 2)
-        drawn = [[self.stream[m] for m in list_positions(self.plan, self.world.rank, step)] for step in steps]
-        device = self.world.device
-        return [[(m["noise"].to(device), m["timestep"].to(device)) for m in step] for step in drawn]
-
-    def clock(self) -> tuple[float, float]:
-        """The time and this process's CPU time, once every rank and its device is done with what it was given."""
-        self.finish()
-        self.world.barrier()
-        return time.perf_counter(), time.process_time()
-
-    def finish(self) -> None:
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, part: Callable[[], Any], times: int = 11) -> float:
-        """Median time of `part` alone."""
-        found = []
-        for _ in range(times):
-            began, _ = self.clock()
-            part()
-            self.finish()
-            found.append(time.perf_counter() - began)
-        return statistics.median(found)
-
-
-def make_stage(asked: SimpleNamespace, world: process_group.World, model: StableDiffusion, images: Path) -> Stage:
-    plan = BatchPlan(Shape(1, world.size), asked.micro_batch, asked.accumulation)
-    cut = {"batch": plan.batch, "micro_batch": plan.micro_batch, "precision": asked.precision, "zero": asked.stage}
-    data = {"images": str(images), "resolution": 8 * asked.side}
-    steps = asked.warm + asked.rounds
-    config = RunConfig(name="bench", model="random", data=data, steps=steps, ema=True, report_every_steps=1, **cut)
-    stream = Stream(config, list_samples(images).samples, model.tokenizer, model.latent_shape(8 * asked.side))
-    ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
-    drawn = torch.Generator().manual_seed(2)
-    ready.x_0 = torch.randn(plan.micro_batch, 4, asked.side, asked.side, generator=drawn).to(world.device)
-    ready.text = torch.randn(plan.micro_batch, 77, 768, generator=drawn).to(world.device, model.dtype)
-    return Stage(asked, world, ready, config, plan, stream)
 
 
 def bare_deepspeed(stage: Stage) -> Step:
     """The least that trains with DeepSpeed."""
-    unet, batches, model = stage.unet(), stage.in_memory(), stage.model
+    unet, batches = stage.unet(), stage.in_memory()
     rendered, optimizer = render_deepspeed(stage.config, stage.plan), stage.adamw(unet)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=rendered, dist_init_required=False)
 
     def step(k: int) -> torch.Tensor:
         losses = []
         for noise, timestep in batches[k - 1]:
-            losses.append(loss(engine, model.schedule, model.x_0, noise, timestep, model.text))
+            losses.append(stage.loss(engine, noise, timestep))
             engine.backward(losses[-1])
             engine.step()
         return torch.stack(losses).detach().mean()
@@ -158,7 +62,7 @@ def bare_deepspeed(stage: Stage) -> Step:
 
 def bare_torch(stage: Stage) -> Step:
     """The same in PyTorch alone; bf16 as its users write it, fp32 weights under autocast."""
-    device, config, model = stage.world.device, stage.config, stage.model
+    device, config = stage.world.device, stage.config
     unet = stage.unet().to(device)
     net = DistributedDataParallel(unet, gradient_as_bucket_view=True) if stage.world.size > 1 else unet
     optimizer = stage.adamw(unet)
@@ -170,7 +74,7 @@ def bare_torch(stage: Stage) -> Step:
             last = number == stage.plan.accumulation
             with contextlib.nullcontext() if last or net is unet else net.no_sync():
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    losses.append(loss(net, model.schedule, model.x_0, noise, timestep, model.text))
+                    losses.append(stage.loss(net, noise, timestep))
                 (losses[-1] / stage.plan.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
         optimizer.step()
@@ -228,7 +132,7 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     batches = itertools.chain([next(batches)], batches)  # forks the workers while there is little memory to share
     race = Race(stage, {"deepspeed": bare_deepspeed(stage), "torch": bare_torch(stage)})
     engine = ZeroEngine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
-    racer = Racer(stage.model, engine, None, world.device)
+    racer = Racer(stage.model, stage.objective, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine)
     length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
     run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
@@ -238,11 +142,14 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     context = RankContext(run_dir, attempt, None, config, world, progress, notice)
     saver = Saver(context, engine, racer.average, None)
     heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
-    loop.run_steps(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
+    skipped = SkippedSteps(world, engine, stage.stream, 0)
+    loop.run_steps(
+        config, run_dir, length, steps, world, racer, skipped, batches, saver, None, sinks, notice, heartbeat
+    )
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]
     heartbeat.stop()
-    waits = [result.data_wait for result in race.results[stage.asked.warm :]]
+    waits = [result.data_wait for result in race.results[stage.args.warm :]]
     parts = {"samples": statistics.median(waits)} | parts_alone(stage, racer, length, saver, sinks)
     if sinks is not None:
         sinks.close()
@@ -273,27 +180,31 @@ def parts_alone(
 
 def encoding(stage: Stage, model: StableDiffusion) -> dict[str, float]:
     """Seconds per sample of what comes before the UNet."""
-    data, samples = stage.config.data, stage.stream.samples
-    path, m = Path(data.images, samples[0].image), stage.plan.micro_batch
+    data, samples, m = stage.config.data, stage.stream.samples, stage.plan.micro_batch
+
+    def decode() -> None:
+        with open_image(Path(data.images), samples[0]) as file:
+            load_square(file, data, (0.5, 0.5), False)
+
     batch = {key: value.to(stage.world.device) for key, value in stage.stream[range(m)].items()}
     return {
-        "decode": stage.seconds(lambda: load_square(path, data, (0.5, 0.5), False)),
+        "decode": stage.seconds(decode),
         "sample": stage.seconds(lambda: stage.stream.sample(0)),
-        "VAE": stage.seconds(lambda: model.encode_images(batch["pixels"], batch["posterior"]), 3) / m,
-        "text": stage.seconds(lambda: model.encode_text(batch["tokens"]), 3) / m,
+        "VAE": stage.seconds(lambda: model.latents(batch), 3) / m,
+        "text": stage.seconds(lambda: model.condition(batch), 3) / m,
     }
 
 
 def main(options: str) -> None:
-    asked = SimpleNamespace(**json.loads(options))
-    world = process_group.init_process_group(asked.world_size)
+    args = SimpleNamespace(**json.loads(options))
+    world = process_group.init_process_group(args.world_size)
     with tempfile.TemporaryDirectory() as temporary:
-        model = make_model(asked, world.device)
-        stage = make_stage(asked, world, model, make_images(Path(temporary, "images"), 64, 10 * asked.side))
-        measured = {"parameters": sum(p.numel() for p in model.unet.parameters()), **run(stage, Path(temporary))}
+        model = make_model(args, world.device)
+        stage = make_stage(args, world, model, make_images(Path(temporary, "images"), 64, 10 * args.side))
+        measured = {"parameters": sum(p.numel() for p in model.denoiser.parameters()), **run(stage, Path(temporary))}
         measured["encoding"] = encoding(stage, model)
     if world.is_main_process:
-        Path(asked.records, "measured.json").write_text(json.dumps(measured))
+        Path(args.records, "measured.json").write_text(json.dumps(measured))
     world.barrier()
 
 

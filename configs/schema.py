@@ -107,6 +107,9 @@ class ClusterConfig(Section):
     )
 
 
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
 def _on_off(section: type[Section]) -> BeforeValidator:
     """`ema: true` means the section with its defaults, `ema: false` means none."""
 
@@ -162,8 +165,25 @@ class RunConfig(Section):
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0 to lr")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
     grad_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
-    prediction: Literal["epsilon", "v_prediction"] | None = Field(
-        None, examples=["v_prediction"], description="what the UNet predicts; null: as the model's scheduler says"
+    prediction: Prediction | None = Field(
+        None,
+        examples=["v_prediction"],
+        description="what the UNet predicts: the noise (epsilon), the velocity (v_prediction) or the clean latents "
+        "(sample); null: as the model's scheduler says",
+        json_schema_extra={"changes": "run"},
+    )
+    loss_weighting: Literal["uniform", "min_snr"] = Field(
+        "uniform",
+        description="how much a sample's loss counts: the same at every timestep (uniform), or by its signal-to-noise "
+        "ratio, up to min_snr_gamma (min_snr; Hang et al. 2023)",
+        json_schema_extra={"changes": "run"},
+    )
+    min_snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        examples=[5.0],
+        description="largest signal-to-noise ratio that min_snr weighting tells apart; null: 5, as in the paper",
+        json_schema_extra={"changes": "run"},
     )
     ema: Annotated[EmaConfig | None, _on_off(EmaConfig)] = Field(
         None, examples=[True], description="keep an exponential moving average of the weights; true, or its settings"
@@ -198,6 +218,11 @@ class RunConfig(Section):
         """Which weights the pipeline gets."""
         return self.export or ("ema" if self.ema else "raw")
 
+    @property
+    def snr_gamma(self) -> float:
+        """γ of min-SNR weighting."""
+        return 5.0 if self.min_snr_gamma is None else self.min_snr_gamma
+
     @model_validator(mode="after")
     def _fields_agree(self) -> "RunConfig":
         if problems := list(_disagreements(self)):
@@ -226,5 +251,11 @@ def _disagreements(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
     if config.zero == 0 and config.offload:
         yield "offload", "offload: true needs a sharded optimizer; write zero: 1, 2 or 3"
+    if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
+        yield (
+            "min_snr_gamma",
+            f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
+            "write loss_weighting: min_snr, or leave it out",
+        )
     if config.export == "ema" and config.ema is None:
         yield "export", "export: ema needs an average to export; write ema: true, or export: raw"

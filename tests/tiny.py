@@ -7,16 +7,49 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.demo.make_base import SCHEDULE, make_text_encoder, make_tokenizer
+from train.demo.make_base import NOISE_SCHEDULE, make_text_encoder, make_tokenizer
 
 
 def make_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
-    """A pipeline folder whose UNet has about 0.15 M parameters; 32-pixel images have latents of 4×8×8."""
+    """Like Stable Diffusion 1, with a UNet of about 0.15 M parameters; 32-pixel images have latents of 4×8×8."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     text_encoder: CLIPTextModel = make_text_encoder(tokenizer)
+    return _save(folder, tokenizer, text_encoder, DDIMScheduler(**(NOISE_SCHEDULE | {"prediction_type": prediction})))
+
+
+def make_pipeline_2(folder: Path) -> Path:
+    """Like Stable Diffusion 2.1: v-prediction; OpenCLIP's text encoder, whose captions are padded with "!"; as many
+    heads in each block as make them equally wide, linear projections around the attention, which is in fp32."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "!"
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        projection_dim=32,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    scheduler = DDIMScheduler(**(NOISE_SCHEDULE | {"prediction_type": "v_prediction"}))
+    heads = {"attention_head_dim": [1, 2], "use_linear_projection": True, "upcast_attention": True}
+    return _save(folder, tokenizer, CLIPTextModel(config), scheduler, **heads)
+
+
+def _save(
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    scheduler: DDIMScheduler,
+    **unet_options: object,
+) -> Path:
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -33,15 +66,15 @@ def make_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=text_encoder.config.hidden_size,
-        attention_head_dim=2,
         norm_num_groups=4,
+        **({"attention_head_dim": 2} | unet_options),
     )
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(**(SCHEDULE | {"prediction_type": prediction})),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

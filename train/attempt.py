@@ -22,7 +22,8 @@ from train.context import RankContext
 from train.data.stream import Stream, micro_batches
 from train.engines import import_engine
 from train.engines.ema import Ema
-from train.models import stable_diffusion
+from train.models import load_model
+from train.objective import make_objective
 from train.reporting import environment
 from train.reporting.metrics import MetricsWriter
 from train.reporting.sample_images import SampleImages
@@ -45,21 +46,23 @@ def run_attempt(run: RunDir, attempt: Attempt, notice: StopSignal) -> End:
     progress = Progress()
     heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
 
-    parts = stable_diffusion.load_model(config, Path(plan.model_folder), world.device)
+    model = load_model(config, Path(plan.model_folder), world.device)
+    objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     lines = run.dataset.read_text(encoding="utf-8")
     if digest_samples(lines) != plan.dataset_digest:
         raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
-    stream = Stream(config, parse_samples(lines), parts.tokenizer, parts.latent_shape(config.data.resolution))
-    engine = engine_module.make_engine(parts.unet, config, attempt, world)
+    latent_shape = model.latent_shape(config.data.resolution)
+    stream = Stream(config, parse_samples(lines), model.inputs, latent_shape, objective.timestep)
+    engine = engine_module.make_engine(model.denoiser, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
-    trainer = Trainer(parts, engine, ema, world.device)
+    trainer = Trainer(model, objective, engine, ema, world.device)
     context = RankContext(run, attempt, plan, config, world, progress, notice)
     resumed = resume_run(context, engine, ema)
     start = resumed.step if resumed is not None else 0
     progress.step = start
     saver = Saver(context, engine, ema, resumed)
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
-    painter = SampleImages(config, parts, engine, world) if config.pictures else None
+    painter = SampleImages(config, model, world) if config.pictures else None
 
     steps = range(start + 1, length.steps + 1)
     sinks = MetricsWriter(run, attempt, steps.start, length) if world.is_main_process else None

@@ -8,8 +8,8 @@ import torch
 
 from train.engines.base import Engine
 from train.engines.ema import Ema
-from train.models.stable_diffusion import StableDiffusion
-from train.objective.loss import loss
+from train.models.base import DiffusionModel
+from train.objective.loss import Objective
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,15 @@ class StepResult:
         return self.micro_losses.mean()
 
 
+@dataclass
 class Trainer:
-    """The parts a step works on."""
+    """What a step works on: the engine holds the weights of the model's denoiser and their optimizer."""
 
-    def __init__(self, model: StableDiffusion, engine: Engine, ema: Ema | None, device: torch.device):
-        self.model, self.engine, self.ema, self.device = model, engine, ema, device
+    model: DiffusionModel
+    objective: Objective
+    engine: Engine
+    ema: Ema | None
+    device: torch.device
 
     def step(
         self,
@@ -39,18 +43,22 @@ class Trainer:
         micro_batches: Iterator[dict[str, torch.Tensor]],
         before_update: Callable[[], None],
     ) -> StepResult:
-        """Make step `number` with learning rate `rate`; `before_update` returns when the weights may change."""
+        """Make step `number`, counted from 1, with learning rate `rate`.
+
+        Takes this rank's share of it from `micro_batches`. `before_update` is called when the gradient is complete, and
+        returns when the weights may change.
+        """
         self.engine.set_learning_rate(rate)
         micro_losses, positions, data_wait = [], [], 0.0
-        for left in reversed(range(self.engine.accumulation)):
+        for remaining in reversed(range(self.engine.accumulation)):
             began = time.perf_counter()
             micro_batch = next(micro_batches)
             data_wait += time.perf_counter() - began
             micro_loss = self.micro_loss(micro_batch)
             self.engine.backward(micro_loss)
-            if not left:
+            if remaining == 0:
                 before_update()
-            self.engine.step()
+            self.engine.step()  # clips and updates after the last micro-batch
             micro_losses.append(micro_loss.detach())
             positions.append(micro_batch["position"].tolist())
         if self.ema is not None:
@@ -58,8 +66,8 @@ class Trainer:
         return StepResult(torch.stack(micro_losses), positions, data_wait)
 
     def micro_loss(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The objective of one micro-batch."""
-        on_device = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
-        x_0 = self.model.encode_images(on_device["pixels"], on_device["posterior"])
-        text = self.model.encode_text(on_device["tokens"])
-        return loss(self.engine, self.model.schedule, x_0, on_device["noise"], on_device["timestep"], text)
+        """The objective of one micro-batch, a scalar with its graph."""
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
+        x_0 = self.model.latents(batch)
+        condition = self.model.condition(batch)
+        return self.objective.loss(self.engine, x_0, batch["noise"], batch["timestep"], condition)

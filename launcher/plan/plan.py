@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.model_folder import check_model_folder, check_pipeline_class, read_pipeline_class
+from configs.pipelines import check_objective, check_pipeline, check_pipeline_class, read_pipeline_class
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
@@ -93,7 +93,7 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
     Raises UserError where the model cannot be trained, the batch does not divide, or the data or the model folder is
     not there.
     """
-    _check_model(config.model)
+    _check_model(config)
     run_dir = RunDir.for_config(config)
     batch_plan = plan_batch(run_dir, config, _requested_shape(config, request))
     dataset_size, notes = _count_samples(config, request)
@@ -126,11 +126,13 @@ def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
     return [(shape, list_batch_plans(batch, shape)) for shape in shapes]
 
 
-def _check_model(model: str) -> None:
+def _check_model(config: RunConfig) -> None:
     """Refuse a model that submit would refuse, as far as this machine knows it: by its folder, by the hub's cache or
     by its id. The hub itself is not asked, so nothing is refused of which nothing is known."""
+    model = config.model
     if os.path.isabs(model):
-        check_model_folder(Path(model))
+        check_pipeline(Path(model))
+        check_objective(config, Path(model))
         return
     snapshot = find_cached_snapshot(model)
     if snapshot is not None and (snapshot / "model_index.json").is_file():

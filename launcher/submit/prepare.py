@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.pipelines import check_objective
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
@@ -62,6 +63,7 @@ def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: 
     total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
     text, digest = inputs.share_text(format_samples(samples))
     model = inputs.resolve_model(config.model)
+    check_objective(config, Path(model))
     submission = Submission(model, len(samples), digest, _content(config, model, digest, inputs.code_digest))
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, text, listing.problems)
     check_same_run(ready)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from configs.errors import LockstepError, UserError
 from configs.schema import DataConfig
@@ -75,6 +76,11 @@ def check_images(folder: Path, listing: DatasetListing) -> DatasetListing:
         found = list(pool.map(problem, listing.samples, chunksize=64))
     good = [sample for sample, bad in zip(listing.samples, found, strict=True) if bad is None]
     return DatasetListing(good, listing.problems + [bad for bad in found if bad is not None])
+
+
+def open_image(folder: Path, sample: Sample) -> BinaryIO:
+    """The sample's image file. Raises OSError where it cannot be read."""
+    return open(folder / sample.image, "rb")
 
 
 def check_machine(path: Path, error: Exception) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.model_folder import PARTS, WEIGHTS
+from configs.pipelines import PIPELINES
 from configs.reading.load import dump_config
 from configs.schema import RunConfig
 from slurm.job.record import JobRecord
@@ -33,7 +33,8 @@ def make_run(runs: Path, name: str, *, job: str | None = None, after: int = 0) -
 
 def make_model_folder(model: Path, kind: str = "StableDiffusionPipeline") -> None:
     """A pipeline folder as the launcher looks at it; its weights are empty files."""
-    for part, name in (*PARTS.items(), *WEIGHTS.items()):
+    pipeline = PIPELINES["StableDiffusionPipeline"]
+    for part, name in (*pipeline.configs.items(), *pipeline.weights.items()):
         (model / part).mkdir(parents=True, exist_ok=True)
         (model / part / name).write_text("{}" if name.endswith(".json") else "")
     (model / "model_index.json").write_text(json.dumps({"_class_name": kind}))

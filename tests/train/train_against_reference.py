@@ -2,7 +2,7 @@
 
 Its last argument is a file, into which it writes the relative difference of each loss and each tensor, as JSON.
 
-The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no objective.py, its own AdamW
+The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no train.objective, its own AdamW
 written from the paper, its own learning rate, noise schedule and clipping.
 """
 
@@ -24,14 +24,16 @@ from train import process_group
 from train.data.stream import Stream, micro_batches
 from train.engines.base import WEIGHTS
 from train.engines.deepspeed import ZeroEngine
-from train.models import stable_diffusion
+from train.models import load_model
+from train.objective import make_objective
 from train.step import Trainer
 
 STEPS, MICRO, ACCUMULATION = 5, 3, 2
 LR, WARMUP, CLIP, BETA1, BETA2, EPS, DECAY = 1e-3, 2, 0.5, 0.9, 0.999, 1e-8, 1e-2
+GAMMA = 5  # min-SNR's, if nothing else is said
 
 
-def reference(folder: str, samples: list[dict]) -> tuple[list[float], dict[str, torch.Tensor]]:
+def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of each micro-batch, and the weights after five steps, with one process and no engine."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
@@ -54,8 +56,11 @@ def reference(folder: str, samples: list[dict]) -> tuple[list[float], dict[str, 
             a = alpha_bar[batch["timestep"]].sqrt()[:, None, None, None]
             s = (1 - alpha_bar[batch["timestep"]]).sqrt()[:, None, None, None]
             predicted = unet(a * x + s * batch["noise"], batch["timestep"], text).sample
-            wanted = batch["noise"] if settings.prediction_type == "epsilon" else a * batch["noise"] - s * x
-            loss = ((predicted - wanted) ** 2).mean()
+            targets = {"epsilon": batch["noise"], "v_prediction": a * batch["noise"] - s * x, "sample": x}
+            snr = (a / s) ** 2
+            parts_of_x_0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+            weight = snr.clamp(max=GAMMA) / parts_of_x_0[settings.prediction_type] if weighting == "min_snr" else 1
+            loss = (weight * (predicted - targets[settings.prediction_type]) ** 2).mean()
             (loss / ACCUMULATION).backward()
             losses.append(loss.item())
         norm = torch.sqrt(sum((w.grad**2).sum() for w in weights.values()))
@@ -73,7 +78,7 @@ def reference(folder: str, samples: list[dict]) -> tuple[list[float], dict[str, 
     return losses, {name: w.detach() for name, w in weights.items()}
 
 
-def main(folder: str, images: str, zero: str, answer: str) -> None:
+def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> None:
     config = RunConfig(
         name="reference",
         model=folder,
@@ -86,18 +91,20 @@ def main(folder: str, images: str, zero: str, answer: str) -> None:
         grad_clip=CLIP,
         optimizer={"betas": [BETA1, BETA2], "eps": EPS, "weight_decay": DECAY},
         zero=int(zero),
+        loss_weighting=weighting,
         precision="fp32",
     )
     plan = BatchPlan(Shape(1, 1), MICRO, ACCUMULATION)
     world = process_group.init_process_group(1)
-    parts = stable_diffusion.load_model(config, Path(folder), world.device)
+    model = load_model(config, Path(folder), world.device)
+    objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     listed = list_samples(Path(images)).samples
-    stream = Stream(config, listed, parts.tokenizer, parts.latent_shape(config.data.resolution))
+    stream = Stream(config, listed, model.inputs, model.latent_shape(32), objective.timestep)
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
-    wanted_losses, wanted = reference(folder, drawn)
+    wanted_losses, wanted = reference(folder, drawn, weighting)
 
-    engine = ZeroEngine(parts.unet, config, render_deepspeed(config, plan), world.device)
-    trainer = Trainer(parts, engine, None, world.device)
+    engine = ZeroEngine(model.denoiser, config, render_deepspeed(config, plan), world.device)
+    trainer = Trainer(model, objective, engine, None, world.device)
     losses, original = [], trainer.micro_loss
 
     def watched(micro_batch):

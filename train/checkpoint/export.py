@@ -11,12 +11,14 @@ import shutil
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, __version__
+from diffusers import __version__
 from huggingface_hub import ModelCardData
 
 from configs.errors import LockstepError, UserError
+from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
 from configs.reading.load import load_config
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints
@@ -24,10 +26,10 @@ from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from train.engines.base import WEIGHTS
+from train.models import MODELS
+from train.models.sampler import write_sampler
 
 KINDS = {"ema": "ema", "raw": WEIGHTS}  # what people write → the kind of value in the checkpoint
-# The parts of a StableDiffusionPipeline beside the UNet.
-FROZEN = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
 MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
@@ -44,10 +46,14 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _copy_frozen(model, temporary)
-    prediction = _write_prediction(temporary / "scheduler" / "scheduler_config.json", config)
-    _unet(model, checkpoint, KINDS[weights]).save_pretrained(temporary / "unet")
-    card = _card(config, plan, checkpoint.step, weights, prediction)
+    class_name = read_pipeline_class(model / "model_index.json")
+    pipeline = PIPELINES[class_name]
+    _copy_frozen(model, temporary, pipeline)
+    prediction = check_objective(config, model)
+    write_sampler(temporary, prediction)
+    denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights])
+    denoiser.save_pretrained(temporary / pipeline.trained)
+    card = _card(config, plan, checkpoint.step, weights, prediction, class_name)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     mark = {"run": config.name, "step": checkpoint.step, "weights": weights}
     (temporary / MARK).write_text(json.dumps(mark) + "\n")
@@ -65,15 +71,16 @@ def _check_replaceable(out: Path) -> None:
         raise UserError(f"{out}: exists and was not exported by Lockstep; name another folder, or remove it")
 
 
-def _copy_frozen(model: Path, out: Path) -> None:
+def _copy_frozen(model: Path, out: Path, pipeline: PipelineClass) -> None:
     """Copy what training leaves as it is. The index comes with the model, and its keys are folders' names: those that
     are no part of a pipeline we train are left out, of the folders and of the index."""
     index = json.loads((model / "model_index.json").read_text())
-    for part in FROZEN:
+    for part in pipeline.frozen:
         if part in index and (model / part).is_dir():
             shutil.copytree(model / part, out / part, copy_function=shutil.copyfile)  # sources may be read-only
-    ours = {name: value for name, value in index.items() if not isinstance(value, list) or name in (*FROZEN, "unet")}
-    ours |= {part: [None, None] for part in FROZEN if part in index and not (out / part).is_dir()}
+    parts = (*pipeline.frozen, pipeline.trained)
+    ours = {name: value for name, value in index.items() if not isinstance(value, list) or name in parts}
+    ours |= {part: [None, None] for part in pipeline.frozen if part in index and not (out / part).is_dir()}
     if ours == index:
         shutil.copy(model / "model_index.json", out)
     else:
@@ -88,27 +95,17 @@ def _take_modes_of(folder: Path) -> None:
         path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
-def _unet(model: Path, checkpoint: Checkpoint, kind: str) -> UNet2DConditionModel:
+def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str) -> Any:
     reader = checkpoint.open_reader()
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
     weights = {
         name: torch.from_numpy(reader.read(kind, name, 0, parameter.numel())).view(parameter.shape)
-        for name, parameter in unet.named_parameters()
+        for name, parameter in denoiser.named_parameters()
     }
-    unet.load_state_dict(weights, assign=True)
-    return unet
+    denoiser.load_state_dict(weights, assign=True)
+    return denoiser
 
 
-def _write_prediction(path: Path, config: RunConfig) -> str:
-    """Write what the UNet was trained to predict into the scheduler's config."""
-    settings = json.loads(path.read_text())
-    prediction = config.prediction or settings.get("prediction_type", "epsilon")
-    path.write_text(json.dumps(settings | {"prediction_type": prediction}, indent=2) + "\n")
-    return str(prediction)
-
-
-def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, prediction: str) -> str:
+def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, prediction: str, class_name: str) -> str:
     """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
     data = ModelCardData(
         base_model=None if Path(config.model).is_absolute() else config.model,  # the Hub knows no local paths
@@ -119,6 +116,7 @@ def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, predict
     )
     passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
     world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
+    weighting = f"min-SNR, γ = {config.snr_gamma:g}" if config.loss_weighting == "min_snr" else config.loss_weighting
     return f"""---
 {data.to_yaml()}
 ---
@@ -128,9 +126,9 @@ def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, predict
 `{config.model}`, its UNet fine-tuned by Lockstep. These are {WORDS[weights]} after {step:,} steps.
 
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import {class_name}
 
-pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = {class_name}.from_pretrained("path/to/this/folder")
 image = pipeline("a prompt").images[0]
 ```
 
@@ -141,6 +139,7 @@ image = pipeline("a prompt").images[0]
 | length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
 | learning rate | {config.lr:g}, {config.schedule}, {config.warmup_steps} warm-up steps |
 | prediction | {prediction} |
+| loss weighting | {weighting} |
 | precision | {config.precision}, ZeRO-{config.zero} |
 | resolution | {config.data.resolution} px |
 | seed | {config.seed} |

@@ -1,10 +1,12 @@
 """One image file to one training square."""
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.schema import DataConfig
 
@@ -14,22 +16,45 @@ WIDEST = 65535  # the white of 16 bits
 TO_8_BITS = [round(value * 255 / WIDEST) for value in range(WIDEST + 1)]
 
 
-def load_square(path: Path, data: DataConfig, crop_at: tuple[float, float], flip: bool) -> np.ndarray:
-    """The image as RGB in [-1, 1], fp32, shape (3, resolution, resolution).
+@dataclass(frozen=True)
+class Crop:
+    """What a training square shows of its image: some models are told, and draw accordingly (SDXL: Podell et al. 2023,
+    section 2.2)."""
+
+    original: tuple[int, int]  # height and width of the upright image before it was resized, in pixels
+    corner: tuple[int, int]  # top and left of the square, in pixels of the resized image
+
+
+def load_square(
+    file: BinaryIO, data: DataConfig, crop_at: tuple[float, float], flip: bool
+) -> tuple[NDArray[np.float32], Crop]:
+    """The image as RGB in [-1, 1], fp32, (3, resolution, resolution), and what it shows.
 
     EXIF orientation is applied, transparency shown on white, the short side resized to the resolution, a square cut at
-    `crop_at` (fractions of the free room; 0.5, 0.5 is the centre), then mirrored if `flip`. Raises OSError where the
-    file cannot be read, and nearly anything, as Pillow does, where it does not decode; ValueError where nobody can say
-    which of its numbers is white.
+    `crop_at` (x and y as fractions of the free room; 0.5, 0.5 is the centre), then mirrored if `flip`. Raises OSError
+    where the file cannot be read, and nearly anything, as Pillow does, where it does not decode; ValueError where
+    nobody can say which of its numbers is white.
     """
     side = data.resolution
-    with Image.open(path) as file:
-        file.draft("RGB", (side, side))  # a JPEG decodes at the smallest scale that is still large enough
-        image = _on_white(_in_8_bits(ImageOps.exif_transpose(file)))
-    pixels = np.asarray(_square(image, side, crop_at), np.float32) / 127.5 - 1.0
+    with _open(file) as opened:
+        width, height = opened.size
+        opened.draft("RGB", (side, side))  # a JPEG decodes at the smallest scale that is still large enough
+        as_stored = opened.size
+        upright = ImageOps.exif_transpose(opened)
+        original = (height, width) if upright.size == as_stored else (width, height)
+        image = _on_white(_in_8_bits(upright))
+    square, corner = _square(image, side, crop_at)
+    pixels = np.asarray(square, np.float32) / 127.5 - 1.0
     if flip:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:  # Pillow's sentence names the open file, not its path
+        raise ValueError("it is no image, or of a format that Pillow does not know") from None
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -69,25 +94,34 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _square(image: Image.Image, side: int, crop_at: tuple[float, float]) -> Image.Image:
-    """The square at `crop_at` of the image whose short side is resized to `side`. Only what it shows is resized: all of
-    a thin image, resized, would be thousands of squares."""
-    scale = side / min(image.size)
-    (left, right, x), (top, bottom, y) = (
-        _span(length, max(side, round(length * scale)), side, at)
-        for length, at in zip(image.size, crop_at, strict=True)
-    )
-    image = image.crop((left, top, right, bottom))
+def _square(image: Image.Image, side: int, crop_at: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
+    """The square at `crop_at` of the image whose short side is resized to `side`, and its top and left there.
+
+    Only what it shows is resized: all of a thin image, resized, would be thousands of squares.
+    """
+    x, y = (_span(length, min(image.size), side, at) for length, at in zip(image.size, crop_at, strict=True))
+    shown = image.crop((x.first, y.first, x.last, y.last))
     # Across, then down: given both, Pillow takes either first, depending on the sizes and on its release.
-    image = image.resize((side, image.height), LANCZOS, (x[0], 0, x[1], image.height))
-    return image.resize((side, side), LANCZOS, (0, y[0], side, y[1]))
+    across = shown.resize((side, shown.height), LANCZOS, (x.begin, 0, x.end, shown.height))
+    square = across.resize((side, side), LANCZOS, (0, y.begin, side, y.end))
+    return square, (y.start, x.start)
 
 
-def _span(length: int, resized: int, side: int, crop_at: float) -> tuple[int, int, tuple[float, float]]:
-    """Of `length` pixels that become `resized`: those that a window of `side` at `crop_at` is made of, the first and
-    the one after the last, and where among them the window begins and ends."""
+class _Span(NamedTuple):
+    """One direction of a square, in pixels."""
+
+    start: int  # of the square in the resized image
+    first: int  # of the image's own pixels that the square is made of
+    last: int  # the one after the last of them
+    begin: float  # of the square among them
+    end: float
+
+
+def _span(length: int, shortest: int, side: int, crop_at: float) -> _Span:
+    """Of `length` pixels, whose image is resized so that `shortest` becomes `side`."""
+    resized = max(side, round(length * (side / shortest)))
     start = int(crop_at * (resized - side + 1))
     begin, end = start * length / resized, (start + side) * length / resized
     reach = math.ceil(REACH * max(1.0, length / resized))
-    first = max(0, math.floor(begin) - reach)
-    return first, min(length, math.ceil(end) + reach), (begin - first, end - first)
+    first, last = max(0, math.floor(begin) - reach), min(length, math.ceil(end) + reach)
+    return _Span(start, first, last, begin - first, end - first)

@@ -45,7 +45,7 @@ def _bit(x: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def _permute_one(x: int, n: int, keys: list[list[int]]) -> int:
-    """`permute` of one place, in plain integers."""
+    """`permute_indices` of one place, in plain integers."""
     for shift, bits in keys:
         partner = shift - x if x <= shift else shift + n - x
         mixed = max(x, partner) ^ bits

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs.errors import LockstepError
 from train.demo.grid import arrange_grid, draw_prompts
-from train.demo.shapes import COLOURS, PROMPTS, SEEDS, count_agreement, write_images
+from train.demo.shapes import COLOURS, PROMPTS, SEEDS, measure_agreement, write_images
 
 HERE = Path(__file__).parent
 ENOUGH = 0.8  # share of right colours after the fine-tune
@@ -28,7 +28,7 @@ def compare_pictures(folder: Path, pipeline: Path) -> None:
     for name, model in (("before", folder / "base"), ("after", pipeline)):
         images = draw_prompts(model, PROMPTS, SEEDS, TIMESTEPS, GUIDANCE)
         arrange_grid(images, PROMPTS).save(folder / f"{name}.png")
-        shares[name] = count_agreement(images, PROMPTS)
+        shares[name] = measure_agreement(images, PROMPTS)
         right = round(shares[name] * len(PROMPTS))
         print(
             f"{name:<8}{right:2d} of {len(PROMPTS)} pictures have the colour asked for: {folder / name}.png",

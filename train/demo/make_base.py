@@ -25,12 +25,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.demo.shapes import BACKGROUNDS, COLOURS, RGB, SHAPES, SIZE, make_caption, random_shape
+from train.demo.shapes import BACKGROUNDS, COLOURS, RGB, SHAPES, SIZE, draw_random_shape, make_caption
 
 SEED = 0
 THREADS = 2  # sums depend on how they are split, so the bits depend on this
 GREY: RGB = (128, 128, 128)
-SCHEDULE = {  # Stable Diffusion 1.5's
+NOISE_SCHEDULE = {  # Stable Diffusion 1.5's
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -115,38 +115,41 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
-def to_pixels(images: list[Image.Image]) -> torch.Tensor:
+def stack_pixels(images: list[Image.Image]) -> torch.Tensor:
     """(N, 3, SIZE, SIZE) in [-1, 1]."""
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def any_shapes(rng: np.random.Generator, count: int) -> torch.Tensor:
+def draw_any_shapes(rng: np.random.Generator, count: int) -> torch.Tensor:
     """Shapes and backgrounds in the captions' colours (7 in 10) or in any; pixels."""
     named = [*COLOURS.values(), GREY]
 
     def colour(names: list[RGB]) -> RGB:
         return names[rng.integers(len(names))] if rng.random() < 0.7 else tuple(rng.integers(0, 256, 3).tolist())
 
-    grounds = list(BACKGROUNDS.values())
-    return to_pixels([random_shape(rng, str(rng.choice(SHAPES)), colour(named), colour(grounds)) for _ in range(count)])
+    def image() -> Image.Image:
+        shape = str(rng.choice(SHAPES))
+        return draw_random_shape(rng, shape, colour(named), colour(list(BACKGROUNDS.values())))
+
+    return stack_pixels([image() for _ in range(count)])
 
 
-def grey_shapes(rng: np.random.Generator, words: torch.Tensor) -> torch.Tensor:
+def draw_grey_shapes(rng: np.random.Generator, words: torch.Tensor) -> torch.Tensor:
     """One grey shape for each caption, whatever colour the caption names; pixels."""
     picked = [(SHAPES[shape], list(BACKGROUNDS.values())[ground]) for _, shape, ground in words.tolist()]
-    return to_pixels([random_shape(rng, shape, GREY, ground) for shape, ground in picked])
+    return stack_pixels([draw_random_shape(rng, shape, GREY, ground) for shape, ground in picked])
 
 
 def train_vae(vae: AutoencoderKL, images: torch.Tensor, steps: int, batch: int = 32, lr: float = 2e-3) -> None:
     """Minimise the pixels' error plus a whisper of KL divergence, as Stable Diffusion did."""
-    optimizer, schedule = _adam(vae.parameters(), lr, steps)
+    optimizer, lr_schedule = _adam(vae.parameters(), lr, steps)
     for step in range(1, steps + 1):
         x = images[torch.randint(len(images), (batch,))]
         posterior = vae.encode(x).latent_dist
         x_hat = vae.decode(posterior.sample()).sample
         loss = F.mse_loss(x_hat, x) + F.l1_loss(x_hat, x) + 1e-5 * posterior.kl().mean() / x[0].numel()
-        _update(optimizer, schedule, loss)
+        _update(optimizer, lr_schedule, loss)
         _report("vae", step, steps, loss)
 
 
@@ -164,14 +167,14 @@ def train_text_encoder(encoder: CLIPTextModel, tokens: torch.Tensor, words: torc
     """
     sizes = (words.amax(0) + 1).tolist()
     readout = torch.nn.Linear(encoder.config.hidden_size, sum(sizes))
-    optimizer, schedule = _adam([*encoder.parameters(), *readout.parameters()], 1e-3, steps)
+    optimizer, lr_schedule = _adam([*encoder.parameters(), *readout.parameters()], 1e-3, steps)
     end = int(tokens.argmax(1).max())  # the position of the last end-of-text that is not padding
     for step in range(1, steps + 1):
         logits = readout(encoder(tokens).last_hidden_state[:, end:]).split(sizes, dim=-1)
         targets = words[:, None].expand(-1, logits[0].shape[1], -1)
         losses = [F.cross_entropy(logits[i].transpose(1, 2), targets[..., i]) for i in range(len(sizes))]
         loss = torch.stack(losses).sum()
-        _update(optimizer, schedule, loss)
+        _update(optimizer, lr_schedule, loss)
         _report("text encoder", step, steps, loss)
 
 
@@ -184,16 +187,16 @@ def train_unet(
     caption in ten for classifier-free guidance; captions (N,), each image's.
     """
     batch, lr = 32, 2e-3
-    noise_schedule = DDPMScheduler.from_config(DDIMScheduler(**SCHEDULE).config)
-    optimizer, schedule = _adam(unet.parameters(), lr, steps)
+    noise_scheduler = DDPMScheduler.from_config(DDIMScheduler(**NOISE_SCHEDULE).config)
+    optimizer, lr_schedule = _adam(unet.parameters(), lr, steps)
     for step in range(1, steps + 1):
         picked = torch.randint(len(latents), (batch,))
-        said = torch.where(torch.rand(batch) < 0.1, len(states) - 1, captions[picked])
+        told = torch.where(torch.rand(batch) < 0.1, len(states) - 1, captions[picked])
         t = torch.randint(1000, (batch,))
         epsilon = torch.randn(batch, *latents.shape[1:])
-        z_t = noise_schedule.add_noise(latents[picked], epsilon, t)
-        loss = F.mse_loss(unet(z_t, t, states[said]).sample, epsilon)
-        _update(optimizer, schedule, loss)
+        z_t = noise_scheduler.add_noise(latents[picked], epsilon, t)
+        loss = F.mse_loss(unet(z_t, t, states[told]).sample, epsilon)
+        _update(optimizer, lr_schedule, loss)
         _report("unet", step, steps, loss)
 
 
@@ -202,21 +205,21 @@ def _adam(parameters: Iterable[torch.nn.Parameter], lr: float, steps: int) -> tu
     return optimizer, OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
 
 
-def _update(optimizer: AdamW, schedule: OneCycleLR, loss: torch.Tensor) -> None:
+def _update(optimizer: AdamW, lr_schedule: OneCycleLR, loss: torch.Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     for group in optimizer.param_groups:
         torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
     optimizer.step()
-    schedule.step()
+    lr_schedule.step()
 
 
 _START = time.monotonic()
 
 
-def _report(what: str, step: int, steps: int, loss: torch.Tensor) -> None:
+def _report(part: str, step: int, steps: int, loss: torch.Tensor) -> None:
     if step % 100 == 0:
-        print(f"{what} step {step}/{steps} loss {loss.item():.4f} after {time.monotonic() - _START:.0f} s", flush=True)
+        print(f"{part} step {step}/{steps} loss {loss.item():.4f} after {time.monotonic() - _START:.0f} s", flush=True)
 
 
 def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps: int = 1500) -> None:
@@ -224,15 +227,15 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
     vae = make_vae()
-    train_vae(vae, any_shapes(rng, 8192), vae_steps)
-    factor = 1 / encode_latents(vae, any_shapes(rng, 1024)).std().item()
+    train_vae(vae, draw_any_shapes(rng, 8192), vae_steps)
+    factor = 1 / encode_latents(vae, draw_any_shapes(rng, 1024)).std().item()
     vae.register_to_config(scaling_factor=round(factor, 5))
 
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     text_encoder = make_text_encoder(tokenizer)
     names = [[*COLOURS, "grey"], SHAPES, BACKGROUNDS]
-    words = torch.cartesian_prod(*(torch.arange(len(of)) for of in names))
+    words = torch.cartesian_prod(*(torch.arange(len(words_of_kind)) for words_of_kind in names))
     captions = [*(make_caption(*triple) for triple in itertools.product(*names)), ""]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     train_text_encoder(text_encoder, tokens[:-1], words, text_steps)
@@ -242,7 +245,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
     torch.manual_seed(SEED)
     unet = make_unet()
     drawn = torch.from_numpy(rng.integers(len(words), size=4096))
-    latents = encode_latents(vae, grey_shapes(rng, words[drawn])) * vae.config.scaling_factor
+    latents = encode_latents(vae, draw_grey_shapes(rng, words[drawn])) * vae.config.scaling_factor
     train_unet(unet, latents, states, drawn, unet_steps)
 
     pipeline = StableDiffusionPipeline(
@@ -250,7 +253,7 @@ def main(folder: Path, vae_steps: int = 2000, text_steps: int = 200, unet_steps:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(**SCHEDULE),
+        scheduler=DDIMScheduler(**NOISE_SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

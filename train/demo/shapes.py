@@ -59,7 +59,7 @@ def draw_shape(shape: str, colour: RGB, background: RGB, centre: tuple[float, fl
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
-def random_shape(rng: np.random.Generator, shape: str, colour: RGB, background: RGB) -> Image.Image:
+def draw_random_shape(rng: np.random.Generator, shape: str, colour: RGB, background: RGB) -> Image.Image:
     """A shape of any size at any place that keeps it inside the image."""
     radius = rng.uniform(8, 12)
     centre = rng.uniform(radius + 1, SIZE - radius - 1, size=2)
@@ -76,13 +76,13 @@ def write_images(folder: Path, seed: int = 0, copies: int = 6) -> int:
             for background, background_rgb in BACKGROUNDS.items():
                 for copy in range(copies):
                     name = f"{colour}-{shape}-{background}-{copy}.png"
-                    random_shape(rng, shape, rgb, background_rgb).save(folder / name)
+                    draw_random_shape(rng, shape, rgb, background_rgb).save(folder / name)
                     lines.append(json.dumps({"file_name": name, "text": make_caption(colour, shape, background)}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return len(lines)
 
 
-def parse_colour(image: Image.Image) -> str:
+def detect_colour(image: Image.Image) -> str:
     """The named colour nearest to the shape's.
 
     The background is what the border shows; the shape is every pixel more than half as far from the background as the
@@ -96,12 +96,12 @@ def parse_colour(image: Image.Image) -> str:
     return min(distance, key=distance.__getitem__)
 
 
-def find_colour(prompt: str) -> str:
+def read_colour(prompt: str) -> str:
     """The colour a prompt asks for."""
     return next(word for word in prompt.split() if word in COLOURS)
 
 
-def count_agreement(images: list[Image.Image], prompts: list[str]) -> float:
+def measure_agreement(images: list[Image.Image], prompts: list[str]) -> float:
     """Share of images whose shape has the colour its prompt asks for; chance is 1 in 8."""
-    right = [parse_colour(image) == find_colour(prompt) for image, prompt in zip(images, prompts, strict=True)]
+    right = [detect_colour(image) == read_colour(prompt) for image, prompt in zip(images, prompts, strict=True)]
     return sum(right) / len(right)

@@ -1,1 +1,23 @@
-"""The models that are trained, loaded by the libraries' own code."""
+"""The models that can be trained, by the pipeline class that a folder's model_index.json names.
+
+A new one is a file beside these, a line here and a row in `configs.pipelines`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from configs.pipelines import check_pipeline
+from configs.schema import RunConfig
+from train.models.base import DiffusionModel
+from train.models.stable_diffusion import StableDiffusion
+
+MODELS: dict[str, type[DiffusionModel]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+}
+
+
+def load_model(config: RunConfig, folder: Path, device: torch.device) -> DiffusionModel:
+    """The pipeline folder that `config.model` was resolved to before the run began. Raises UserError where it is not
+    whole, or not one we train."""
+    return MODELS[check_pipeline(folder)].load(config, folder, device)

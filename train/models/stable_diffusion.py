@@ -1,125 +1,114 @@
-"""The Stable Diffusion a run starts from, loaded by the libraries' own from_pretrained: only the UNet is trained."""
+"""Stable Diffusion 1 and 2 (Rombach et al. 2022): a UNet on a VAE's latents, told what to draw by one text encoder.
 
+What differs between the two stands in their parts' own configs, which the libraries read: the text encoder's width,
+depth and activation (CLIP ViT-L/14; OpenCLIP ViT-H/14 less its last layer), the token that pads a caption, the UNet's
+attention heads and projections, and epsilon or v_prediction.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from configs.errors import UserError
-from configs.model_folder import check_model_folder
+from configs.pipelines import LatentShape, check_objective
 from configs.schema import RunConfig
-from train.data.stream import LatentShape
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from train.data.images import Crop
+from train.models.base import Batch
+from train.models.parts import DTYPES, freeze_part, load_part
+from train.models.sampler import load_sampler
 
 
 @dataclass
 class StableDiffusion:
-    """The parts of a pipeline folder. The UNet is fp32 until DeepSpeed takes it over; the frozen parts are `dtype`."""
+    """A `DiffusionModel`. The text encoder is in `dtype`, the VAE too, except in fp16 where it needs fp32."""
 
     folder: Path
-    unet: UNet2DConditionModel
+    denoiser: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    schedule: DDPMScheduler
+    noise_scheduler: DDPMScheduler
     dtype: torch.dtype
 
+    @classmethod
+    def load(cls, config: RunConfig, folder: Path, device: torch.device) -> Self:
+        dtype = DTYPES[config.precision]
+        noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        noise_scheduler.register_to_config(prediction_type=check_objective(config, folder))
+        vae = load_part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
+        if config.precision == "bf16" or (config.precision == "fp16" and not vae.config.force_upcast):
+            vae.to(dtype)
+        text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
+        unet = load_part(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return cls(
+            folder=folder,
+            denoiser=unet.train(),
+            vae=freeze_part(vae, device),
+            text_encoder=freeze_part(text_encoder, device),
+            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            noise_scheduler=noise_scheduler,
+            dtype=dtype,
+        )
+
+    @staticmethod
+    def make_denoiser(folder: Path) -> Any:
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+
+    @property
+    def inputs(self) -> Callable[[str, Crop], dict[str, torch.Tensor]]:
+        """`tokens`, (77,)."""
+        return partial(tokenize_caption, self.tokenizer)
+
+    def latent_shape(self, resolution: int) -> LatentShape:
+        return LatentShape.of_vae(self.vae.config, resolution)
+
     @torch.no_grad()
-    def encode_images(self, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
-        """Latents (m, C, h, h), fp32: one draw of the VAE's posterior, mean + std × `posterior`, scaled."""
-        moments = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        drawn = moments.mean.float() + moments.std.float() * posterior
+    def latents(self, batch: Batch) -> torch.Tensor:
+        """One draw of the VAE's posterior, mean + std × `posterior`, scaled to about unit variance."""
+        moments = self.vae.encode(batch["pixels"].to(self.vae.dtype)).latent_dist
+        drawn = moments.mean.float() + moments.std.float() * batch["posterior"]
         shift = self.vae.config.shift_factor or 0.0
         return (drawn - shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor) -> np.ndarray:
-        """Pictures (m, R, R, 3), uint8, of scaled latents (m, C, h, h)."""
+    def condition(self, batch: Batch) -> dict[str, Any]:
+        """The text encoder's last hidden state, (m, 77, width)."""
+        return {"encoder_hidden_states": self.text_encoder(batch["tokens"])[0].to(self.dtype)}
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         shift = self.vae.config.shift_factor or 0.0
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift
         pixels = self.vae.decode(unscaled).sample.float()
-        return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+        images: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().numpy()
+        return images
 
-    @torch.no_grad()
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The text encoder's last hidden state, (m, 77, width), in the run's dtype."""
-        return self.text_encoder(tokens)[0].to(self.dtype)
-
-    def latent_shape(self, resolution: int) -> LatentShape:
-        down = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return LatentShape(
-            self.vae.config.latent_channels, resolution // down, self.schedule.config.num_train_timesteps
+    def pipeline(self) -> StableDiffusionPipeline:
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.denoiser,
+            scheduler=load_sampler(self.folder, self.noise_scheduler.config.prediction_type),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
 
 
-def load_model(config: RunConfig, folder: Path, device: torch.device) -> StableDiffusion:
-    """Load the pipeline folder that `config.model` was resolved to before the run began.
-
-    dtypes are always passed: left to themselves, fp16 files give an fp16 text encoder and an fp32 UNet.
-    """
-    check_model_folder(folder)
-    dtype = DTYPES[config.precision]
-    schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    if config.prediction is not None:
-        schedule.register_to_config(prediction_type=config.prediction)
-    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"{folder}: predicts {schedule.config.prediction_type}; write prediction: epsilon or v_prediction"
-        )
-    vae = _load_part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
-    if config.precision == "bf16" or (config.precision == "fp16" and not vae.config.force_upcast):
-        vae.to(dtype)
-    text_encoder = _load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
-    unet = _load_part(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return StableDiffusion(
-        folder=folder,
-        unet=unet.train(),
-        vae=_frozen(vae, device),
-        text_encoder=_frozen(text_encoder, device),
-        tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        schedule=schedule,
-        dtype=dtype,
-    )
-
-
-def _load_part(kind: Any, path: Path, **options: Any) -> Any:
-    """The model in `path`, whole and finite, from safetensors only.
-
-    Raises UserError for every tensor that is missing, has another shape than its config says, or is not finite: the
-    libraries put random numbers in the place of the first two.
-    """
-    cure = "fetch the model again"
-    for file in path.glob("*.safetensors"):
-        with open(file, "rb") as opened:
-            opened.read(1)  # the machine's trouble raises here; the libraries hide what it was
-    try:
-        part, found = kind.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: does not load ({' '.join(str(error).split())}); {cure}") from error
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise UserError(f"{path}: its weights lack {_listed(missing)}; {cure}")
-    other_shapes = sorted(f"{name} ({tuple(has)}, not {tuple(wants)})" for name, has, wants in found["mismatched_keys"])
-    if other_shapes:
-        raise UserError(f"{path}: has tensors of another shape than its config says: {_listed(other_shapes)}; {cure}")
-    spoiled = [name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()]
-    if spoiled:
-        raise UserError(f"{path}: not finite are {_listed(spoiled)}; {cure}")
-    return part
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
-
-
-def _frozen(module: Any, device: torch.device) -> Any:
-    return module.requires_grad_(False).eval().to(device)
+def tokenize_caption(tokenizer: CLIPTokenizer, caption: str, crop: Crop) -> dict[str, torch.Tensor]:
+    """The caption's tokens, cut or padded to the length that the text encoder reads; it is told nothing of the crop."""
+    length = tokenizer.model_max_length
+    encoded = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return {"tokens": encoded.input_ids[0]}

@@ -2,15 +2,12 @@
 
 import re
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
 from configs.schema import RunConfig
 from store.run.run_dir import RunDir
-from train.engines.base import Engine
-from train.models.stable_diffusion import StableDiffusion
+from train.models.base import DiffusionModel
 from train.process_group import World
 from train.reporting.metrics import MetricsWriter
 
@@ -21,20 +18,10 @@ class SampleImages:
     Under ZeRO 3 a forward pass is a collective, so every rank draws equally often, where need be a prompt again.
     """
 
-    def __init__(self, config: RunConfig, model: StableDiffusion, engine: Engine, world: World):
+    def __init__(self, config: RunConfig, model: DiffusionModel, world: World):
         assert config.pictures is not None
         self.pictures, self.side, self.world = config.pictures, config.data.resolution, world
-        self.model, self.unet = model, engine.module
-        self.pipeline = StableDiffusionPipeline(
-            vae=model.vae,
-            text_encoder=model.text_encoder,
-            tokenizer=model.tokenizer,
-            unet=self.unet,
-            scheduler=_sampler(model),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        self.model, self.pipeline = model, model.pipeline()
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, run: RunDir, step: int, sinks: MetricsWriter | None) -> None:
@@ -42,9 +29,9 @@ class SampleImages:
         prompts = self.pictures.prompts
         rounds = -(-len(prompts) // self.world.size)
         mine = [(self.world.rank + i * self.world.size) % len(prompts) for i in range(rounds)]
-        self.unet.eval()
+        self.model.denoiser.eval()
         drawn = {index: self._draw(prompts[index], seed=index) for index in mine}
-        self.unet.train()
+        self.model.denoiser.train()
         everything = {index: image for part in self.world.gather(drawn) for index, image in part.items()}
         if sinks is None:
             return
@@ -65,15 +52,8 @@ class SampleImages:
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
         ).images
-        return self.model.decode_latents(latents)[0]
+        return self.model.decode(latents)[0]
 
 
 def slugify(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-
-
-def _sampler(model: StableDiffusion) -> object:
-    """The pipeline's own scheduler, told what the UNet is trained to predict."""
-    kind = StableDiffusionPipeline.load_config(model.folder)["scheduler"][1]
-    prediction = model.schedule.config.prediction_type
-    return getattr(diffusers, kind).from_pretrained(model.folder, subfolder="scheduler", prediction_type=prediction)

@@ -87,6 +87,9 @@ def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
         ("gradient_accumulation: 4", "here it is gradient_accumulation_steps"),
         ("pretrained_model_name_or_path: x", "here it is model"),
         ("train_data_dir: x", "here it is data.images"),
+        ("prediction_type: sample", "here it is prediction"),
+        ("snr_gamma: 5", "unknown key snr_gamma; min_snr_gamma, with loss_weighting: min_snr"),
+        ("loss_weight_fn: MIN_SNR_GAMMA", "here it is loss_weighting"),
         ("checkpoints_total_limit: 4", "here it is checkpoint.keep"),
         ("resolution: 512", "its place is data.resolution, so write data: {resolution: …}"),
         ("time: 12:00:00", "its place is cluster.time"),
@@ -165,6 +168,12 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("steps: 5\nepochs: 2", "the length is given 2 times, as steps and epochs; keep one of them"),
         ("zero: 0\nprecision: bf16", "write zero: 1"),
         ("export: ema", "export: ema needs an average to export"),
+        (
+            "min_snr_gamma: 5",
+            "5 weighs nothing with loss_weighting: uniform; write loss_weighting: min_snr",
+        ),
+        ("loss_weighting: min_snr\nmin_snr_gamma: 0", "min_snr_gamma: must be more than 0"),
+        ("loss_weighting: debiased", "loss_weighting: must be uniform or min_snr, not 'debiased'"),
     ],
 )
 def test_wrong_values_say_what_why_and_the_cure(tmp_path: Path, line: str, answer: str) -> None:

@@ -170,7 +170,7 @@ def failed(model: Path) -> dict[str, tuple[subprocess.CompletedProcess[str], Run
 def test_an_image_that_does_not_decode_ends_the_run_with_its_name(failed: Any) -> None:
     shell, run = failed["image"]
     assert shell.returncode == 2
-    assert re.fullmatch(r"\S+\d\d\d\.png: does not decode \(.*\); mend or remove it, .*\n", shell.stderr)
+    assert re.fullmatch(r"\S+\d\d\d\.png: does not decode \(.*\); fix or remove it, .*\n", shell.stderr)
     assert "decode" not in shell.stdout, "it is said once"
     assert "Traceback" not in shell.stdout + shell.stderr + run.attempt(1).log(0).read_text()
     assert not run.attempt(1).end.exists()

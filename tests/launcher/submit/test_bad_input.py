@@ -1,5 +1,6 @@
 """What is wrong ends within seconds with exit code 2 and one clear message, and nothing is written."""
 
+import json
 import os
 import shutil
 import socket
@@ -68,6 +69,22 @@ def test_a_pipeline_of_another_kind(file: Path) -> None:
 def test_a_pipeline_with_a_hole(file: Path) -> None:
     (file.parent / "model/vae/config.json").unlink()
     assert refusal(file) == f"{file.parent}/model: lacks vae/config.json; fetch the model again"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "override", "answer"),
+    [
+        ({"prediction_type": "flow"}, "seed=0", "predicts flow; write prediction: epsilon or v_prediction or sample"),
+        ({"rescale_betas_zero_snr": True}, "loss_weighting=min_snr", "min_snr gives epsilon's loss no weight where"),
+    ],
+)
+def test_a_model_that_cannot_learn_what_is_asked(file: Path, scheduler: object, override: str, answer: str) -> None:
+    """Told by plan and submit alike, not by a job that has waited for its nodes."""
+    (file.parent / "model/scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    assert answer in refusal(file, "--local", "--ranks", 1, override)
+    planned = lockstep("plan", file, override)
+    assert planned.returncode == 2
+    assert answer in planned.stderr
 
 
 def test_bad_samples_are_all_named_and_counted(file: Path) -> None:

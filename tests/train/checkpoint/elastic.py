@@ -28,7 +28,8 @@ from train.context import RankContext
 from train.data.stream import Stream, micro_batches
 from train.engines import import_engine
 from train.engines.ema import Ema
-from train.models import stable_diffusion
+from train.models import load_model
+from train.objective import make_objective
 from train.resilience.heartbeat import Progress
 from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
@@ -46,10 +47,12 @@ class Case:
         self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
         run, attempt = self.open(self.name, pipeline, images)
         self.config, self.plan = load_config(run.config), AttemptPlan.read(attempt)
-        self.parts = stable_diffusion.load_model(self.config, pipeline, world.device)
-        self.engine = import_engine("deepspeed").make_engine(self.parts.unet, self.config, attempt, world)
+        self.model = load_model(self.config, pipeline, world.device)
+        noise_scheduler, dtype = self.model.noise_scheduler, self.model.dtype
+        self.objective = make_objective(self.config, noise_scheduler, dtype, world.device)
+        self.engine = import_engine("deepspeed").make_engine(self.model.denoiser, self.config, attempt, world)
         self.ema = Ema(self.config.ema, self.engine)
-        self.trainer = Trainer(self.parts, self.engine, self.ema, world.device)
+        self.trainer = Trainer(self.model, self.objective, self.engine, self.ema, world.device)
         self.run, self.attempt = run, attempt
 
     def open(self, name: str, pipeline: Path | None = None, images: Path | None = None):
@@ -65,7 +68,8 @@ class Case:
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
         samples = self.run.dataset.read_text()
-        stream = Stream(self.config, parse_samples(samples), self.parts.tokenizer, self.parts.latent_shape(32))
+        latent_shape, timestep = self.model.latent_shape(32), self.objective.timestep
+        stream = Stream(self.config, parse_samples(samples), self.model.inputs, latent_shape, timestep)
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
 

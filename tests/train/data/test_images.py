@@ -10,15 +10,21 @@ import pytest
 from PIL import Image
 
 from configs.schema import DataConfig
-from train.data.images import load_square
+from train.data.images import Crop, load_square
 
 WHITE = [255, 255, 255]
 
 
 def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """The square's pixels as they are displayed: (side, side, 3) of 0 … 255."""
-    square = load_square(path, DataConfig(images="x", resolution=side), crop_at, False)
+    with open(path, "rb") as file:
+        square, _ = load_square(file, DataConfig(images="x", resolution=side), crop_at, False)
     return np.rint((square.transpose(1, 2, 0) + 1) * 127.5).astype(int)
+
+
+def crop_of(path: Path, side: int, crop_at: tuple[float, float]) -> Crop:
+    with open(path, "rb") as file:
+        return load_square(file, DataConfig(images="x", resolution=side), crop_at, False)[1]
 
 
 def saved(image: Image.Image, path: Path, **how: object) -> Path:
@@ -140,6 +146,24 @@ def test_the_square_is_a_part_of_the_resized_image(
     assert (apart > 0).mean() < 1e-3
 
 
+@pytest.mark.parametrize(("suffix", "how"), [("png", {}), ("jpg", {}), ("jpg", {"exif": 6})])
+def test_the_crop_says_what_the_square_shows(tmp_path: Path, suffix: str, how: dict[str, int]) -> None:
+    """Also of a JPEG that was decoded at an eighth of its size, and of one that lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = how.get("exif", 1)
+    image = Image.new("RGB", (1600, 800))
+    path = saved(image.transpose(Image.Transpose.ROTATE_90) if how else image, tmp_path / f"wide.{suffix}", exif=exif)
+    assert crop_of(path, 64, (0.5, 0.5)) == Crop((800, 1600), (0, 32))
+    assert crop_of(path, 64, (0.0, 0.9)) == Crop((800, 1600), (0, 0))
+    assert crop_of(path, 64, (0.999, 0.0)) == Crop((800, 1600), (0, 64))
+
+
+def test_what_is_no_image_is_named_without_its_handle(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("this is no image")
+    with pytest.raises(ValueError, match=r"^it is no image, or of a format that Pillow does not know$"):
+        levels(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
 def test_a_thin_image_takes_no_more_memory_than_its_square(tmp_path: Path, size: tuple[int, int]) -> None:
     path = saved(Image.new("RGB", size, "red"), tmp_path / "thin.png")
@@ -151,13 +175,13 @@ def test_a_thin_image_takes_no_more_memory_than_its_square(tmp_path: Path, size:
 _PEAK = """
 import re, sys
 from pathlib import Path
-from configs.schema import Data
-from train.images import load_square
+from configs.schema import DataConfig
+from train.data.images import load_square
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 before = peak()
-load_square(Path(sys.argv[1]), Data(images="x", resolution=512), (0.5, 0.5), False)
+load_square(open(sys.argv[1], "rb"), DataConfig(images="x", resolution=512), (0.5, 0.5), False)
 print(peak() - before)
 """

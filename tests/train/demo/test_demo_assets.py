@@ -62,20 +62,20 @@ def test_the_recipe_is_a_config_whose_pictures_ask_for_what_the_images_show(imag
 
 
 def test_the_prompts_ask_for_every_colour_twice():
-    asked = [shapes.find_colour(prompt) for prompt in shapes.PROMPTS]
+    asked = [shapes.read_colour(prompt) for prompt in shapes.PROMPTS]
     assert sorted(asked) == sorted([*shapes.COLOURS] * 2)
     assert len(set(shapes.PROMPTS)) == len(shapes.SEEDS) == 16
 
 
 def test_the_colour_check_is_right_on_the_true_images(samples, true_images):
-    assert shapes.count_agreement(true_images, [sample.caption for sample in samples]) == 1.0
+    assert shapes.measure_agreement(true_images, [sample.caption for sample in samples]) == 1.0
 
 
 def test_the_colour_check_looks_at_the_shape_and_not_at_the_background():
     for background in [(255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 120, 60), (40, 90, 60)]:
         for colour, rgb in shapes.COLOURS.items():
             image = shapes.draw_shape("cross", rgb, background, (16, 16), 8)
-            assert shapes.parse_colour(image) == colour, (colour, background)
+            assert shapes.detect_colour(image) == colour, (colour, background)
 
 
 def test_the_colour_check_survives_noise_and_faint_colours():
@@ -84,7 +84,7 @@ def test_the_colour_check_survives_noise_and_faint_colours():
         faded = tuple(round(0.8 * channel + 0.2 * 128) for channel in rgb)
         image = np.asarray(shapes.draw_shape("circle", faded, (245, 245, 245), (14, 18), 9), dtype=float)
         noisy = np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
-        assert shapes.parse_colour(Image.fromarray(noisy)) == colour
+        assert shapes.detect_colour(Image.fromarray(noisy)) == colour
 
 
 def test_the_base_is_small_and_whole():
@@ -119,7 +119,7 @@ def test_the_base_speaks_the_captions_words_and_draws_no_colours():
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) < 1.2e6
 
     images = grid.draw_prompts(BASE, shapes.PROMPTS, shapes.SEEDS, timesteps=10, guidance=2.0)
-    assert shapes.count_agreement(images, shapes.PROMPTS) <= 3 / 16  # chance is 2 of 16
+    assert shapes.measure_agreement(images, shapes.PROMPTS) <= 3 / 16  # chance is 2 of 16
     colourfulness = [np.ptp(np.asarray(image, dtype=float), axis=-1).mean() for image in images]
     assert max(colourfulness) < 25
     contrast = [np.asarray(image.convert("L"), dtype=float).std() for image in images]

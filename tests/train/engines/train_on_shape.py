@@ -22,7 +22,8 @@ from train.data.stream import Stream, micro_batches
 from train.engines.base import WEIGHTS
 from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema, ema_decay
-from train.models import stable_diffusion
+from train.models import load_model
+from train.objective import make_objective
 from train.step import Trainer
 
 STEPS = 20
@@ -34,12 +35,13 @@ def digest(tensor: torch.Tensor) -> str:
 
 def record(world, config, plan, folder: Path) -> dict:
     """20 steps of the real trainer; every micro-batch's positions, noise, timesteps and loss."""
-    parts = stable_diffusion.load_model(config, Path(config.model), world.device)
+    model = load_model(config, Path(config.model), world.device)
+    objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     samples = list_samples(Path(config.data.images)).samples
-    stream = Stream(config, samples, parts.tokenizer, parts.latent_shape(config.data.resolution))
-    engine = ZeroEngine(parts.unet, config, render_deepspeed(config, plan), world.device)
+    stream = Stream(config, samples, model.inputs, model.latent_shape(32), objective.timestep)
+    engine = ZeroEngine(model.denoiser, config, render_deepspeed(config, plan), world.device)
     ema = Ema(config.ema, engine)
-    trainer = Trainer(parts, engine, ema, world.device)
+    trainer = Trainer(model, objective, engine, ema, world.device)
     passes, original = [], trainer.micro_loss
 
     def watched(micro_batch):

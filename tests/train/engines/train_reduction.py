@@ -19,7 +19,7 @@ from configs.solve.deepspeed import render_deepspeed
 from tests.gather import gather
 from train import process_group
 from train.engines.deepspeed import ZeroEngine
-from train.models.stable_diffusion import DTYPES
+from train.models.parts import DTYPES
 
 ACCUMULATION, MICRO = 3, 8
 FP16_SCALE = 2.0**16  # DeepSpeed's first loss scale: without it small gradients vanish in the reference, too

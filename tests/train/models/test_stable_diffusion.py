@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
-from configs.model_folder import WEIGHTS, check_model_folder
+from configs.pipelines import PIPELINES, check_pipeline
 from configs.schema import RunConfig
-from train.models import stable_diffusion
+from train.models import load_model, parts, stable_diffusion
+from train.models.base import DiffusionModel
 
+WEIGHTS = PIPELINES["StableDiffusionPipeline"].weights
 TENSOR = {
     "unet": "conv_norm_out.weight",
     "vae": "quant_conv.bias",
@@ -24,9 +26,9 @@ def folder(tmp_path, pipeline_folder) -> Path:
     return Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
 
 
-def load(folder: Path, precision: str = "fp32") -> stable_diffusion.StableDiffusion:
+def load(folder: Path, precision: str = "fp32") -> DiffusionModel:
     config = RunConfig(name="a", model=str(folder), data={"images": "-"}, precision=precision)
-    return stable_diffusion.load_model(config, folder, torch.device("cpu"))
+    return load_model(config, folder, torch.device("cpu"))
 
 
 def change(folder: Path, part: str, tensor: torch.Tensor | None) -> None:
@@ -41,7 +43,7 @@ def change(folder: Path, part: str, tensor: torch.Tensor | None) -> None:
 
 
 def test_a_whole_folder_loads(folder):
-    assert load(folder).unet.dtype == torch.float32
+    assert load(folder).denoiser.dtype == torch.float32
     assert load(folder, "bf16").text_encoder.dtype == torch.bfloat16
 
 
@@ -90,7 +92,7 @@ def test_the_machines_trouble_is_not_called_the_users(folder, monkeypatch):
     (folder / "vae" / WEIGHTS["vae"]).unlink()
     (folder / "vae" / WEIGHTS["vae"]).mkdir()  # as good as any file that cannot be read, also for root
     with pytest.raises(IsADirectoryError):
-        stable_diffusion._load_part(stable_diffusion.AutoencoderKL, folder / "vae")
+        parts.load_part(stable_diffusion.AutoencoderKL, folder / "vae")
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
@@ -99,7 +101,7 @@ def test_pickled_weights_are_refused_before_anything_is_queued(folder, part):
     torch.save(load_file(path), path.with_name("pytorch_model.bin"))
     path.unlink()
     with pytest.raises(UserError, match=r"it holds pytorch_model.bin, and pickled files are never loaded") as refused:
-        check_model_folder(folder)
+        check_pipeline(folder)
     assert f"model/{part}: lacks {WEIGHTS[part]}" in str(refused.value)
 
 
@@ -109,4 +111,4 @@ def test_a_folder_of_fp16_files_alone_is_told_so(folder):
     with pytest.raises(
         UserError, match=r"lacks diffusion_pytorch_model.safetensors; it holds diffusion_pytorch_model.fp16"
     ):
-        check_model_folder(folder)
+        check_pipeline(folder)

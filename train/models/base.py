@@ -1,0 +1,64 @@
+"""What a model is to the rest of a rank: everything that differs between pipelines, and nothing that does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from numpy.typing import NDArray
+
+from configs.pipelines import LatentShape
+from configs.schema import RunConfig
+from train.data.images import Crop
+
+Batch = dict[str, torch.Tensor]  # one micro-batch of m samples, on the device, as `train.data.stream.Stream` draws it
+
+
+class DiffusionModel(Protocol):
+    """One pipeline folder: a denoiser that is trained, and the frozen parts around it.
+
+    `noise_scheduler` says how noise is added and, as its prediction_type, what the denoiser predicts of it.
+    """
+
+    denoiser: torch.nn.Module  # its weights are fp32 until an engine takes them over
+    noise_scheduler: DDPMScheduler
+    dtype: torch.dtype  # of the denoiser's inputs and of its condition
+
+    @classmethod
+    def load(cls, config: RunConfig, folder: Path, device: torch.device) -> Self:
+        """The pipeline in `folder`, frozen parts on `device`. Raises UserError where a part is not whole."""
+        ...
+
+    @staticmethod
+    def make_denoiser(folder: Path) -> Any:
+        """The denoiser of the pipeline in `folder` as its config describes it, without weights (on torch's meta
+        device): for an export, which has them from a checkpoint."""
+        ...
+
+    @property
+    def inputs(self) -> Callable[[str, Crop], dict[str, torch.Tensor]]:
+        """A sample's caption and crop → what `condition` needs of them, such as tokens. It goes to worker processes, so
+        it holds no weights."""
+        ...
+
+    def latent_shape(self, resolution: int) -> LatentShape:
+        """The latents of one square image of `resolution` pixels."""
+        ...
+
+    def latents(self, batch: Batch) -> torch.Tensor:
+        """x_0, (m, C, h, h), fp32: the latents of `pixels`, drawn with the standard normal `posterior`."""
+        ...
+
+    def condition(self, batch: Batch) -> dict[str, Any]:
+        """What the denoiser is told beside x_t and t, as keyword arguments of its forward pass; tensors in `dtype`."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        """Images (m, R, R, 3) of latents (m, C, h, h)."""
+        ...
+
+    def pipeline(self) -> DiffusionPipeline:
+        """Samples with the denoiser as it is now, by the folder's own sampler."""
+        ...

@@ -1,0 +1,50 @@
+"""The parts of a pipeline folder, loaded by the libraries' own from_pretrained, and refused where not whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from configs.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHOWN = 5  # tensors that one sentence names
+_CURE = "fetch the model again"
+
+
+def load_part(part_class: Any, path: Path, **options: Any) -> Any:
+    """The model in `path`, whole and finite, from safetensors only; `options` go to from_pretrained.
+
+    Pass a dtype always: left to themselves, fp16 files give an fp16 text encoder and an fp32 UNet. Raises UserError for
+    every tensor that is missing, has another shape than its config says, or is not finite: the libraries put random
+    numbers in the place of the first two.
+    """
+    for file in path.glob("*.safetensors"):
+        with open(file, "rb") as opened:
+            opened.read(1)  # the machine's trouble raises here; the libraries hide what it was
+    try:
+        part, info = part_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: does not load ({' '.join(str(error).split())}); {_CURE}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{path}: its weights lack {_join(missing)}; {_CURE}")
+    mismatched = [f"{name} ({tuple(has)}, not {tuple(wants)})" for name, has, wants in info["mismatched_keys"]]
+    if mismatched:
+        raise UserError(
+            f"{path}: has tensors of another shape than its config says: {_join(sorted(mismatched))}; {_CURE}"
+        )
+    not_finite = [name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()]
+    if not_finite:
+        raise UserError(f"{path}: not finite are {_join(not_finite)}; {_CURE}")
+    return part
+
+
+def freeze_part(part: Any, device: torch.device) -> Any:
+    """The same model on `device`, for inference alone."""
+    return part.requires_grad_(False).eval().to(device)
+
+
+def _join(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
