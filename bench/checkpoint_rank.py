@@ -30,9 +30,10 @@ from tests.tiny import make_images
 from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
+from train.context import RankContext
 from train.engines.zero import Engine
 from train.objective.loss import loss
-from train.resilience.heartbeat import Progress
+from train.resilience.progress import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
 AFTER = 2  # steps that are made after a save at least, so that a copy behind them is waited for
@@ -101,14 +102,14 @@ def ours(bench: Bench, saver: Saver, policy: Policy) -> dict[str, float]:
     """From the boundary that begins the save to the one that commits it, through the loop's own calls."""
     watch, began, beside = Watch(), time.perf_counter(), []
     saver.policy = policy
-    watch.over(lambda: saver.after_step(bench.step_number, notice=False, asked=False, last=False, skipped=False))
+    watch.over(lambda: saver.after_step(bench.step_number, force=False, requested=False, skipped=False))
     saver.policy = NEVER
     while saver.in_flight is not None or len(beside) < AFTER:
         waited = watch.seconds
         seconds = bench.step(lambda: watch.over(saver.wait_for_copy))
         beside.append(seconds - (watch.seconds - waited))
         committing = saver.in_flight is not None
-        watch.over(lambda: saver.after_step(bench.step_number, notice=False, asked=False, last=False, skipped=False))
+        watch.over(lambda: saver.after_step(bench.step_number, force=False, requested=False, skipped=False))
         if committing and saver.in_flight is None:
             committed = time.perf_counter()
     committed = began + watch.seconds if policy is SYNC else committed
@@ -140,7 +141,9 @@ def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
 
 
 def contestants(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
-    saver = Saver(NEVER, bench.run, bench.open_attempt(), bench.plan, bench.world, bench.engine, None, 0, Progress())
+    config = bench.stage.config.model_copy(update={"checkpoint": NEVER})
+    context = RankContext(bench.run, bench.open_attempt(), bench.plan, config, bench.world, Progress(), None)
+    saver = Saver(context, bench.engine, None, 0)
     group = dist.new_group(backend="gloo")
     return {
         "ours async": lambda: ours(bench, saver, ASYNC),

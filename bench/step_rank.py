@@ -28,12 +28,13 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
-from configs.solve.length import Length
 from store.dataset.listing import list_samples
+from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.tiny import make_images
 from train import loop, process_group
 from train.checkpoint.saver import Saver
+from train.context import RankContext
 from train.data.images import load_square
 from train.data.stream import Stream, list_positions, micro_batches
 from train.demo.make_base import make_tokenizer
@@ -41,9 +42,13 @@ from train.engines.ema import Ema
 from train.engines.zero import Engine
 from train.models.stable_diffusion import DTYPES, StableDiffusion
 from train.objective.loss import loss
-from train.reporting.metrics import MetricsWindow, MetricsWriter
-from train.resilience.heartbeat import Heartbeat, Progress
+from train.reporting.metrics import Metrics
+from train.reporting.metrics_writer import MetricsWriter
+from train.resilience.monitor import RankMonitor
+from train.resilience.progress import Progress
+from train.resilience.skipped import SkippedSteps
 from train.step import StepResult, Trainer
+from train.step_totals import StepTotals
 
 WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": (320, 640, 1280, 1280)}
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
@@ -229,40 +234,47 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     engine = Engine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
     racer = Racer(stage.model, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine.owned)
-    length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
-    run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
-    sinks = MetricsWriter(run_dir, attempt, 1, length) if world.is_main_process else None
-    progress = Progress()
-    saver = Saver(config.checkpoint, run_dir, attempt, None, world, engine, racer.average, 0, progress)
-    notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
-    heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
-    loop.run_steps(config, run_dir, length, steps, world, racer, batches, saver, None, sinks, notice, heartbeat)
+    context = make_context(stage, folder)
+    writer = MetricsWriter(context.run, context.attempt, 1) if world.is_main_process else None
+    saver, skipped = Saver(context, engine, racer.average, 0), SkippedSteps(world, engine, stage.stream, 0)
+    monitor = RankMonitor(context)
+    reporters = [skipped, Metrics(context, engine, saver, skipped, writer)]
+    loop.run_steps(context, steps, racer, batches, saver, reporters)
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]
-    heartbeat.stop()
+    monitor.stop()
     waits = [result.data_wait for result in race.results[stage.asked.warm :]]
-    parts = {"samples": statistics.median(waits)} | parts_alone(stage, racer, length, saver, sinks)
-    if sinks is not None:
-        sinks.close()
+    parts = {"samples": statistics.median(waits)} | parts_alone(
+        stage, racer, saver, Metrics(context, engine, saver, skipped, writer)
+    )
+    if writer is not None:
+        writer.close()
     return {"laps": race.laps, "losses": race.losses, "parts": parts}
 
 
-def parts_alone(
-    stage: Stage, racer: Racer, length: Length, saver: Saver, sinks: MetricsWriter | None
-) -> dict[str, float]:
+def make_context(stage: Stage, folder: Path) -> RankContext:
+    """Of a run of each rank's own, which no other one misses. Its last step is never made, as that would save."""
+    shape, split = stage.plan.shape, (stage.plan.micro_batch, stage.plan.accumulation)
+    length = (stage.config.steps + 1, "random", "0" * 16, len(stage.stream.samples), "")
+    plan = AttemptPlan(shape.nodes, shape.gpus_per_node, *split, *length)
+    stop = SimpleNamespace(received=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
+    run = RunDir(folder)
+    return RankContext(run, run.open_attempt(), plan, stage.config, stage.world, Progress(), stop)
+
+
+def parts_alone(stage: Stage, racer: Racer, saver: Saver, metrics: Metrics) -> dict[str, float]:
     """Seconds of each thing our step does and the bare one does not."""
     world, config, engine, last = stage.world, stage.config, racer.engine, stage.config.steps
-    window, result = MetricsWindow(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
+    totals, result = StepTotals(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
 
     def report() -> None:
-        window.add(result)
-        scalars = window.close(world, engine, length, last, config.lr) | saver.scalars()
-        if sinks is not None:
-            sinks.scalars(last, scalars)
+        totals.add(result, config.lr)
+        with totals.paused():
+            metrics.report(last, totals)
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),
-        "boundary": lambda: saver.after_step(last, notice=False, asked=False, last=False, skipped=False),
+        "boundary": lambda: saver.after_step(last, force=False, requested=False, skipped=False),
         "report": report,
         "lr": lambda: engine.set_learning_rate(compute_learning_rate(config, last, last)),
     }

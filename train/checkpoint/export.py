@@ -31,12 +31,11 @@ MARK = "lockstep.json"  # in every export: what it was made of, and that it may 
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
-def export_pipeline(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path) -> None:
+def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
     """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card.
 
     Takes the place of an older export; raises UserError where `out` holds anything else.
     """
-    config, plan = load_config(run.config), AttemptPlan.read(run.attempt(checkpoint.attempt))
     model = Path(plan.model_folder)
     temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
     if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
@@ -49,9 +48,7 @@ def export_pipeline(run: RunDir, checkpoint: Checkpoint, weights: str, out: Path
     _unet(model, checkpoint, KINDS[weights]).save_pretrained(temporary / "unet")
     card = _card(config, plan, checkpoint.step, weights, prediction)
     (temporary / "README.md").write_text(card, encoding="utf-8")
-    (temporary / MARK).write_text(
-        json.dumps({"run": run.path.name, "step": checkpoint.step, "weights": weights}) + "\n"
-    )
+    (temporary / MARK).write_text(json.dumps({"run": config.name, "step": checkpoint.step, "weights": weights}) + "\n")
     _take_modes_of(temporary)
     if out.exists():
         out.rename(old)
@@ -153,11 +150,12 @@ def main() -> None:
     chosen = checkpoints.find_checkpoint(run, asked.step)
     if problems := chosen.verify():
         raise LockstepError(f"{problems[0]}; choose another step")
-    weights = asked.weights or load_config(run.config).exported
+    config, plan = load_config(run.config), AttemptPlan.read(run.attempt(chosen.attempt))
+    weights = asked.weights or config.exported
     if KINDS[weights] not in chosen.read_manifest().kinds:
         raise UserError(f"{chosen.path}: holds no average; write --weights raw")
     try:
-        export_pipeline(run, chosen, weights, asked.out.absolute())
+        export_pipeline(config, plan, chosen, weights, asked.out.absolute())
     except OSError as error:
         raise UserError(f"{error.filename or asked.out}: {error.strerror}; name another folder with --out") from None
     print(f"exported {weights} weights of step {chosen.step} to {asked.out}")

@@ -13,18 +13,16 @@ from pathlib import Path
 import torch
 
 from configs.errors import LockstepError
-from configs.schema import CheckpointConfig as Policy
 from store.checkpoint import checkpoints, fragment_file
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Identity, Manifest
 from store.checkpoint.retention import should_save, steps_to_prune
-from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt, RunDir, sync_directory, write_atomic
+from store.run.run_dir import sync_directory, write_atomic
 from train.checkpoint.snapshot import Snapshot
+from train.context import RankContext
 from train.engines import zero_state as state
 from train.engines.ema import Ema
 from train.engines.zero import Engine
-from train.process_group import World
-from train.resilience.heartbeat import OTHERS, Progress
+from train.resilience.progress import WAITING_FOR_OTHERS
 from train.resilience.skipped import NonFinite
 
 ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds
@@ -33,20 +31,10 @@ ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds
 class Saver:
     """One run's saves on one rank. Every method is called by all ranks together unless it says otherwise."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        run: RunDir,
-        attempt: Attempt,
-        plan: AttemptPlan,
-        world: World,
-        engine: Engine,
-        ema: Ema | None,
-        start: int,
-        progress: Progress,
-    ):
-        self.policy, self.run, self.attempt, self.plan = policy, run, attempt, plan
-        self.world, self.engine, self.ema, self.progress = world, engine, ema, progress
+    def __init__(self, context: RankContext, engine: Engine, ema: Ema | None, start: int):
+        self.run, self.attempt, self.plan = context.run, context.attempt, context.plan
+        self.policy, self.world, self.progress = context.config.checkpoint, context.world, context.progress
+        self.engine, self.ema = engine, ema
         self.buffers: list[torch.Tensor] = []
         self.in_flight: Snapshot | None = None
         self.owed = False  # a save that came due while another was in flight
@@ -59,22 +47,22 @@ class Saver:
         if self.in_flight is not None:
             self.in_flight.copied.wait()
 
-    def after_step(self, step: int, *, notice: bool, asked: bool, last: bool, skipped: bool) -> bool:
-        """After `step`: commit what is written, begin what is due, or asked for on rank 0. True where all ranks are to
-        stop here.
+    def after_step(self, step: int, *, force: bool, requested: bool, skipped: bool) -> None:
+        """After `step`: commit what is written, begin what is due, or `requested` on rank 0; `force` on all ranks where
+        no step follows.
 
         A step that was skipped is no reason to save: the save waits for one that was not, so that a run that only
         skips is seen not to get further.
         """
         due = self.world.is_main_process and (
-            asked or self.owed or should_save(self.policy, step, time.monotonic() - self.last_save)
+            requested or self.owed or should_save(self.policy, step, time.monotonic() - self.last_save)
         )
         busy = self.in_flight is not None and not self.in_flight.done.is_set()
-        notice, due, busy = self.world.any_rank([notice, due, busy])
+        due, busy = self.world.any_rank([due, busy])
         if self.in_flight is not None and not busy:
             self._commit()
         owed, self.owed = self.owed, False
-        if notice or last:
+        if force:
             self._save_now(step)
         elif due and skipped:
             self.owed = True
@@ -86,11 +74,6 @@ class Saver:
             self.owed = True
         elif due and self._begin(step) and self.policy.mode == "sync":
             self._commit()
-        return notice
-
-    def scalars(self) -> dict[str, float]:
-        """For the report: saves that were not to be had, and the newest one that was."""
-        return {"checkpoint/failed": float(self.failures), "checkpoint/newest_step": float(self.newest or 0)}
 
     def finish(self) -> None:
         """Wait for the save in flight, if any, and commit it: for a run that ends without a save of its own."""
@@ -153,10 +136,10 @@ class Saver:
         """Wait for every rank's file and make them one visible checkpoint, or none."""
         snapshot, self.in_flight = self.in_flight, None
         assert snapshot is not None
-        self.progress.now("writing its part of the checkpoint")
+        self.progress.set_activity("writing its part of the checkpoint")
         snapshot.thread.join()
-        self.progress.longest_save = max(self.progress.longest_save, snapshot.seconds)
-        self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
+        self.progress.record_save(snapshot.seconds)
+        self.progress.set_activity(f"{WAITING_FOR_OTHERS} to write their parts of the checkpoint")
         spoiled = [found for found in self.world.gather(snapshot.spoiled) if found]
         if spoiled:
             if self.world.is_main_process:

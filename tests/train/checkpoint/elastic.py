@@ -24,12 +24,13 @@ from tests.runs import new_run, next_attempt
 from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
+from train.context import RankContext
 from train.data.stream import Stream, micro_batches
 from train.engines import zero_state as state
 from train.engines.ema import Ema
 from train.engines.zero import Engine
 from train.models import stable_diffusion
-from train.resilience.heartbeat import Progress
+from train.resilience.progress import Progress
 from train.step import Trainer
 
 SAVED, MORE = 3, int(os.environ["MORE"])
@@ -102,11 +103,10 @@ class Case:
 
     def make(self) -> None:
         resume_run(self.run, self.attempt, self.plan, self.world, self.engine, self.ema)
-        saver = Saver(
-            self.config.checkpoint, self.run, self.attempt, self.plan, self.world, self.engine, self.ema, 0, Progress()
-        )
+        context = RankContext(self.run, self.attempt, self.plan, self.config, self.world, Progress(), None)
+        saver = Saver(context, self.engine, self.ema, 0)
         self.train(range(1, SAVED + 1))
-        saver.after_step(SAVED, notice=False, asked=False, last=True, skipped=False)
+        saver.after_step(SAVED, force=True, requested=False, skipped=False)
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.is_main_process:
             (self.run.path / "after.json").write_text(json.dumps(after))
