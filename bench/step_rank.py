@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.stage import Stage, make_model, make_stage
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
-from configs.solve.length import Length
 from store.dataset.listing import open_image
+from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.tiny import make_images
 from train import loop, process_group
@@ -35,10 +35,13 @@ from train.data.stream import micro_batches
 from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema
 from train.models.stable_diffusion import StableDiffusion
-from train.reporting.metrics import MetricsWindow, MetricsWriter
-from train.resilience.heartbeat import Heartbeat, Progress
+from train.reporting.metrics import Metrics
+from train.reporting.metrics_writer import MetricsWriter
+from train.resilience.monitor import RankMonitor
+from train.resilience.progress import Progress
 from train.resilience.skipped import SkippedSteps
 from train.step import StepResult, Trainer
+from train.step_totals import StepTotals
 
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
 
@@ -134,40 +137,43 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     engine = ZeroEngine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
     racer = Racer(stage.model, stage.objective, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine)
-    length = Length(config.steps + 1, stage.plan.batch, len(stage.stream.samples))  # a run's last step saves
-    run_dir, attempt = RunDir(folder), RunDir(folder).open_attempt()  # each rank its own, which no other one misses
-    sinks = MetricsWriter(run_dir, attempt, 1, length) if world.is_main_process else None
-    progress = Progress()
-    notice = SimpleNamespace(given=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
-    context = RankContext(run_dir, attempt, None, config, world, progress, notice)
-    saver = Saver(context, engine, racer.average, None)
-    heartbeat = Heartbeat(run_dir, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
-    skipped = SkippedSteps(world, engine, stage.stream, 0)
-    loop.run_steps(
-        config, run_dir, length, steps, world, racer, skipped, batches, saver, None, sinks, notice, heartbeat
-    )
+    context = make_context(stage, folder)
+    writer = MetricsWriter(context.run, context.attempt, 1) if world.is_main_process else None
+    saver, skipped = Saver(context, engine, racer.average, None), SkippedSteps(world, engine, stage.stream, 0)
+    monitor = RankMonitor(context)
+    reporters = [skipped, Metrics(context, engine, saver, skipped, writer)]
+    loop.run_steps(context, steps, racer, batches, saver, reporters)
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]
-    heartbeat.stop()
+    monitor.stop()
     waits = [result.data_wait for result in race.results[stage.args.warm :]]
-    parts = {"samples": statistics.median(waits)} | parts_alone(stage, racer, length, saver, sinks)
-    if sinks is not None:
-        sinks.close()
+    parts = {"samples": statistics.median(waits)} | parts_alone(
+        stage, racer, saver, Metrics(context, engine, saver, skipped, writer)
+    )
+    if writer is not None:
+        writer.close()
     return {"laps": race.laps, "losses": race.losses, "parts": parts}
 
 
-def parts_alone(
-    stage: Stage, racer: Racer, length: Length, saver: Saver, sinks: MetricsWriter | None
-) -> dict[str, float]:
+def make_context(stage: Stage, folder: Path) -> RankContext:
+    """Of a run of each rank's own, which no other one misses. Its last step is never made, as that would save."""
+    shape, split = stage.plan.shape, (stage.plan.micro_batch, stage.plan.accumulation)
+    length = (stage.config.steps + 1, "random", "0" * 16, len(stage.stream.samples), "")
+    plan = AttemptPlan(shape.nodes, shape.gpus_per_node, *split, *length)
+    stop = SimpleNamespace(received=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
+    run = RunDir(folder)
+    return RankContext(run, run.open_attempt(), plan, stage.config, stage.world, Progress(), stop)
+
+
+def parts_alone(stage: Stage, racer: Racer, saver: Saver, metrics: Metrics) -> dict[str, float]:
     """Seconds of each thing our step does and the bare one does not."""
     world, config, engine, last = stage.world, stage.config, racer.engine, stage.config.steps
-    window, result = MetricsWindow(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
+    totals, result = StepTotals(world.device), StepResult(torch.zeros(1, device=world.device), [[]], 0.0)
 
     def report() -> None:
-        window.add(result)
-        scalars = window.close(world, engine, length, last, config.lr) | saver.scalars()
-        if sinks is not None:
-            sinks.scalars(last, scalars)
+        totals.add(result, config.lr)
+        with totals.paused():
+            metrics.report(last, totals)
 
     alone: dict[str, Callable[[], Any]] = {
         "EMA": lambda: racer.average.update(last),

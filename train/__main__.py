@@ -2,7 +2,7 @@
 
 from train.resilience.stop_signal import StopSignal
 
-NOTICE = StopSignal()  # before anything slow is imported: a notice that comes early must not kill
+STOP = StopSignal()  # before anything slow is imported: a notice that comes early must not kill
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
@@ -28,9 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -P -m lockstep train", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="the run's folder, made by lockstep submit")
     parser.add_argument("--attempt", type=int, help="the attempt's number; the newest when left out")
-    asked = parser.parse_args()
-    run = RunDir(asked.run_dir)
-    attempt = run.attempt(asked.attempt) if asked.attempt else run.attempts()[-1]
+    args = parser.parse_args()
+    run = RunDir(args.run_dir)
+    attempt = run.attempt(args.attempt) if args.attempt else run.attempts()[-1]
     rank = int(os.environ.get("RANK", "0"))
     open_log(attempt, rank)
     os.environ.update(QUIET)
@@ -43,7 +43,7 @@ def main() -> int:
         os.environ["DS_ACCELERATOR"] = "cuda" if has_gpu() else "cpu"  # else it warns as it looks
         from train.attempt import run_attempt
 
-        return run_attempt(run, attempt, NOTICE).exit_code
+        return run_attempt(run, attempt, STOP).exit_code
     except BaseException as error:  # noqa: BLE001  (the rank dies of it, and says so first)
         from train.resilience.failure import report_failure
 

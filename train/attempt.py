@@ -1,4 +1,4 @@
-"""One rank's part of an attempt: put the pieces together, run the loop, export, write down how it ended."""
+"""One rank's part of an attempt: put the pieces together, make the steps, export, write down how it ended."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,12 @@ from transformers import logging as transformers_logging
 from configs.errors import LockstepError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
-from configs.solve.length import Length
-from store.dataset.listing import digest_samples, parse_samples
+from store.checkpoint.checkpoints import Checkpoint
+from store.dataset.listing import Sample, digest_samples, parse_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir
-from train import loop, process_group
+from train import process_group
 from train.checkpoint.export import export_pipeline
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
@@ -22,65 +22,64 @@ from train.context import RankContext
 from train.data.stream import Stream, micro_batches
 from train.engines import import_engine
 from train.engines.ema import Ema
+from train.loop import run_steps
 from train.models import load_model
 from train.objective import make_objective
 from train.reporting import environment
-from train.reporting.metrics import MetricsWriter
+from train.reporting.base import Reporter
+from train.reporting.metrics import Metrics
+from train.reporting.metrics_writer import MetricsWriter
 from train.reporting.sample_images import SampleImages
-from train.resilience.heartbeat import Heartbeat, Progress
+from train.resilience.monitor import RankMonitor
+from train.resilience.progress import WAITING_FOR_OTHERS, Progress
 from train.resilience.skipped import SkippedSteps
 from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
 
 
-def run_attempt(run: RunDir, attempt: Attempt, notice: StopSignal) -> End:
+def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
     config, plan = load_config(run.config), AttemptPlan.read(attempt)
     engine_module = import_engine("deepspeed")  # the only one so far
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     world = process_group.init_process_group(plan.batch_plan.shape.world_size)
+    context = RankContext(run, attempt, plan, config, world, Progress(), stop)
+    monitor = RankMonitor(context)
     _prepare_torch(config, world)
-    length = Length(plan.total_steps, plan.batch_plan.batch, plan.dataset_size)
     if world.is_main_process:
         environment.record_environment(attempt, world)
-    progress = Progress()
-    heartbeat = Heartbeat(run, attempt, world.rank, world.size, notice, progress, config.checkpoint.notice_seconds)
 
     model = load_model(config, Path(plan.model_folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    lines = run.dataset.read_text(encoding="utf-8")
-    if digest_samples(lines) != plan.dataset_digest:
-        raise LockstepError(f"{run.dataset}: is not the dataset this attempt was planned with")
     latent_shape = model.latent_shape(config.data.resolution)
-    stream = Stream(config, parse_samples(lines), model.inputs, latent_shape, objective.timestep)
+    stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
     engine = engine_module.make_engine(model.denoiser, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(model, objective, engine, ema, world.device)
-    context = RankContext(run, attempt, plan, config, world, progress, notice)
     resumed = resume_run(context, engine, ema)
     start = resumed.step if resumed is not None else 0
-    progress.step = start
+    context.progress.step = start
     saver = Saver(context, engine, ema, resumed)
-    skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
-    painter = SampleImages(config, model, world) if config.pictures else None
 
-    steps = range(start + 1, length.steps + 1)
-    sinks = MetricsWriter(run, attempt, steps.start, length) if world.is_main_process else None
+    steps = range(start + 1, context.length.steps + 1)
+    writer = MetricsWriter(run, attempt, steps.start) if world.is_main_process else None
+    skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
+    reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, writer)]
+    if config.pictures:
+        reporters.append(SampleImages(context, model, writer))
+
     batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
-    end = loop.run_steps(
-        config, run, length, steps, world, trainer, skipped, batches, saver, painter, sinks, notice, heartbeat
-    )
-    progress.now("exporting")
-    heartbeat.stop()
-    if end.reason == "finished" and world.is_main_process:
-        assert saver.newest is not None  # a run that is finished has saved its last step
-        export_pipeline(config, plan, saver.newest, config.exported, run.pipeline)
-        print(f"exported {run.pipeline}", flush=True)
+    end = run_steps(context, steps, trainer, batches, saver, reporters)
+    monitor.keep_only_heartbeats()
+    if writer is not None:
+        writer.close()
+    if end.reason == "finished":
+        _export(context, saver.newest)
     world.barrier()
-    if sinks is not None:
-        sinks.close()
+    if world.is_main_process:
         end.write(attempt)
     world.barrier()
+    monitor.stop()
     return end
 
 
@@ -91,3 +90,22 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def _read_samples(context: RankContext) -> list[Sample]:
+    """Raises LockstepError where they are not those that the attempt was planned with."""
+    lines = context.run.dataset.read_text(encoding="utf-8")
+    if digest_samples(lines) != context.plan.dataset_digest:
+        raise LockstepError(f"{context.run.dataset}: is not the dataset this attempt was planned with")
+    return parse_samples(lines)
+
+
+def _export(context: RankContext, newest: Checkpoint | None) -> None:
+    """Rank 0 writes the pipeline of the newest checkpoint."""
+    if not context.world.is_main_process:
+        context.progress.set_activity(f"{WAITING_FOR_OTHERS} to export")
+        return
+    context.progress.set_activity("exporting")
+    assert newest is not None  # a run that is finished has saved its last step
+    export_pipeline(context.config, context.plan, newest, context.config.exported, context.run.pipeline)
+    print(f"exported {context.run.pipeline}", flush=True)

@@ -1,13 +1,14 @@
 """What one rank knows of its attempt from the first step to the last."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from configs.schema import RunConfig
 from configs.solve.length import Length
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from train.process_group import World
-from train.resilience.heartbeat import Progress
+from train.resilience.progress import Progress
 from train.resilience.stop_signal import StopSignal
 
 
@@ -22,6 +23,7 @@ class RankContext:
     world: World
     progress: Progress
     stop: StopSignal
+    save_requested: threading.Event = field(default_factory=threading.Event)  # on rank 0, by a person
 
     @property
     def length(self) -> Length:

@@ -1,94 +1,100 @@
-"""The loop: for each step: micro-batches → clip → update → EMA → report → pictures → maybe checkpoint → maybe stop."""
+"""The loop: for each step: micro-batches → clip → update → EMA → report → maybe checkpoint → maybe stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from configs.schema import RunConfig
 from configs.solve.learning_rate import compute_learning_rate
-from configs.solve.length import Length
 from store.run.end import End
-from store.run.run_dir import RunDir
 from train.checkpoint.saver import Saver
-from train.process_group import World
-from train.reporting.metrics import MetricsWindow, MetricsWriter
-from train.reporting.sample_images import SampleImages
-from train.resilience.heartbeat import Heartbeat, Progress
-from train.resilience.skipped import NonFinite, SkippedSteps
-from train.resilience.stop_signal import StopSignal
+from train.context import RankContext
+from train.reporting.base import Reporter
+from train.resilience.progress import Progress
+from train.resilience.skipped import NonFinite
 from train.step import Trainer
+from train.step_totals import StepTotals
 
 
 def run_steps(
-    config: RunConfig,
-    run: RunDir,
-    length: Length,
+    context: RankContext,
     steps: range,
-    world: World,
     trainer: Trainer,
-    skipped: SkippedSteps,
     micro_batches: Iterator[dict[str, torch.Tensor]],
     saver: Saver,
-    painter: SampleImages | None,
-    sinks: MetricsWriter | None,
-    notice: StopSignal,
-    heartbeat: Heartbeat,
+    reporters: Sequence[Reporter],
 ) -> End:
-    """Make `steps` in order; stop early where any rank was given notice. `sinks` is rank 0's alone."""
-    if any(world.any_rank([notice.given])):  # it came while the ranks were loading
-        return _stopped(saver, steps.start - 1, world, notice)
-    if painter is not None and steps.start == 1:
-        painter.draw(run, 0, sinks)  # the base model, to compare with
-    progress, window = heartbeat.progress, MetricsWindow(world.device)
-    batches = _watched(micro_batches, progress)
+    """Make `steps` in order, or those up to which a notice reached any rank. All ranks call this together and return
+    the same End; `micro_batches` yields this rank's, of all these steps one after the other."""
+    progress, last_step = context.progress, context.length.steps
+    if _has_any_rank_received_stop(context):  # while it was loading
+        return _end_on_notice(context, steps.start - 1, saver)
+    totals = StepTotals(context.world.device)
+    if steps.start == 1:
+        _report(reporters, 0, totals)
+    watched = _watch(micro_batches, progress)
     for step in steps:
-        rate = compute_learning_rate(config, step, length.steps)
-        began = time.monotonic()
-        try:
-            result = trainer.step(step, rate, batches, saver.wait_for_copy)
-            skipped.note(step, result)
-        except NonFinite:
-            saver.finish()
-            raise
-        except Exception as error:
-            error.add_note(f"in step {step}")
-            raise
-        window.add(result)
-        progress.step = step
-        progress.longest_step = max(progress.longest_step, time.monotonic() - began)
-        progress.now("reporting")
+        with _failures_of_step(step, saver):
+            learning_rate = compute_learning_rate(context.config, step, last_step)
+            began = time.monotonic()
+            result = trainer.step(step, learning_rate, watched, saver.wait_for_copy)
+            totals.add(result, learning_rate)
+            progress.record_step(step, time.monotonic() - began)
+            progress.set_activity("reporting")
+            _report(reporters, step, totals)
 
-        if step % config.report_every_steps == 0 or step == length.steps:
-            scalars = window.close(world, trainer.engine, length, step, rate) | saver.scalars()
-            scalars["optimizer/skipped"] = float(skipped.total)
-            if sinks is not None:
-                sinks.scalars(step, scalars)
-
-        if painter is not None and (step % painter.pictures.every_steps == 0 or step == length.steps):
-            with window.paused():
-                painter.draw(run, step, sinks)
-
-        if asked := heartbeat.save_asked.is_set():
-            heartbeat.save_asked.clear()
-        stop = world.any_rank([notice.given])[0]
-        force = stop or step == length.steps
-        saver.after_step(step, force=force, requested=asked, skipped=skipped.in_a_row > 0)
-        if stop and step < length.steps:
-            return _stopped(saver, step, world, notice)
-    return End("finished", length.steps, saver.newest_name)
+        is_last = step == last_step
+        stop = _has_any_rank_received_stop(context)
+        requested = _take_save_request(context)
+        saver.after_step(step, force=stop or is_last, requested=requested, skipped=trainer.engine.skipped)
+        if stop and not is_last:
+            return _end_on_notice(context, step, saver)
+    return End("finished", last_step, saver.newest_name)
 
 
-def _stopped(saver: Saver, step: int, world: World, notice: StopSignal) -> End:
-    """Every rank knows what reached any of them."""
-    reasons = [reason for reason in world.gather(notice.reason) if reason is not None]
+def _report(reporters: Sequence[Reporter], step: int, totals: StepTotals) -> None:
+    for reporter in reporters:
+        if reporter.due(step):
+            with totals.paused():
+                reporter.report(step, totals)
+
+
+@contextmanager
+def _failures_of_step(step: int, saver: Saver) -> Iterator[None]:
+    """What fails in here names the step. Where all ranks fail together, the save in flight is brought to its end."""
+    try:
+        yield
+    except NonFinite:
+        saver.finish()
+        raise
+    except Exception as error:
+        error.add_note(f"in step {step}")
+        raise
+
+
+def _has_any_rank_received_stop(context: RankContext) -> bool:
+    return context.world.any_rank([context.stop.received])[0]
+
+
+def _take_save_request(context: RankContext) -> bool:
+    """Whether a person wants a checkpoint of this step; once per request, and on rank 0 alone."""
+    requested = context.save_requested.is_set()
+    if requested:
+        context.save_requested.clear()
+    return requested
+
+
+def _end_on_notice(context: RankContext, step: int, saver: Saver) -> End:
+    """Each rank knows what reached it; the first one's reason is told."""
+    reasons = [reason for reason in context.world.gather(context.stop.reason) if reason is not None]
     return End("notice", step, saver.newest_name, reasons[0])
 
 
-def _watched(micro_batches: Iterator[dict[str, torch.Tensor]], progress: Progress) -> Iterator[dict[str, torch.Tensor]]:
+def _watch(micro_batches: Iterator[dict[str, torch.Tensor]], progress: Progress) -> Iterator[dict[str, torch.Tensor]]:
     """The same micro-batches; says which of the two takes long, getting them or their passes."""
-    progress.now("waiting for samples")
+    progress.set_activity("waiting for samples")
     for micro_batch in micro_batches:
-        progress.now("in a micro-batch's passes")
+        progress.set_activity("in a micro-batch's passes")
         yield micro_batch
-        progress.now("waiting for samples")
+        progress.set_activity("waiting for samples")

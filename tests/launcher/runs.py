@@ -47,7 +47,7 @@ def end_of(run: RunDir, attempt: int) -> dict[str, Any]:
 
 
 def board_of(run: RunDir) -> EventAccumulator:
-    return EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(str(run.tensorboard / run.path.name), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 class Trained:

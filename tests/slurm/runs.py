@@ -220,8 +220,8 @@ class Run:
             kept += [line for line in made if line["step"] <= last]
         assert [line["step"] for line in kept] == list(range(1, steps + 1))
         assert lines(self.dir.metrics) == kept
-        assert [line["progress/samples_seen"] for line in kept] == [
-            line["step"] * kept[0]["progress/samples_seen"] for line in kept
+        assert [line["totals/samples_seen"] for line in kept] == [
+            line["step"] * kept[0]["totals/samples_seen"] for line in kept
         ]
 
     def losses(self) -> list[float]:

@@ -6,8 +6,9 @@ them), when (before, after), and do (kill, slow, hang, full). A file `fired` in 
 
 Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
 whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite,
-{"spoil_average_after": step} writes a NaN into rank 1's average, and {"fail_copies": true} lets rank 1's first copy for
-a save fail as on a broken GPU, and its second one for want of memory.
+{"spoil_average_after": step} writes a NaN into rank 1's average, {"export_waits_for": path} exports once that is there,
+and {"fail_copies": true} lets rank 1's first copy for a save fail as on a broken GPU, and its second one for want of
+memory.
 
 Every rank also writes down the positions it consumes, step by step.
 """
@@ -26,9 +27,9 @@ from pathlib import Path
 import torch
 from deepspeed.accelerator import get_accelerator
 
+import train.attempt
 from store.checkpoint import checkpoints, fragment_file
 from store.run.run_dir import Attempt, RunDir
-from train.attempt import run_attempt
 from train.checkpoint.snapshot import Snapshot
 from train.engines.ema import Ema
 from train.resilience.stop_signal import StopSignal
@@ -45,6 +46,8 @@ def install(fault: dict, attempt: Attempt) -> None:
         spoil_average(fault["spoil_average_after"])
     if fault.get("fail_copies"):
         fail_copies()
+    if "export_waits_for" in fault:
+        delay_export(Path(fault["export_waits_for"]))
     if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
         return
     seen = 0
@@ -133,6 +136,18 @@ def fail_copies() -> None:
     Snapshot._copy = copy
 
 
+def delay_export(gate: Path) -> None:
+    """As of a large model, or a slow disk."""
+    original = train.attempt.export_pipeline
+
+    def export_pipeline(*arguments):
+        while not gate.exists():
+            time.sleep(0.05)
+        original(*arguments)
+
+    train.attempt.export_pipeline = export_pipeline
+
+
 def path_of(target: object) -> str:
     """The path behind a path, an open file, a descriptor or a checkpoint."""
     if isinstance(target, checkpoints.Checkpoint):
@@ -167,7 +182,7 @@ def main(run_dir: str, number: str, fault: str) -> None:
     attempt = run.attempt(int(number))
     get_accelerator().is_fp16_supported = lambda: True  # torch computes fp16 on a CPU, if slowly
     install(json.loads(fault), attempt)
-    end = run_attempt(run, attempt, notice)
+    end = train.attempt.run_attempt(run, attempt, notice)
     sys.stdout.flush()
     os._exit(end.exit_code)
 

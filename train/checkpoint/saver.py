@@ -22,7 +22,7 @@ from train.checkpoint.snapshot import Snapshot
 from train.context import RankContext
 from train.engines.base import Engine
 from train.engines.ema import Ema
-from train.resilience.heartbeat import OTHERS
+from train.resilience.progress import WAITING_FOR_OTHERS
 from train.resilience.skipped import NonFinite
 
 ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds
@@ -91,11 +91,6 @@ class Saver:
         """Folder name of the newest checkpoint; None where the run has none. This rank alone."""
         return None if self.newest is None else self.newest.path.name
 
-    def scalars(self) -> dict[str, float]:
-        """For the report: saves that failed, and the newest step that is saved. This rank alone."""
-        newest_step = 0 if self.newest is None else self.newest.step
-        return {"checkpoint/failed": float(self.failures), "checkpoint/newest_step": float(newest_step)}
-
     def finish(self) -> None:
         """Wait for the save in flight, if any, and commit it: for a run that ends without a save of its own."""
         if self.in_flight is not None:
@@ -159,10 +154,10 @@ class Saver:
         """Wait for every rank's file and make them one visible checkpoint, or none."""
         snapshot, self.in_flight = self.in_flight, None
         assert snapshot is not None
-        self.progress.now("writing its part of the checkpoint")
+        self.progress.set_activity("writing its part of the checkpoint")
         snapshot.thread.join()
-        self.progress.longest_save = max(self.progress.longest_save, snapshot.seconds)
-        self.progress.now(f"{OTHERS} to write their parts of the checkpoint")
+        self.progress.record_save(snapshot.seconds)
+        self.progress.set_activity(f"{WAITING_FOR_OTHERS} to write their parts of the checkpoint")
         spoiled = [value for value in self.world.gather(snapshot.spoiled) if value is not None]
         if spoiled:
             if self.world.is_main_process:

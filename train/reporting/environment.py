@@ -15,7 +15,7 @@ from train import process_group
 PACKAGES = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")
 # Variables that decide how a rank computes. Of all others only the names are told: their values may be secrets, and
 # no pattern tells which (SLURM_JWT is a cluster's login token).
-_TOLD = """
+_RECORDED = """
     RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT TORCHELASTIC_RESTART_COUNT
     LOCKSTEP_ATTEMPT LOCKSTEP_GPUS LOCKSTEP_INTERFACE LOCKSTEP_SRUN
 
@@ -64,7 +64,7 @@ def record_environment(attempt: Attempt, world: process_group.World) -> None:
     if diff := code.pop("diff"):
         write_atomic(attempt.code_diff, diff + "\n")
     cuda = world.device.type == "cuda"
-    found = {
+    record = {
         "code": code | {"changed": bool(diff)},
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -74,15 +74,14 @@ def record_environment(attempt: Attempt, world: process_group.World) -> None:
         "threads_per_rank": torch.get_num_threads(),
         "variables": select_variables(os.environ),
     }
-    write_json(attempt.environment, found)
+    write_json(attempt.environment, record)
 
 
 def select_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
     """Every variable's name, with its value where it decides how a rank computes and cannot be a secret."""
+    recorded = frozenset(_RECORDED.split())
 
-    names = frozenset(_TOLD.split())
+    def is_safe(name: str) -> bool:  # an address with an @ may hold a password
+        return name in recorded and "@" not in environment[name]
 
-    def told(name: str) -> bool:  # an address with an @ may hold a password
-        return name in names and "@" not in environment[name]
-
-    return {name: environment[name] if told(name) else None for name in sorted(environment)}
+    return {name: environment[name] if is_safe(name) else None for name in sorted(environment)}

@@ -1,44 +1,52 @@
-"""Sample pictures while training: the ranks share the prompts, each prompt has its own seed. Watches only."""
+"""Sample images while training (diffusers: validation images): the ranks share the prompts, each has its own seed."""
 
 import re
 
 import numpy as np
 import torch
 
-from configs.schema import RunConfig
-from store.run.run_dir import RunDir
+from train.context import RankContext
 from train.models.base import DiffusionModel
-from train.process_group import World
-from train.reporting.metrics import MetricsWriter
+from train.reporting.metrics_writer import MetricsWriter
+from train.step_totals import StepTotals
+
+TITLE = 60  # characters of a prompt that name its images
 
 
 class SampleImages:
-    """Draws the prompts with the weights as they are trained (not the average), under any ZeRO stage.
+    """Draws the prompts with the base model, every `pictures.every_steps` and after the last step, with the weights as
+    they are trained (not the average), under any ZeRO stage. `writer` is rank 0's alone.
 
     Under ZeRO 3 a forward pass is a collective, so every rank draws equally often, where need be a prompt again.
     """
 
-    def __init__(self, config: RunConfig, model: DiffusionModel, world: World):
-        assert config.pictures is not None
-        self.pictures, self.side, self.world = config.pictures, config.data.resolution, world
+    def __init__(self, context: RankContext, model: DiffusionModel, writer: MetricsWriter | None):
+        assert context.config.pictures is not None
+        self.context, self.world, self.writer = context, context.world, writer
+        self.pictures, self.side = context.config.pictures, context.config.data.resolution
         self.model, self.pipeline = model, model.pipeline()
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def draw(self, run: RunDir, step: int, sinks: MetricsWriter | None) -> None:
-        """Draw all prompts; rank 0 (the one with `sinks`) writes them as PNGs and to TensorBoard."""
+    def due(self, step: int) -> bool:
+        return step % self.pictures.every_steps == 0 or step == self.context.length.steps
+
+    def report(self, step: int, totals: StepTotals) -> None:
+        """As PNGs and in TensorBoard."""
         prompts = self.pictures.prompts
         rounds = -(-len(prompts) // self.world.size)
         mine = [(self.world.rank + i * self.world.size) % len(prompts) for i in range(rounds)]
         self.model.denoiser.eval()
         drawn = {index: self._draw(prompts[index], seed=index) for index in mine}
         self.model.denoiser.train()
-        everything = {index: image for part in self.world.gather(drawn) for index, image in part.items()}
-        if sinks is None:
+        images: dict[int, np.ndarray] = {}
+        for part in self.world.gather(drawn):
+            images |= part
+        if self.writer is None:
             return
-        folder = run.pictures_at(step)
-        for index, pixels in sorted(everything.items()):
-            name, tag = f"{index:02d}-{slugify(prompts[index])}.png", f"pictures/{index:02d} {prompts[index][:60]}"
-            sinks.picture(step, tag, folder / name, pixels)
+        folder = self.context.run.pictures_at(step)
+        for index, pixels in sorted(images.items()):
+            tag = f"pictures/{index:02d} {prompts[index][:TITLE]}"  # TensorBoard's title of it
+            self.writer.write_image(step, tag, folder / f"{index:02d}-{slugify(prompts[index])}.png", pixels)
 
     @torch.no_grad()
     def _draw(self, prompt: str, seed: int) -> np.ndarray:
@@ -56,4 +64,5 @@ class SampleImages:
 
 
 def slugify(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    """`prompt` as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:TITLE] or "picture"

@@ -1,1 +1,1 @@
-"""Signals, signs of life, failure reports and skipped steps."""
+"""Stop signals, heartbeats, people's requests, the watchdog, failure reports and skipped steps."""

@@ -28,26 +28,28 @@ _PEER_LOST = (
 
 
 def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
-    """Write the failure report of this rank and answer its exit code."""
-    ours = isinstance(error, LockstepError)  # a sentence that says all
+    """Write the failure report of this rank, and tell it in its log. Returns the exit code that `rank` ends with."""
+    is_ours = isinstance(error, LockstepError)  # a sentence that says all
+    exit_code = error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code
     sys.stdout.flush()
-    write_json(
-        attempt.failure(rank),
-        {
-            "time": time.time(),
-            "rank": rank,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "log_size": os.fstat(sys.stdout.fileno()).st_size,  # bytes; what follows in the log is this failure
-            "error": type(error).__name__,
-            "message": str(error),
-            "peer_lost": not ours and any(sign in str(error) for sign in _PEER_LOST),
-            "traceback": None if ours else "".join(traceback.format_exception(error)),
-            "exit_code": error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code,
-        },
-    )
-    if ours:
+    report = {
+        "time": time.time(),
+        "rank": rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "log_size": os.fstat(sys.stdout.fileno()).st_size,  # bytes; what follows in the log is this failure
+        "error": type(error).__name__,
+        "message": str(error),
+        "peer_lost": not is_ours and any(sign in str(error) for sign in _PEER_LOST),
+        "traceback": None if is_ours else "".join(traceback.format_exception(error)),
+        "exit_code": exit_code,
+    }
+    try:
+        write_json(attempt.failure(rank), report)
+    except OSError as unwritten:  # on a full disk, say, the rank must end all the same
+        print(f"ALARM: the failure report could not be written: {unwritten}", flush=True)
+    if is_ours:
         print(error, flush=True)
     else:
         traceback.print_exception(error)
-    return error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code
+    return exit_code

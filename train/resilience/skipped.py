@@ -1,4 +1,4 @@
-"""Steps whose gradient was not finite: every rank skips them; they are counted and told, and too many end the run.
+"""Steps whose gradient was not finite: every rank skips them; a reporter counts and names them; too many end the run.
 
 In fp16 a step is skipped now and then, until the loss scale fits. Anywhere else a sample, a GPU or the learning rate is
 broken.
@@ -11,6 +11,7 @@ from train.data.stream import Stream
 from train.engines.base import Engine
 from train.process_group import World
 from train.step import StepResult
+from train.step_totals import StepTotals
 
 LIMIT = 20  # skipped steps in a row that end the run
 SHOWN = 4  # micro-batches named in one line
@@ -21,21 +22,23 @@ class NonFinite(LockstepError):
 
 
 class SkippedSteps:
-    """The skipped steps of the run, `total` of them in earlier attempts; a row of them is counted in this attempt only.
-    All ranks call `note` together."""
+    """A reporter of the run's skipped steps, of which `total` so far, in earlier attempts, too."""
 
     def __init__(self, world: World, engine: Engine, stream: Stream, total: int):
         self.world, self.engine, self.stream, self.total = world, engine, stream, total
-        self.in_a_row = 0
+        self.in_a_row = 0  # up to the newest one, in this attempt
+        self.newest = 0  # step
 
-    def note(self, step: int, result: StepResult) -> None:
-        """After `step`. Raises NonFinite where it is the last of LIMIT in a row."""
-        if not self.engine.skipped:
-            self.in_a_row = 0
-            return
+    def due(self, step: int) -> bool:
+        return step > 0 and self.engine.skipped
+
+    def report(self, step: int, totals: StepTotals) -> None:
+        """Raises NonFinite where `step` is the last of LIMIT in a row."""
+        assert totals.last is not None
         self.total += 1
-        self.in_a_row += 1
-        alarm, reason = self._find_reason(result)
+        self.in_a_row = self.in_a_row + 1 if self.newest == step - 1 else 1
+        self.newest = step
+        alarm, reason = self._find_reason(totals.last)
         if self.world.is_main_process:
             print(f"{'ALARM: ' if alarm else ''}step {step} is skipped: {reason}", flush=True)
         if self.in_a_row == LIMIT:
@@ -64,5 +67,5 @@ class SkippedSteps:
             images = ", ".join(self.stream.image_at(position) for position in positions[:SHOWN])
             more = ", …" if len(positions) > SHOWN else ""
             named.append(f"positions {positions[0]}-{positions[-1]} ({images}{more})")
-        left = len(micro_batches) - len(named)
-        return "; ".join(named) + (f"; and {left} more micro-batches" if left else "")
+        unnamed = len(micro_batches) - len(named)
+        return "; ".join(named) + (f"; and {unnamed} more micro-batches" if unnamed else "")

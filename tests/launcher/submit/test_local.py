@@ -17,17 +17,17 @@ from tests.shell import lockstep, processes_of
 
 TAGS = {
     "loss/train",
-    "lr-AdamW/group0",
-    "grad_norm",
+    "optimizer/lr",
+    "optimizer/pre_clip_grad_norm",
+    "optimizer/skipped",
     "throughput/samples_per_sec",
     "time/step_s",
     "time/data_wait_pct",
-    "progress/epoch",
-    "progress/samples_seen",
-    "checkpoint/failed",
-    "checkpoint/newest_step",
-    "memory/peak_gib",
-    "optimizer/skipped",
+    "totals/epochs",
+    "totals/samples_seen",
+    "usage/peak_memory_gib",
+    "writes/failed_checkpoints",
+    "writes/newest_checkpoint_step",
 }
 
 
@@ -74,9 +74,9 @@ def test_metrics_hold_every_tag_at_every_reported_step(trained: Trained) -> None
     for line in trained.metrics:
         assert line.keys() == TAGS | {"step", "time"}
         assert all(math.isfinite(value) for value in line.values())
-        assert line["progress/samples_seen"] == 2 * line["step"]
-        assert line["progress/epoch"] == 2 * line["step"] / 18
-        assert line["lr-AdamW/group0"] == 1e-3
+        assert line["totals/samples_seen"] == 2 * line["step"]
+        assert line["totals/epochs"] == 2 * line["step"] / 18
+        assert line["optimizer/lr"] == 1e-3
     assert trained.run.metrics.read_text() == trained.attempt.metrics.read_text()
 
 

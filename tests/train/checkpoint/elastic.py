@@ -30,7 +30,7 @@ from train.engines import import_engine
 from train.engines.ema import Ema
 from train.models import load_model
 from train.objective import make_objective
-from train.resilience.heartbeat import Progress
+from train.resilience.progress import Progress
 from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
 

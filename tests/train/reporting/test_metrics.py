@@ -3,9 +3,8 @@
 import pytest
 
 from configs.errors import LockstepError
-from configs.solve.length import Length
 from store.run.run_dir import RunDir
-from train.reporting.metrics import MetricsWriter
+from train.reporting.metrics_writer import MetricsWriter
 
 
 def test_metrics_are_not_written_through_a_link(tmp_path):
@@ -14,5 +13,5 @@ def test_metrics_are_not_written_through_a_link(tmp_path):
     profile = tmp_path / "profile"
     run.metrics.symlink_to(profile)
     with pytest.raises(LockstepError, match=r"metrics.jsonl: is a link to .*profile"):
-        MetricsWriter(run, attempt, 1, Length(10, 2, 20))
+        MetricsWriter(run, attempt, 1)
     assert not profile.exists()

@@ -46,6 +46,17 @@ def test_a_sentence_of_ours_is_told_without_a_traceback(tmp_path):
     assert "ValueError: a bug" in bug["traceback"]
 
 
+def test_a_report_that_cannot_be_written_keeps_no_rank_from_its_end(tmp_path, capfd):
+    """Whoever reports is about to exit, and may be a watchdog whose main thread hangs."""
+    attempt = Attempt(tmp_path / "0001")
+    attempt.path.mkdir()
+    (attempt.path / "failures").write_text("no folder can be made here")
+    assert report_failure(attempt, 0, LockstepError("the disk is away")) == 1
+    alarm, message = capfd.readouterr().out.splitlines()
+    assert alarm.startswith("ALARM: the failure report could not be written: ")
+    assert message == "the disk is away"
+
+
 def test_a_collective_that_timed_out_is_somebody_elses_fault(tmp_path):
     """In torch's own words of today: gloo waits two seconds for a rank that does not come."""
     run_ranks(2, Path(__file__).with_name("hang.py"), tmp_path / "0001")

@@ -70,8 +70,8 @@ def test_one_bad_micro_batch_costs_its_step_and_no_more(
     rows = metrics_of(run)
     assert [row["optimizer/skipped"] for row in rows] == [0, 0, 1, 1, 1, 1, 1]
     assert rows[2]["loss/train"] is None
-    assert rows[2]["grad_norm"] is None
-    assert all(row["loss/train"] > 0 and row["grad_norm"] > 0 for row in rows[:2] + rows[3:])
+    assert rows[2]["optimizer/pre_clip_grad_norm"] is None
+    assert all(row["loss/train"] > 0 and row["optimizer/pre_clip_grad_norm"] > 0 for row in rows[:2] + rows[3:])
 
 
 def test_a_skipped_step_is_as_if_its_gradient_had_never_been(tmp_path, pipeline_folder, image_folder):

@@ -1,4 +1,4 @@
-"""What a rank hears of the requests in the run's `control` folder, where others may put whatever they like."""
+"""The requests in the run's `control` folder, where others may put whatever they like."""
 
 import json
 import subprocess
@@ -10,31 +10,32 @@ import pytest
 from store.run.run_dir import RunDir, write_atomic
 from tests.shell import ORDINARY, as_colleague, two_users
 
-_HEAR = """
+_POLL = """
 import json, sys
 from pathlib import Path
-from configs.run_dir import RunDir
-from train.heartbeat import Heartbeat, Progress
-from train.notice import Notice
+from store.run.run_dir import RunDir
+from train.context import RankContext
+from train.resilience.control import ControlPoller
+from train.resilience.progress import Progress
+from train.resilience.stop_signal import StopSignal
 
-run, notice = RunDir(Path(sys.argv[1])), Notice()
-heartbeat = Heartbeat(run, run.attempt(1), 0, 1, notice, Progress(), 60)
-heartbeat.stop()
+run, stop = RunDir(Path(sys.argv[1])), StopSignal()
+context = RankContext(run, run.attempt(1), None, None, None, Progress(), stop)
 try:
-    heartbeat._hear()
+    ControlPoller(context).poll_requests()
 finally:
-    print(json.dumps([notice.reason, heartbeat.save_asked.is_set()]))
+    print(json.dumps([stop.reason, context.save_requested.is_set()]))
 """
 
 
-def hear(run: RunDir, *before: str) -> subprocess.CompletedProcess[str]:
-    command = [*before, sys.executable, "-c", _HEAR, str(run.path)]
+def poll(run: RunDir, *before: str) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-c", _POLL, str(run.path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def heard(run: RunDir) -> list[object]:
+def polled(run: RunDir) -> list[object]:
     """Why rank 0 is to stop, and whether it is to save."""
-    done = hear(run)
+    done = poll(run)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -50,25 +51,25 @@ def run(shared: Path) -> RunDir:
 def test_a_request_says_who_asked(run: RunDir) -> None:
     write_atomic(run.stop_request, "Ada on login1")
     write_atomic(run.save_request, "Ada on login1")
-    assert heard(run) == ["stop asked for by Ada on login1", True]
+    assert polled(run) == ["stop requested by Ada on login1", True]
     assert not run.save_request.exists()
     assert run.stop_request.exists()
-    assert heard(run) == ["stop asked for by Ada on login1", False]
+    assert polled(run) == ["stop requested by Ada on login1", False]
 
 
 def test_a_folder_that_cannot_be_searched_asks_for_nothing(run: RunDir) -> None:
     """As where a ticket for the file system has run out: nobody knows whether there is a request."""
     run.control.chmod(0)
-    done = hear(run, *ORDINARY)
+    done = poll(run, *ORDINARY)
     assert (done.returncode, json.loads(done.stdout)) == (1, [None, False])
-    assert "PermissionError" in done.stderr, "the heartbeat says so, and training goes on"
+    assert "PermissionError" in done.stderr, "the monitor says so, and training goes on"
 
 
 @two_users
 def test_a_colleague_may_ask(run: RunDir) -> None:
     """With a bare file, too, and with one that only they may read."""
     assert as_colleague("touch", run.stop_request).returncode == 0
-    assert heard(run) == ["stop asked for by somebody", False]
+    assert polled(run) == ["stop requested by somebody", False]
 
 
 @two_users
@@ -80,19 +81,19 @@ def test_a_link_to_a_file_of_the_owners_is_no_request(run: RunDir, shared: Path,
     private.chmod(0o666 if how == "-P" else 0o600)  # the kernel lets nobody link to a file that they cannot write
     assert as_colleague("ln", how, private, run.stop_request).returncode == 0
     private.chmod(0o600)
-    assert heard(run) == [None, False]
+    assert polled(run) == [None, False]
 
 
 @pytest.mark.parametrize("kind", ["mkfifo", "mkdir"])
 def test_only_a_file_is_a_request(run: RunDir, kind: str) -> None:
     for request in (run.stop_request, run.save_request):
         subprocess.run([kind, request], check=True)
-    assert heard(run) == [None, False]
+    assert polled(run) == [None, False]
 
 
 def test_who_asked_is_a_short_line_that_a_terminal_may_show(run: RunDir) -> None:
     write_atomic(run.stop_request, "\x1b[31mAda\x07 on login1 " + "x" * 10_000 + "\nreason: finished\n")
-    reason, _ = heard(run)
-    assert str(reason).startswith("stop asked for by [31mAda on login1 xxx")
+    reason, _ = polled(run)
+    assert str(reason).startswith("stop requested by [31mAda on login1 xxx")
     assert len(str(reason)) < 120
     assert str(reason).isprintable()

@@ -1,0 +1,61 @@
+"""The heartbeats of a real attempt: what `status`, `why` and the watchdogs of other ranks know a rank by."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from store.run.end import End
+from store.run.run_dir import RunDir
+from tests.ranks import start_ranks
+from tests.runs import new_run, next_attempt
+from tests.shell import until
+from train.context import RankContext
+from train.resilience.heartbeat import Heartbeat
+from train.resilience.progress import Progress
+
+PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
+STEPS = 2
+
+
+def test_they_go_on_until_the_export_is_done(tmp_path, pipeline_folder, image_folder):
+    """Also where a notice comes meanwhile: nobody waits for a step any more, so nobody is to be killed for it."""
+    checkpoint = {"every_steps": 1, "notice_seconds": 2}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=STEPS, checkpoint=checkpoint)
+    attempt, gate = next_attempt(run, 2), tmp_path / "gate"
+    ranks = start_ranks(2, PROGRAM, run.path, attempt.number, json.dumps({"export_waits_for": str(gate)}))
+
+    def beat(rank: int, activity: str, after: float = 0) -> dict | None:
+        """The heartbeat of `rank`, once it says `activity` and is later than `after`, in seconds since the epoch."""
+        found = attempt.heartbeats().get(rank, {"doing": "", "time": 0})
+        return found if found["doing"] == activity and found["time"] > after else None
+
+    try:
+        first = until(lambda: beat(0, "exporting"))
+        os.kill(ranks.pids[0], signal.SIGUSR2)
+        last = until(lambda: beat(0, "exporting", after=first["time"] + 8))
+        other = until(lambda: beat(1, "waiting for the other ranks to export", after=first["time"]))
+        assert first["step"] == last["step"] == other["step"] == STEPS
+        assert not attempt.end.exists()
+    finally:
+        gate.touch()
+    assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+    assert End.read(attempt) == End("finished", STEPS, f"step-{STEPS:08d}-a0001")
+
+
+def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
+    """A rank writes one every second into a file system that all share."""
+    run = RunDir(tmp_path / "run")
+    context = RankContext(run, run.open_attempt(), None, None, SimpleNamespace(rank=3), Progress(), None)
+    context.progress.record_step(5, 0.1)
+    context.progress.set_activity("waiting for samples")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("a heartbeat waits for the disk"))
+    Heartbeat(context).write()
+    Heartbeat(context).write()
+    [(rank, beat)] = context.attempt.heartbeats().items()
+    assert (rank, beat["step"], beat["doing"], beat["pid"]) == (3, 5, "waiting for samples", os.getpid())
+    assert beat["since"] <= beat["time"]
+    assert len(list(context.attempt.heartbeat(3).parent.iterdir())) == 1, "nothing is left beside it"

@@ -1,0 +1,57 @@
+"""The thread beside a rank's main thread: it writes heartbeats, listens to people and to the clock, and keeps watch."""
+
+import itertools
+import threading
+from collections.abc import Callable
+
+from train.context import RankContext
+from train.resilience.control import ControlPoller
+from train.resilience.heartbeat import Heartbeat
+from train.resilience.watchdog import Watchdog
+
+PERIOD = 1.0  # seconds between two heartbeats
+SUCCESSOR_PERIODS = 5  # between two looks for a later attempt: a look lists a folder that all ranks share
+
+
+class RankMonitor:
+    """Works from the moment it is made until `stop`."""
+
+    def __init__(self, context: RankContext):
+        self.heartbeat, self.watchdog = Heartbeat(context), Watchdog(context)
+        self.control = ControlPoller(context) if context.world.is_main_process else None
+        self.only_heartbeats = self.warned = False
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self.thread.start()
+
+    def keep_only_heartbeats(self) -> None:
+        """The steps are over: what follows, an export, may take its time, and a notice changes nothing any more."""
+        self.only_heartbeats = True
+
+    def stop(self) -> None:
+        """Returns once nothing more is written."""
+        self.stopped.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        for period in itertools.count():
+            if self.stopped.wait(PERIOD):
+                return
+            for duty in self._duties(period):
+                try:
+                    duty()
+                except OSError as error:  # a full disk must not end the watch
+                    if not self.warned:
+                        print(f"ALARM: a heartbeat or the requests in control/ are lost: {error}", flush=True)
+                    self.warned = True
+
+    def _duties(self, period: int) -> list[Callable[[], None]]:
+        """What is to be done in this period; if one fails, the others are done all the same."""
+        if self.only_heartbeats:
+            return [self.heartbeat.write]
+        duties = [self.heartbeat.write, self.watchdog.exit_if_stuck]
+        if self.control is not None:
+            duties += [self.control.check_time_limit, self.control.poll_requests]
+        if period % SUCCESSOR_PERIODS == 0:
+            duties.append(self.watchdog.exit_if_superseded)
+        return duties
