@@ -14,7 +14,7 @@ import pytest
 
 from store.checkpoint import checkpoints
 from store.run.end import End
-from store.run.run_dir import RunDir, write_json
+from store.run.run_dir import RunDir, write_atomic, write_json
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt
 
@@ -163,6 +163,23 @@ def test_a_notice_to_one_rank_stops_all_at_one_saved_step(tmp_path, pipeline_fol
     assert check_all_verify(run) == [end.step], "not a step is lost"
     positions = [len((run.path / f"positions-1-{rank}").read_text().splitlines()) for rank in range(2)]
     assert positions[0] == positions[1] == 6 * end.step
+
+
+def test_people_ask_for_a_checkpoint_and_then_for_the_end(tmp_path, pipeline_folder, image_folder):
+    changes = SETTINGS | {"checkpoint": {"every_steps": 1000}, "steps": 1000}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
+    ranks = start(run)
+    until(lambda: steps_of(run))
+    write_atomic(run.save_request, "Ada on login1")
+    saved = until(lambda: check_all_verify_but_temporary(run))
+    until(lambda: steps_of(run)[-1] > saved[0])
+    assert check_all_verify_but_temporary(run) == saved, "one request is one checkpoint"
+    write_atomic(run.stop_request, "Ada on login1")
+    assert ranks.wait() == [75, 75], ranks.said()[-3000:]
+    end = End.read(run.attempt(1))
+    assert end is not None
+    assert (end.notice, end.requested_by_user) == ("stop requested by Ada on login1", True)
+    assert check_all_verify(run) == [*saved, end.step]
 
 
 def test_a_time_limit_is_seen_before_slurm_tells(tmp_path, pipeline_folder, image_folder):
