@@ -64,12 +64,37 @@ class LatentShape:
         return cls(vae["latent_channels"], resolution // downscale)
 
 
-def check_pipeline(folder: Path) -> str:
+NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder or a hub id"
+
+
+def read_pipeline_class(model_index: Path) -> str:
+    """The pipeline's class by its `model_index.json`. Raises UserError where the file cannot be read or names none."""
+    try:
+        class_name = json.loads(model_index.read_text())["_class_name"]
+        if not isinstance(class_name, str):
+            raise TypeError(f"_class_name is {class_name!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__} {error}"
+        raise UserError(f"{model_index}: is no pipeline's index ({problem}); fetch it again") from None
+    return class_name
+
+
+def check_pipeline_class(model: str, class_name: str) -> None:
+    """Refuse a class that this version does not train; `model` is how the user names the pipeline."""
+    if class_name not in PIPELINES:
+        raise UserError(f"{model}: is a {class_name}; this version trains {', '.join(PIPELINES)} folders (SD 1 and 2)")
+
+
+def check_model_folder(folder: Path) -> str:
     """The class of the pipeline in `folder`. Raises UserError where it is not whole or not one we train; reads no
     weight."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; model names a diffusers pipeline folder or a hub id")
-    class_name = read_pipeline_class(folder / "model_index.json")
+    model_index = folder / "model_index.json"
+    if not model_index.is_file():
+        raise UserError(f"{folder}: {NO_INDEX}")
+    class_name = read_pipeline_class(model_index)
+    check_pipeline_class(str(folder), class_name)
     pipeline = PIPELINES[class_name]
     missing = [f"{part}/{name}" for part, name in pipeline.configs.items() if not (folder / part / name).is_file()]
     if missing:
@@ -77,21 +102,6 @@ def check_pipeline(folder: Path) -> str:
     for part, name in pipeline.weights.items():
         if not (folder / part / name).is_file() and not (folder / part / f"{name}.index.json").is_file():
             raise UserError(f"{folder / part}: lacks {name}; {_describe_other_weights(folder / part)}")
-    return class_name
-
-
-def read_pipeline_class(model_index: Path) -> str:
-    """The class that `model_index.json` names: a key of PIPELINES. Raises UserError for any other."""
-    folder = model_index.parent
-    if not model_index.is_file():
-        raise UserError(f"{folder}: holds no model_index.json; model names a diffusers pipeline folder or a hub id")
-    try:
-        class_name = str(json.loads(model_index.read_text())["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{type(error).__name__} {error}"
-        raise UserError(f"{model_index}: is no pipeline's index ({problem}); fetch it again") from None
-    if class_name not in PIPELINES:
-        raise UserError(f"{folder}: is a {class_name}; this version trains {', '.join(PIPELINES)} folders (SD 1 and 2)")
     return class_name
 
 

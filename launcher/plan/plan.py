@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.pipelines import check_objective, check_pipeline
+from configs.pipelines import check_model_folder, check_objective
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
@@ -91,7 +91,7 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
     run_dir = RunDir(Path(config.runs) / config.name)
     batch_plan = plan_batch(run_dir, config, _shape(config, request))
     if os.path.isabs(config.model):  # a hub id is resolved by submit
-        check_pipeline(Path(config.model))
+        check_model_folder(Path(config.model))
         check_objective(config, Path(config.model))
     dataset, notes = _dataset_size(config, request)
     length = solve_length(config, batch_plan.batch, dataset)

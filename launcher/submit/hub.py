@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.pipelines import check_pipeline
+from configs.pipelines import check_model_folder
 
 # fp32 safetensors and what lies around them; not the single-file, fp16, ONNX or Flax copies of the same weights
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
@@ -17,7 +17,7 @@ def resolve_model(model: str) -> Path:
     Raises UserError where it cannot be had or is not a pipeline we train.
     """
     folder = Path(model) if Path(model).is_absolute() else _snapshot(model)
-    check_pipeline(folder)
+    check_model_folder(folder)
     return folder
 
 

@@ -1,9 +1,12 @@
 """The program of test_reference: five steps of our trainer, and the same five in plain PyTorch, side by side.
 
+Its last argument is a file, into which it writes the relative difference of each loss and each tensor, as JSON.
+
 The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no train.objective, its own AdamW
 written from the paper, its own learning rate, noise schedule and clipping.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -74,7 +77,7 @@ def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[fl
     return losses, {name: w.detach() for name, w in weights.items()}
 
 
-def main(folder: str, images: str, zero: str, weighting: str) -> None:
+def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> None:
     config = RunConfig(
         name="reference",
         model=folder,
@@ -114,13 +117,12 @@ def main(folder: str, images: str, zero: str, weighting: str) -> None:
     trained = gather(world, engine.owned, [f.master for f in engine.owned])
 
     assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION
-    worst_loss = max(abs(a.item() - b) / b for a, b in zip(losses, wanted_losses, strict=True))
     assert trained.keys() == wanted.keys()
-    distances = {name: (trained[name] - w.flatten()).norm() / w.norm() for name, w in wanted.items()}
-    worst = max(distances, key=distances.get)
-    print(f"zero {zero}: losses within {worst_loss:.1e}, {worst} within {distances[worst]:.1e}")
-    assert worst_loss <= 1e-6
-    assert distances[worst] <= 1e-4
+    differences = {
+        "losses": [abs(a.item() - b) / b for a, b in zip(losses, wanted_losses, strict=True)],
+        "tensors": {name: ((trained[name] - w.flatten()).norm() / w.norm()).item() for name, w in wanted.items()},
+    }
+    Path(answer).write_text(json.dumps(differences))
 
 
 if __name__ == "__main__":
