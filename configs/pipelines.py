@@ -67,23 +67,7 @@ class LatentShape:
         return cls(vae["latent_channels"], resolution // downscale)
 
 
-def check_pipeline(folder: Path) -> str:
-    """The class of the pipeline in `folder`. Raises UserError where it is not whole or not one we train; reads no
-    weight."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; model names a diffusers pipeline folder or a hub id")
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder}: {NO_INDEX}")
-    class_name = read_pipeline_class(folder / "model_index.json")
-    check_pipeline_class(str(folder), class_name)
-    pipeline = PIPELINES[class_name]
-    missing = [f"{part}/{name}" for part, name in pipeline.configs.items() if not (folder / part / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; fetch the model again")
-    for part, name in pipeline.weights.items():
-        if not (folder / part / name).is_file() and not (folder / part / f"{name}.index.json").is_file():
-            raise UserError(f"{folder / part}: lacks {name}; {_describe_other_weights(folder / part)}")
-    return class_name
+NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder or a hub id"
 
 
 def read_pipeline_class(model_index: Path) -> str:
@@ -99,9 +83,29 @@ def read_pipeline_class(model_index: Path) -> str:
 
 
 def check_pipeline_class(model: str, class_name: str) -> None:
-    """Refuse a class that is no key of PIPELINES; `model` is how the user names the pipeline."""
+    """Refuse a class that this version does not train; `model` is how the user names the pipeline."""
     if class_name not in PIPELINES:
         raise UserError(f"{model}: is a {class_name}; this version trains {', '.join(PIPELINES)} folders (SD 1 and 2)")
+
+
+def check_model_folder(folder: Path) -> str:
+    """The class of the pipeline in `folder`. Raises UserError where it is not whole or not one we train; reads no
+    weight."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; model names a diffusers pipeline folder or a hub id")
+    model_index = folder / "model_index.json"
+    if not model_index.is_file():
+        raise UserError(f"{folder}: {NO_INDEX}")
+    class_name = read_pipeline_class(model_index)
+    check_pipeline_class(str(folder), class_name)
+    pipeline = PIPELINES[class_name]
+    missing = [f"{part}/{name}" for part, name in pipeline.configs.items() if not (folder / part / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: lacks {', '.join(missing)}; fetch the model again")
+    for part, name in pipeline.weights.items():
+        if not (folder / part / name).is_file() and not (folder / part / f"{name}.index.json").is_file():
+            raise UserError(f"{folder / part}: lacks {name}; {_describe_other_weights(folder / part)}")
+    return class_name
 
 
 def check_objective(config: RunConfig, folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.pipelines import check_objective, check_pipeline, check_pipeline_class, read_pipeline_class
+from configs.pipelines import check_model_folder, check_objective, check_pipeline_class, read_pipeline_class
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
@@ -131,7 +131,7 @@ def _check_model(config: RunConfig) -> None:
     by its id. The hub itself is not asked, so nothing is refused of which nothing is known."""
     model = config.model
     if os.path.isabs(model):
-        check_pipeline(Path(model))
+        check_model_folder(Path(model))
         check_objective(config, Path(model))
         return
     snapshot = find_cached_snapshot(model)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.pipelines import NO_INDEX, check_pipeline, check_pipeline_class, read_pipeline_class
+from configs.pipelines import NO_INDEX, check_model_folder, check_pipeline_class, read_pipeline_class
 
 # fp32 safetensors and what lies around them; not the single-file, fp16, ONNX or Flax copies of the same weights
 _NEEDED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
@@ -20,7 +20,7 @@ def check_model(model: str) -> None:
     Raises UserError where the model is not a pipeline we train, or cannot be had.
     """
     if Path(model).is_absolute():
-        check_pipeline(Path(model))
+        check_model_folder(Path(model))
         return
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -39,7 +39,7 @@ def resolve_model(model: str) -> Path:
     Raises UserError where it cannot be had or is not a pipeline we train.
     """
     folder = Path(model) if Path(model).is_absolute() else _fetch_snapshot(model)
-    check_pipeline(folder)
+    check_model_folder(folder)
     return folder
 
 

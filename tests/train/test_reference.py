@@ -17,18 +17,16 @@ PROGRAM = Path(__file__).with_name("train_against_reference.py")
 )
 def test_five_steps_equal_plain_pytorch(tmp_path, image_folder, prediction, weighting, zero):
     """Losses to 1e-6 relative at every micro-batch, each tensor after five steps to 1e-4 in relative norm."""
-    folder, answer = make_pipeline(tmp_path / "model", prediction), tmp_path / "differences.json"
-    run_ranks(1, PROGRAM, folder, image_folder, zero, weighting, answer)
-    check_differences(answer)
+    check_differences(tmp_path, make_pipeline(tmp_path / "model", prediction), image_folder, zero, weighting)
 
 
 def test_five_steps_of_stable_diffusion_2_equal_plain_pytorch(tmp_path, image_folder):
-    folder, answer = make_pipeline_2(tmp_path / "model"), tmp_path / "differences.json"
-    run_ranks(1, PROGRAM, folder, image_folder, 2, "min_snr", answer)
-    check_differences(answer)
+    check_differences(tmp_path, make_pipeline_2(tmp_path / "model"), image_folder, 2, "min_snr")
 
 
-def check_differences(answer):
+def check_differences(tmp_path: Path, folder: Path, images: Path, zero: int, weighting: str) -> None:
+    answer = tmp_path / "differences.json"
+    run_ranks(1, PROGRAM, folder, images, zero, weighting, answer)
     differences = json.loads(answer.read_text())
     assert len(differences["losses"]) == 5 * 2, "five steps of two micro-batches"
     assert [loss for loss in differences["losses"] if not loss <= 1e-6] == []

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, check_pipeline
+from configs.pipelines import PIPELINES, check_model_folder
 from configs.schema import RunConfig
 from train.models import load_model, parts, stable_diffusion
 from train.models.base import DiffusionModel
@@ -101,7 +101,7 @@ def test_pickled_weights_are_refused_before_anything_is_queued(folder, part):
     torch.save(load_file(path), path.with_name("pytorch_model.bin"))
     path.unlink()
     with pytest.raises(UserError, match=r"it holds pytorch_model.bin, and pickled files are never loaded") as refused:
-        check_pipeline(folder)
+        check_model_folder(folder)
     assert f"model/{part}: lacks {WEIGHTS[part]}" in str(refused.value)
 
 
@@ -111,4 +111,4 @@ def test_a_folder_of_fp16_files_alone_is_told_so(folder):
     with pytest.raises(
         UserError, match=r"lacks diffusion_pytorch_model.safetensors; it holds diffusion_pytorch_model.fp16"
     ):
-        check_pipeline(folder)
+        check_model_folder(folder)
