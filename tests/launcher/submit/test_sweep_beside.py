@@ -23,7 +23,7 @@ def test_a_point_that_is_trained_here_is_left_alone(desk: Desk) -> None:
 
 
 def test_a_lock_that_is_taken_meanwhile_keeps_one_point_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "holder_lives", lambda run: False)  # as it was at the first look
+    monkeypatch.setattr(sweep, "is_run_held", lambda run: False)  # as it was at the first look
     with hold_run(RunDir(desk.folder / "runs/mine-lr-1e-5")):
         code, output = desk.lockstep("sweep", desk.file, *WORDS)
     assert code == 0, output
