@@ -11,7 +11,7 @@ from store.run.run_dir import RunDir
 @click.command("status")
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show_status(runs: tuple[str, ...], as_json: bool) -> None:
+def show_statuses(runs: tuple[str, ...], as_json: bool) -> None:
     """Show what runs are doing: state, step, loss, time left.
 
     RUN is a run's folder, or a folder of runs (default: ./runs). ETA is the time that training still takes, time left
@@ -152,7 +152,7 @@ def open_tensorboard(run: str, port: int) -> None:
 
 
 COMMANDS = (
-    show_status,
+    show_statuses,
     print_log,
     show_failure,
     save_run,

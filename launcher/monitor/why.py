@@ -57,12 +57,12 @@ def _first_failure(attempt: Attempt, cause: Cause) -> str:
     beat = attempt.heartbeats().get(cause.rank)
     reports = {report["rank"]: report for report in attempt.failures()}
     record = reports.get(cause.rank) or beat
-    words = []
+    parts = []
     if record:
-        words.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"])))
-    words.append(f"rank {cause.rank} on {cause.host}")
-    words.append(f"step {beat['step'] + 1}" if beat else "before its first step")
-    return f"{', '.join(words)}: {cause.kind}"
+        parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"])))
+    parts.append(f"rank {cause.rank} on {cause.host}")
+    parts.append(f"step {beat['step'] + 1}" if beat else "before its first step")
+    return f"{', '.join(parts)}: {cause.kind}"
 
 
 def _list_ranks(ranks: tuple[int, ...]) -> str:

@@ -24,7 +24,7 @@ def _two_columns(word: str, meaning: str) -> str:
     left = textwrap.wrap(word, _LABEL - 2, break_on_hyphens=False)
     right = textwrap.wrap(meaning, _WIDTH - _LABEL, break_on_hyphens=False)
     lines = zip_longest(left, right, fillvalue="")
-    return "\n".join(f"{word_part:<{_LABEL}}{text}" for word_part, text in lines)
+    return "\n".join(f"{word_part:<{_LABEL}}{text}".rstrip() for word_part, text in lines)
 
 
 def _batch_words(plan: RunPlan) -> list[tuple[str, str]]:

@@ -126,9 +126,8 @@ def _states_to_json(states: ModelStates) -> dict[str, Any]:
 
 def _row(label: str, text: str, indent: int = _LABEL) -> list[str]:
     """`label    text`, wrapped under the text; paths stay whole."""
-    lines = textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
-    labels = [label] + [""] * (len(lines) - 1)
-    return [f"{label:<{indent}}{line}" for label, line in zip(labels, lines, strict=True)]
+    first, *rest = textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
+    return [f"{label:<{indent}}{first}", *(" " * indent + line for line in rest)]
 
 
 def _progress(plan: RunPlan) -> str:

@@ -14,11 +14,12 @@ class LiveLog:
 
     def __init__(self, attempt: Attempt, out: TextIO = sys.stdout):
         self.log, self.metrics, self.failure = attempt.log(0), attempt.metrics, attempt.failure(0)
-        self.read = {self.log: 0, self.metrics: 0}
+        self.read = {self.log: 0, self.metrics: 0}  # bytes that were shown
         self.out = out
         self.bar = _Bar(AttemptPlan.read(attempt).total_steps) if out.isatty() else None
 
     def show_new(self) -> None:
+        """Show what the rank has printed since the last call."""
         for line in self._new_lines(self.log):
             if self.bar is None or not line.startswith("step "):
                 self.say(line)
@@ -27,12 +28,14 @@ class LiveLog:
                 self.bar.update(json.loads(line))
 
     def say(self, text: str) -> None:
+        """Print a line of the launcher's own, above the bar where there is one."""
         if self.bar is not None:
             self.bar.print(text)
         else:
             print(text, file=self.out, flush=True)
 
     def finish(self) -> None:
+        """Show the rest, and leave the terminal as it was."""
         self.show_new()
         if self.bar is not None:
             self.bar.close()
@@ -42,15 +45,17 @@ class LiveLog:
         """Whole lines that were not there before."""
         if not path.exists():
             return []
+        start = self.read[path]
         with open(path, "rb") as file:
-            file.seek(self.read[path])
-            text = file.read()
+            file.seek(start)
+            content = file.read()
         if path == self.log and self.failure.exists():
             # how a run failed is told once, at its end and with the first cause
-            text = text[: max(0, json.loads(self.failure.read_text())["log_size"] - self.read[path])]
-        whole = text[: text.rfind(b"\n") + 1]
-        self.read[path] += len(whole)
-        return whole.decode(errors="replace").splitlines()
+            before_failure = json.loads(self.failure.read_text())["log_size"]
+            content = content[: max(0, before_failure - start)]
+        whole_lines = content[: content.rfind(b"\n") + 1]
+        self.read[path] = start + len(whole_lines)
+        return whole_lines.decode(errors="replace").splitlines()
 
 
 class _Bar:
