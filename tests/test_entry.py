@@ -13,8 +13,6 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +66,7 @@ class Installed:
         command = [str(self.bin / str(words[0])), *map(str, words[1:])]
         theirs = [path for path in sys.path if path.endswith("site-packages")]
         path = os.pathsep.join([str(self.folder), *theirs])
-        variables = ENVIRONMENT | {"PYTHONPATH": path} | environment
+        variables = ENVIRONMENT | {"PYTHONPATH": path, "TMPDIR": str(self.folder)} | environment
         return subprocess.run(
             command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=240, check=False
         )
@@ -79,7 +77,7 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("entry")
     sources, rival, built, environment = (folder / name for name in ("sources", "rival", "built", "environment"))
     copy_sources(sources)
@@ -96,23 +94,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     rivals = next(environment.glob("lib/*/site-packages/configs")) / "__init__.py"
     assert rivals.read_text() == RIVAL["configs/__init__.py"]
     made = Installed(environment / "bin", write_impostors(folder / "work"), next(built.glob("lockstep-*.whl")))
-    with compiled_extension(made):
-        yield made
+    lend_extension(made)
+    return made
 
 
-@contextmanager
-def compiled_extension(installed: Installed) -> Iterator[None]:
-    """Lend it DeepSpeed's extension, which takes 40 s to compile and is the same here."""
+def lend_extension(installed: Installed) -> None:
+    """DeepSpeed's extension, which takes 40 s to compile and is the same here."""
     code = "import lockstep; from train.engines.cpu_extension import make_extension_folder as make; print(make())"
     made = installed.run("python", "-P", "-c", code)
     assert (made.returncode, made.stderr) == (0, "")
     folder = Path(made.stdout.strip())
     folder.rmdir()
     folder.symlink_to(make_extension_folder())
-    try:
-        yield
-    finally:
-        folder.unlink()
 
 
 def copy_sources(folder: Path) -> None:
