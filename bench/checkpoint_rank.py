@@ -34,7 +34,7 @@ from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.engines.deepspeed import ZeroEngine
-from train.resilience.progress import Progress
+from train.progress import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
 NOBODY = SimpleNamespace(given=False, reason=None, since=None)  # train's own stop signal would keep Ctrl-C from us

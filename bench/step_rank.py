@@ -35,10 +35,10 @@ from train.data.stream import micro_batches
 from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema
 from train.models.stable_diffusion import StableDiffusion
+from train.progress import Progress
 from train.reporting.metrics import Metrics
 from train.reporting.metrics_writer import MetricsWriter
 from train.resilience.monitor import RankMonitor
-from train.resilience.progress import Progress
 from train.resilience.skipped import SkippedSteps
 from train.step import StepResult, Trainer
 from train.step_totals import StepTotals

@@ -67,9 +67,6 @@ class LatentShape:
         return cls(vae["latent_channels"], resolution // downscale)
 
 
-NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder or a hub id"
-
-
 def read_pipeline_class(model_index: Path) -> str:
     """The pipeline's class by its `model_index.json`. Raises UserError where the file cannot be read or names none."""
     try:

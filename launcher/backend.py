@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
-from launcher.local_backend import LocalBackend
+from launcher.local.backend import LocalBackend
 from slurm.backend import SlurmBackend
 from slurm.recovery.cause import Cause, find_cause
 from slurm.recovery.requeue import Decision
@@ -29,7 +29,7 @@ __all__ = [  # Cause, find_cause and Decision are pure: what the records tell, w
     "LocalBackend",
     "SlurmBackend",
     "SubmittedJob",
-    "find_active_job",
+    "find_backend_job",
     "find_backend",
     "find_cause",
     "read_submitted_job",
@@ -175,7 +175,7 @@ def find_backend(attempt: Attempt) -> Backend:
     return BACKENDS["slurm" if attempt.nodes.is_file() else "local"]()
 
 
-def find_active_job(run: RunDir, *, besides_lock: bool = False) -> tuple[Backend, BackendJob] | None:
+def find_backend_job(run: RunDir, *, besides_lock: bool = False) -> tuple[Backend, BackendJob] | None:
     """The run's job that runs or may run yet, and whose it is. With `besides_lock` only one that does not hold the
     run's lock: for a caller who takes the lock, or has it.
 

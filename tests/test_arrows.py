@@ -22,10 +22,10 @@ MAY_IMPORT = {
 ORDER = {
     "configs": "errors scalars schema pipelines optimizers reading solve",
     "store": "run dataset checkpoint",
-    "slurm": "site query recovery job lab",
-    "launcher": "format run_lock plan monitor submit manage doctor demo cli",
-    "train": "process_group engines data models objective step resilience context checkpoint reporting loop attempt "
-    "demo __main__",
+    "slurm": "site query recovery job backend lab",
+    "launcher": "format run_lock local backend plan monitor submit manage doctor demo cli",
+    "train": "process_group progress stop_signal context engines data models objective step step_totals resilience "
+    "checkpoint reporting loop attempt demo __main__",
 }
 HEAVY = {"torch", "deepspeed", "diffusers", "transformers"}
 

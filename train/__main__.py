@@ -1,6 +1,6 @@
 """`python -P -m lockstep train RUN_DIR [--attempt N]`: one rank of one attempt. The launcher starts it once per GPU."""
 
-from train.resilience.stop_signal import StopSignal
+from train.stop_signal import StopSignal
 
 STOP = StopSignal()  # before anything slow is imported: a notice that comes early must not kill
 

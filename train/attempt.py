@@ -25,16 +25,16 @@ from train.engines.ema import Ema
 from train.loop import run_steps
 from train.models import load_model
 from train.objective import make_objective
+from train.progress import WAITING_FOR_OTHERS, Progress
 from train.reporting import environment
 from train.reporting.base import Reporter
 from train.reporting.metrics import Metrics
 from train.reporting.metrics_writer import MetricsWriter
 from train.reporting.sample_images import SampleImages
 from train.resilience.monitor import RankMonitor
-from train.resilience.progress import WAITING_FOR_OTHERS, Progress
 from train.resilience.skipped import SkippedSteps
-from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
+from train.stop_signal import StopSignal
 
 
 def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:

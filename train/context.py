@@ -8,8 +8,8 @@ from configs.solve.length import Length
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from train.process_group import World
-from train.resilience.progress import Progress
-from train.resilience.stop_signal import StopSignal
+from train.progress import Progress
+from train.stop_signal import StopSignal
 
 
 @dataclass(frozen=True)

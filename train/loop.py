@@ -10,8 +10,8 @@ from configs.solve.learning_rate import compute_learning_rate
 from store.run.end import End
 from train.checkpoint.saver import Saver
 from train.context import RankContext
+from train.progress import Progress
 from train.reporting.base import Reporter
-from train.resilience.progress import Progress
 from train.resilience.skipped import NonFinite
 from train.step import Trainer
 from train.step_totals import StepTotals

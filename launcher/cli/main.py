@@ -106,7 +106,7 @@ def show_plan(
 @click.option("--local", is_flag=True, help="Train on this machine, without SLURM.")
 @click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or share of the CPUs.")
 @click.option("--fork", metavar="RUN", help="Start a new run from the newest weights of RUN.")
-def start_run(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, fork: str | None) -> None:
+def submit_config(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, fork: str | None) -> None:
     """Check everything, then start or resume a run.
 
     CONFIG is the run's YAML file; KEY=VALUE words override it. SLURM trains the run to its end, however often its jobs

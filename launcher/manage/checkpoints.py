@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
-from launcher.backend import find_active_job
+from launcher.backend import find_backend_job
 from launcher.run_lock import hold_run
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
@@ -56,7 +56,7 @@ def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:
     or by a job, LockstepError where nobody can tell.
     """
     with hold_run(run):
-        active = find_active_job(run, besides_lock=True)  # no process of a cluster's job holds the lock
+        active = find_backend_job(run, besides_lock=True)  # no process of a cluster's job holds the lock
         if active is not None and not active[1].held:
             _, job = active
             end_it = f"end it first: lockstep stop {run.path}, or lockstep cancel {run.path}"

@@ -4,12 +4,7 @@ import json
 from dataclasses import asdict
 
 from launcher.format import format_count, format_size
-from launcher.manage.checkpoints import (
-    CheckpointInfo,
-    compare_checkpoints,
-    describe_checkpoints,
-    prune_checkpoints,
-)
+from launcher.manage.checkpoints import CheckpointInfo, compare_checkpoints, describe_checkpoints, prune_checkpoints
 from store.checkpoint.checkpoints import list_quarantined
 from store.run.run_dir import RunDir
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
-from launcher.backend import find_active_job
+from launcher.backend import find_backend_job
 from store.run.liveness import find_training_attempt
 from store.run.run_dir import RunDir, write_atomic
 
@@ -26,7 +26,7 @@ def request_stop(run: RunDir) -> str:
     unsure = ""
     if find_training_attempt(run) is None:
         try:
-            lives = find_active_job(run) is not None
+            lives = find_backend_job(run) is not None
         except LockstepError as error:  # the request reaches it all the same
             lives, unsure = True, f", if it lives ({error})"
         if not lives:
@@ -43,7 +43,7 @@ def cancel_run(run: RunDir) -> Iterator[str]:
     attempt = find_training_attempt(run)
     if attempt is not None:
         yield request_stop(run)
-    active = find_active_job(run)
+    active = find_backend_job(run)
     if active is None:
         if attempt is None:
             raise UserError(f"{run.path}: is neither training nor in the queue")

@@ -1,6 +1,5 @@
 """From a config to an attempt that is ready to start: everything is checked first, then everything is written."""
 
-import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -120,8 +119,3 @@ def _fixed(config: RunConfig) -> tuple[object, ...]:
     data = config.data
     own = (config.model, config.seed, config.prediction, config.precision, config.ema is not None)
     return (*own, data.resolution, data.crop, data.flip, data.caption_dropout)
-
-
-def threads_per_rank(ranks: int) -> int:
-    """An equal share of this machine's cores, unless OMP_NUM_THREADS says otherwise."""
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // ranks))

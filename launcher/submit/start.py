@@ -4,7 +4,7 @@ import shlex
 
 from configs.errors import UserError
 from configs.schema import RunConfig
-from launcher.backend import Backend, BackendJob, find_active_job
+from launcher.backend import Backend, BackendJob, find_backend_job
 from launcher.run_lock import hold_run
 from launcher.submit.prepare import PreparedRun, is_finished, prepare_run
 from store.run.end import FINISHED, ON_NOTICE
@@ -54,7 +54,7 @@ def check_job(prepared: PreparedRun, backend: Backend) -> tuple[str | None, Back
     """
     if is_finished(prepared):
         return f"is finished; its pipeline is {prepared.run.pipeline}", None
-    active = find_active_job(prepared.run, besides_lock=True)
+    active = find_backend_job(prepared.run, besides_lock=True)
     if active is None:
         return None, None
     owner, job = active

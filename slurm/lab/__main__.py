@@ -1,5 +1,5 @@
 """`python -P -m lockstep slurm.lab`."""
 
-from slurm.lab.cli import main
+from slurm.lab.cli import run_lab_command
 
-main()
+run_lab_command()

@@ -97,7 +97,7 @@ def reconnect_node(number: int) -> None:
     Lab().reconnect_node(number)
 
 
-def main() -> None:
+def run_lab_command() -> None:
     """As a command of its own: a LockstepError becomes its message and its exit code, without a traceback."""
     try:
         lab(prog_name="lab")

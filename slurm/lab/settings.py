@@ -71,6 +71,16 @@ def _hosts(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
+_PARTITIONS = """\
+# high goes before main; both preempt low, whose jobs go back to the queue, and spot, whose jobs are cancelled.
+PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE DefaultTime=10
+PartitionName=main PriorityTier=10 PreemptMode=OFF Default=YES
+PartitionName=high PriorityTier=20 PreemptMode=OFF Default=NO
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=spot PriorityTier=1 PreemptMode=CANCEL GraceTime=15
+"""
+
+
 def _slurm_conf(lab: LabDir, settings: Settings) -> str:
     return f"""\
 ClusterName=lab
@@ -125,13 +135,7 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 {_nodes(settings)}
 
-# high goes before main; both preempt low, whose jobs go back to the queue, and spot, whose jobs are cancelled.
-PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE DefaultTime=10
-PartitionName=main PriorityTier=10 PreemptMode=OFF Default=YES
-PartitionName=high PriorityTier=20 PreemptMode=OFF Default=NO
-PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
-PartitionName=spot PriorityTier=1 PreemptMode=CANCEL GraceTime=15
-
+{_PARTITIONS}
 {settings.extra}
 """
 

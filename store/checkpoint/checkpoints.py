@@ -45,9 +45,7 @@ class Checkpoint:
 
     def open_reader(self) -> "FragmentReader":
         """Its values. Verifies nothing: see `problems`."""
-        from store.checkpoint.fragment_file import (
-            FragmentReader,  # brings numpy: `plan` and `status` only look at names
-        )
+        from store.checkpoint.fragment_file import FragmentReader
 
         return FragmentReader([self.path / file.name for file in self.read_manifest().files])
 

@@ -32,8 +32,8 @@ from store.checkpoint import checkpoints, fragment_file
 from store.run.run_dir import Attempt, RunDir
 from train.checkpoint.snapshot import Snapshot
 from train.engines.ema import Ema
-from train.resilience.stop_signal import StopSignal
 from train.step import Trainer
+from train.stop_signal import StopSignal
 
 SLOW = 0.3  # seconds that a slow rank takes longer for each call, unless the fault has `seconds`
 

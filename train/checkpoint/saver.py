@@ -22,7 +22,7 @@ from train.checkpoint.snapshot import Snapshot
 from train.context import RankContext
 from train.engines.base import Engine
 from train.engines.ema import Ema
-from train.resilience.progress import WAITING_FOR_OTHERS
+from train.progress import WAITING_FOR_OTHERS
 from train.resilience.skipped import NonFinite
 
 ROOM = 1.05  # free space asked for, as a multiple of what the checkpoint holds

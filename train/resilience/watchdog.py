@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from configs.errors import LockstepError
 from train.context import RankContext
+from train.progress import WAITING_FOR_OTHERS
 from train.resilience.failure import report_failure
-from train.resilience.progress import WAITING_FOR_OTHERS
 
 UNRESPONSIVE = 5.0  # seconds without a heartbeat that tell a rank that is stopped or gone from one that waits
 

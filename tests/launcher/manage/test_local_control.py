@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from configs.errors import LockstepError
-from launcher import local_backend
-from launcher.backend import find_active_job
+from launcher.backend import find_backend_job
+from launcher.local import backend
 from launcher.run_lock import hold_run
 from store.run.end import End
 from store.run.run_dir import RunDir
@@ -21,7 +21,7 @@ LAUNCHER = """
 import sys, time
 from pathlib import Path
 from launcher.run_lock import hold_run
-from launcher.submit.local import SignalCounter
+from launcher.local.attempt import SignalCounter
 from store.run.run_dir import RunDir
 with SignalCounter() as notices, hold_run(RunDir(Path(sys.argv[1]))):
     print("holds", flush=True)
@@ -72,27 +72,27 @@ def test_cancel_waits_for_a_run_that_has_saved(desk: Desk, run: RunDir) -> None:
     """Its launcher is not told what it would take for impatience."""
     attempt = add_attempt(run, ago=99)
     with launched(run) as launcher:
-        [job] = local_backend.LocalBackend().query_jobs([str(run.path)]).values()
+        [job] = backend.LocalBackend().query_jobs([str(run.path)]).values()
         assert (job.alive, job.source) == (True, "lock")
         End("notice", 3, None, "stop asked for by Ada").write(attempt)
-        local_backend.LocalBackend().cancel_job(job.id)
+        backend.LocalBackend().cancel_job(job.id)
         assert launcher.poll() is None
 
 
 def test_a_run_on_another_machine_is_cancelled_there(desk: Desk, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """No lock tells of it here, and its ranks give signs of life."""
     add_attempt(run, step=3)
-    monkeypatch.setattr(local_backend, "CANCELLING", 0.0)
-    active = find_active_job(run)
+    monkeypatch.setattr(backend, "CANCELLING", 0.0)
+    active = find_backend_job(run)
     assert active is not None
-    backend, job = active
-    assert (backend.name, job.source) == ("local", "heartbeat")
+    owner, job = active
+    assert (owner.name, job.source) == ("local", "heartbeat")
     with pytest.raises(LockstepError, match=r"still runs on .*; run lockstep cancel there"):
-        backend.cancel_job(job.id)
+        owner.cancel_job(job.id)
 
 
 def test_a_lock_that_nobody_holds_is_no_job(run: RunDir) -> None:
     add_attempt(run, step=3)
     with hold_run(run):
         pass
-    assert find_active_job(run) is None
+    assert find_backend_job(run) is None

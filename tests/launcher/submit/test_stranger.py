@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from launcher.submit.local import LocalAttempt
+from launcher.local.attempt import LocalAttempt
 
 
 @contextlib.contextmanager

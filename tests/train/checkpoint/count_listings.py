@@ -11,7 +11,7 @@ from pathlib import Path
 from store.checkpoint import checkpoints
 from store.run.run_dir import RunDir
 from train.attempt import run_attempt
-from train.resilience.stop_signal import StopSignal
+from train.stop_signal import StopSignal
 
 
 def main(run_dir: str, number: str) -> None:

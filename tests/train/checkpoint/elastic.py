@@ -30,9 +30,9 @@ from train.engines import import_engine
 from train.engines.ema import Ema
 from train.models import load_model
 from train.objective import make_objective
-from train.resilience.progress import Progress
-from train.resilience.stop_signal import StopSignal
+from train.progress import Progress
 from train.step import Trainer
+from train.stop_signal import StopSignal
 
 SAVED, MORE = 3, int(os.environ["MORE"])
 MICRO = {1: 6, 2: 3, 3: 2, 4: 3}

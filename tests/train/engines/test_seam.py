@@ -101,7 +101,7 @@ def test_every_engine_can_be_imported_and_prepared(name: str, monkeypatch: pytes
 def test_what_takes_long_is_done_before_the_ranks_join(tmp_path, monkeypatch, pipeline_folder, image_folder) -> None:
     """A rank that compiles while the others wait in the rendezvous would let them time out."""
     from tests.runs import new_run, next_attempt
-    from train.resilience.stop_signal import StopSignal
+    from train.stop_signal import StopSignal
 
     happened = []
 

@@ -14,8 +14,8 @@ from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
 from tests.shell import until
 from train.context import RankContext
+from train.progress import Progress
 from train.resilience.heartbeat import Heartbeat
-from train.resilience.progress import Progress
 
 PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 STEPS = 2

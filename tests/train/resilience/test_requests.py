@@ -16,8 +16,8 @@ from pathlib import Path
 from store.run.run_dir import RunDir
 from train.context import RankContext
 from train.resilience.control import ControlPoller
-from train.resilience.progress import Progress
-from train.resilience.stop_signal import StopSignal
+from train.progress import Progress
+from train.stop_signal import StopSignal
 
 run, stop = RunDir(Path(sys.argv[1])), StopSignal()
 context = RankContext(run, run.attempt(1), None, None, None, Progress(), stop)

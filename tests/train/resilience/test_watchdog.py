@@ -9,7 +9,7 @@ import pytest
 
 from store.run.run_dir import RunDir
 from train.context import RankContext
-from train.resilience.progress import Progress
+from train.progress import Progress
 from train.resilience.watchdog import Watchdog
 
 

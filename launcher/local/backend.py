@@ -4,7 +4,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,48 +12,18 @@ import psutil
 from configs.errors import LockstepError
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
+from launcher.local.job import LocalJob
 from launcher.run_lock import is_run_held
 from store.run.liveness import find_training_attempt
 from store.run.run_dir import Attempt, RunDir
 from store.run.submission import plan_batch
 
 if TYPE_CHECKING:  # preparing a run needs much that looking at one does not
-    from launcher.submit.local import LocalRuns
+    from launcher.local.attempt import LocalRuns
     from launcher.submit.prepare import PreparedRun
 
 CANCELLING = 30.0  # seconds that the ranks may take to end once they are killed
 _POLL = 0.1
-
-
-@dataclass(frozen=True)
-class LocalJob:
-    """The processes of a run on this machine, or on another one without SLURM that shares the folder."""
-
-    id: str  # the run's folder
-    state: str  # RUNNING, COMPLETED, CANCELLED where it was stopped, UNKNOWN where nothing is under way
-    source: str  # lock, heartbeat or records
-    nodes: str = ""
-    held: bool = False
-    needs_release: bool = False
-    reason: str = ""
-    wait_reason: str = ""
-    start_time: float | None = None
-    end_time: float | None = None
-
-    @property
-    def name(self) -> str:
-        return "the local run"
-
-    @property
-    def alive(self) -> bool:
-        return self.state == "RUNNING"
-
-    @property
-    def over(self) -> bool:
-        return not self.alive
-
-    def describe(self) -> str:
-        return f"running on {self.nodes}"
 
 
 class LocalBackend:
@@ -76,7 +45,7 @@ class LocalBackend:
         return plan_batch(run, config, Shape(1, batch_plan.shape.gpus_per_node))
 
     def check_runs(self, runs: "Sequence[PreparedRun]") -> "list[LocalRuns]":
-        from launcher.submit.local import LocalRuns
+        from launcher.local.attempt import LocalRuns
 
         return [LocalRuns([prepared]) for prepared in runs]
 

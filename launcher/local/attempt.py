@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -22,15 +22,17 @@ from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
 from configs.solve.learning_rate import compute_learning_rate
 from launcher.format import format_count, format_rate
-from launcher.local_backend import LocalJob
-from launcher.submit.live_log import LiveLog
-from launcher.submit.prepare import PreparedRun, threads_per_rank
+from launcher.local.job import LocalJob
+from launcher.local.live_log import LiveLog
 from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import Attempt, RunDir, open_to_append
 from store.run.submission import open_attempt
+
+if TYPE_CHECKING:  # preparing a run imports the backends, and so this
+    from launcher.submit.prepare import PreparedRun
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 3  # seconds the other ranks get to report once one has died
@@ -40,12 +42,12 @@ GRACE = 3  # seconds the other ranks get to report once one has died
 class LocalRuns:
     """Runs that may start here, one after the other."""
 
-    runs: Sequence[PreparedRun]
+    runs: "Sequence[PreparedRun]"
     start: str = "it starts at once"
     note: str | None = None
 
     def submit(
-        self, runs: Sequence[PreparedRun], held: Mapping[Path, str], locks: Mapping[Path, int]
+        self, runs: "Sequence[PreparedRun]", held: Mapping[Path, str], locks: Mapping[Path, int]
     ) -> list[LocalJob]:
         """Train them to their ends, and show it. `held` is empty: nothing waits here. A run's lock goes on to its
         processes, which may outlive this one.
@@ -63,7 +65,7 @@ class LocalRuns:
         return jobs
 
 
-def start_attempt(prepared: PreparedRun, notices: "SignalCounter", lock: int) -> "LocalAttempt":
+def start_attempt(prepared: "PreparedRun", notices: "SignalCounter", lock: int) -> "LocalAttempt":
     """Write the run, open its next attempt, and start the ranks. `lock`: the descriptor of the run's lock."""
     prepared.write()
     attempt = open_attempt(prepared.run, prepared.config, prepared.batch_plan)
@@ -121,7 +123,7 @@ class LocalAttempt:
         command += ["-m", "lockstep", "train", str(run.path), f"--attempt={attempt.number}"]
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
-            "OMP_NUM_THREADS": str(threads_per_rank(count)),
+            "OMP_NUM_THREADS": str(_threads_per_rank(count)),
         }
         if gpus.must_find_gpu(os.environ):
             environment[gpus.GPUS_VARIABLE] = "1"
@@ -243,3 +245,8 @@ def _blocked(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+
+
+def _threads_per_rank(ranks: int) -> int:
+    """An equal share of this machine's cores, unless OMP_NUM_THREADS says otherwise."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // ranks))

@@ -1,0 +1,1 @@
+"""This machine: ranks that are started, watched and ended here, without SLURM."""
