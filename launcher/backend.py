@@ -29,8 +29,8 @@ __all__ = [  # Cause, find_cause and Decision are pure: what the records tell, w
     "LocalBackend",
     "SlurmBackend",
     "SubmittedJob",
-    "find_backend_job",
     "find_backend",
+    "find_backend_job",
     "find_cause",
     "read_submitted_job",
 ]
