@@ -172,7 +172,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend, "slurm": Sl
 
 def find_backend(attempt: Attempt) -> Backend:
     """The one that started the attempt."""
-    return BACKENDS["slurm" if attempt.nodes.is_file() else "local"]()
+    return BACKENDS["slurm" if attempt.allocation_path.is_file() else "local"]()
 
 
 def find_backend_job(run: RunDir, *, besides_lock: bool = False) -> tuple[Backend, BackendJob] | None:

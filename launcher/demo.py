@@ -29,9 +29,9 @@ def run_demo(folder: Path) -> int:
         return exit_code
     run = plan.run_dir
     print("\ndrawing the same 16 prompts before and after", flush=True)
-    exit_code = _run_torch_part("compare", folder, run.pipeline)
+    exit_code = _run_torch_part("compare", folder, run.pipeline_path)
     if exit_code == FINISHED:
-        print(f"\npipeline     {run.pipeline}\npictures     {run.pictures}")
+        print(f"\npipeline     {run.pipeline_path}\npictures     {run.pictures_path}")
         print(f"curves       lockstep tensorboard {run.path}")
     return exit_code
 

@@ -48,7 +48,7 @@ def hold_run(run: RunDir) -> Iterator[int]:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        file = open(open_to_append(run.lock), "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
+        file = open(open_to_append(run.lock_path), "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
     except OSError as error:
         raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
     with file:
@@ -67,7 +67,7 @@ def is_run_held(run: RunDir) -> bool | None:
     A lock of the shared kind is taken for the instant, so that two who ask do not disturb each other.
     """
     try:
-        with open(run.lock, encoding="utf-8") as file:
+        with open(run.lock_path, encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

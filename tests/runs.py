@@ -27,16 +27,16 @@ def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
         "runs": str(folder.parent),
     }
     run = RunDir(folder)
-    write_atomic(run.config, dump_config(RunConfig(**(settings | changes))))
-    write_atomic(run.dataset, format_samples(list_samples(images).samples))
+    write_atomic(run.config_path, dump_config(RunConfig(**(settings | changes))))
+    write_atomic(run.dataset_path, format_samples(list_samples(images).samples))
     return run
 
 
 def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     """Open the next attempt on `ranks` ranks, with `changes` to the config that a resume may make."""
-    config = load_config(run.config).model_copy(update=changes)
-    write_atomic(run.config, dump_config(config))
-    lines = run.dataset.read_text()
+    config = load_config(run.config_path).model_copy(update=changes)
+    write_atomic(run.config_path, dump_config(config))
+    lines = run.dataset_path.read_text()
     Submission(config.model, lines.count("\n"), digest_samples(lines), content="").write(run)
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 

@@ -182,14 +182,14 @@ def test_a_run_is_ours_on_every_rank_to_its_export(installed: Installed) -> None
     assert (exported.returncode, exported.stderr) == (0, "")
     assert (installed.folder / "exported/unet/diffusion_pytorch_model.safetensors").is_file()
 
-    shutil.rmtree(run.pipeline)
-    config = load_config(run.config)
+    shutil.rmtree(run.pipeline_path)
+    config = load_config(run.config_path)
     attempt = open_attempt(run, config, solve_batch(config, Shape(1, 1)))
     slurm = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", "SLURMD_NODENAME": "127.0.0.1"}
     ranked = installed.program("slurm.job.rank_entry", run.path, LOCKSTEP_ATTEMPT=str(attempt.number), **slurm)
     assert ranked.returncode == 0, ranked.stderr + story(run)
     assert End.read(attempt).reason == "finished"
-    assert (run.pipeline / "unet/diffusion_pytorch_model.safetensors").is_file()
+    assert (run.pipeline_path / "unet/diffusion_pytorch_model.safetensors").is_file()
     assert NOT_OURS not in story(run)
 
 

@@ -39,7 +39,7 @@ from train.stop_signal import StopSignal
 
 def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
-    config, plan = load_config(run.config), AttemptPlan.read(attempt)
+    config, plan = load_config(run.config_path), AttemptPlan.read(attempt)
     engine_module = import_engine("deepspeed")  # the only one so far
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     world = process_group.init_process_group(plan.batch_plan.shape.world_size)
@@ -94,9 +94,9 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
 
 def _read_samples(context: RankContext) -> list[Sample]:
     """Raises LockstepError where they are not those that the attempt was planned with."""
-    lines = context.run.dataset.read_text(encoding="utf-8")
+    lines = context.run.dataset_path.read_text(encoding="utf-8")
     if digest_samples(lines) != context.plan.dataset_digest:
-        raise LockstepError(f"{context.run.dataset}: is not the dataset this attempt was planned with")
+        raise LockstepError(f"{context.run.dataset_path}: is not the dataset this attempt was planned with")
     return parse_samples(lines)
 
 
@@ -107,5 +107,5 @@ def _export(context: RankContext, newest: Checkpoint | None) -> None:
         return
     context.progress.set_activity("exporting")
     assert newest is not None  # a run that is finished has saved its last step
-    export_pipeline(context.config, context.plan, newest, context.config.exported, context.run.pipeline)
-    print(f"exported {context.run.pipeline}", flush=True)
+    export_pipeline(context.config, context.plan, newest, context.config.exported, context.run.pipeline_path)
+    print(f"exported {context.run.pipeline_path}", flush=True)

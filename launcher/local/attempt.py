@@ -127,7 +127,7 @@ class LocalAttempt:
         }
         if gpus.must_find_gpu(os.environ):
             environment[gpus.GPUS_VARIABLE] = "1"
-        with open(open_to_append(attempt.launcher_log), "ab") as log, _blocked(signal.SIGUSR2):
+        with open(open_to_append(attempt.launcher_log_path), "ab") as log, _blocked(signal.SIGUSR2):
             self.torchrun = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -182,7 +182,7 @@ class LocalAttempt:
 
     def _end_group(self, process: psutil.Process, rank: int) -> None:
         """A rank has ended: what it had started ends with it, now, while its number cannot be anybody else's yet."""
-        silent = not self.attempt.end.exists() and not self.attempt.failure(rank).exists()
+        silent = not self.attempt.end_path.exists() and not self.attempt.failure_path(rank).exists()
         if silent and self.first_dead is None:
             self.first_dead = rank
         _kill_group(process)
@@ -212,10 +212,10 @@ class LocalAttempt:
         if self.first_dead is not None:
             raise LockstepError(
                 f"rank {self.first_dead} exited without an error report (SIGKILL or out of memory?); "
-                f"its last lines are in {self.attempt.log(self.first_dead)}"
+                f"its last lines are in {self.attempt.log_path(self.first_dead)}"
             )
         problem = "torch's launcher ended before the ranks" if self.started else "the ranks did not start"
-        raise LockstepError(f"{problem}; see {self.attempt.launcher_log}")
+        raise LockstepError(f"{problem}; see {self.attempt.launcher_log_path}")
 
 
 def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> LockstepError:
@@ -225,7 +225,7 @@ def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> Lockstep
     others = f", and {victims} more followed" if victims else ""
     rank = report["rank"]
     text = report["traceback"] or f"{report['message']}\n"
-    return LockstepError(f"{text}rank {rank} failed first{others}; its log is {attempt.log(rank)}")
+    return LockstepError(f"{text}rank {rank} failed first{others}; its log is {attempt.log_path(rank)}")
 
 
 def _kill_group(leader: psutil.Process) -> None:

@@ -64,7 +64,7 @@ class LocalBackend:
         """As two Ctrl-C's do: its launcher kills the ranks. One whose ranks have ended is only waited for."""
         run = RunDir(Path(job))
         attempts = run.attempts()
-        if attempts and not attempts[-1].end.is_file():
+        if attempts and not attempts[-1].end_path.is_file():
             for process in _find_lock_holders(run):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     for number in (signal.SIGTERM, signal.SIGINT):  # two of one kind may arrive as one
@@ -83,7 +83,7 @@ def _look(run: RunDir) -> LocalJob:
     """The newest attempt, where it was started without SLURM, has not ended, and is not left to its fate: the lock dies
     with the processes that hold it. Where this machine cannot tell whether it is held, the ranks' signs of life do."""
     newest = run.attempts()[-1:]
-    if not newest or newest[0].nodes.is_file() or newest[0].end.is_file():
+    if not newest or newest[0].allocation_path.is_file() or newest[0].end_path.is_file():
         return LocalJob(str(run.path), "UNKNOWN", "lock")
     held = is_run_held(run)
     if held:
@@ -97,7 +97,7 @@ def _look(run: RunDir) -> LocalJob:
 def _find_lock_holders(run: RunDir) -> list[psutil.Process]:
     """The processes here that have the run's lock open: the launcher, or torch's launcher where it outlives ours. Of a
     process and its child only the first: it ends the other."""
-    lock = str(run.lock.resolve())
+    lock = str(run.lock_path.resolve())
     holders = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

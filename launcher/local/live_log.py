@@ -13,7 +13,7 @@ class LiveLog:
     """Shows rank 0's log as it grows; on a terminal its `step …` lines become a bar."""
 
     def __init__(self, attempt: Attempt, out: TextIO = sys.stdout):
-        self.log, self.metrics, self.failure = attempt.log(0), attempt.metrics, attempt.failure(0)
+        self.log, self.metrics, self.failure = attempt.log_path(0), attempt.metrics_path, attempt.failure_path(0)
         self.read = {self.log: 0, self.metrics: 0}  # bytes that were shown
         self.out = out
         self.bar = _Bar(AttemptPlan.read(attempt).total_steps) if out.isatty() else None

@@ -69,7 +69,7 @@ def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:
 
 
 def _prune(run: RunDir, keep: int | None) -> list[Checkpoint]:
-    policy = load_config(run.config).checkpoint
+    policy = load_config(run.config_path).checkpoint
     if keep is not None:
         policy = policy.model_copy(update={"keep": keep})
     visible = checkpoints.list_checkpoints(run)

@@ -17,7 +17,7 @@ POLL = 0.2
 def request_save(run: RunDir) -> str:
     if find_training_attempt(run) is None:
         raise UserError(f"{run.path}: is not training now; its checkpoints: lockstep checkpoints {run.path}")
-    write_atomic(run.save_request, _who())
+    write_atomic(run.save_request_path, _who())
     return "asked for a checkpoint after the step under way"
 
 
@@ -31,7 +31,7 @@ def request_stop(run: RunDir) -> str:
             lives, unsure = True, f", if it lives ({error})"
         if not lives:
             raise UserError(f"{run.path}: is neither training nor in the queue")
-    write_atomic(run.stop_request, _who())
+    write_atomic(run.stop_request_path, _who())
     return f"asked to save after the step under way, and to end{unsure}; lockstep submit resumes from there"
 
 
@@ -50,11 +50,11 @@ def cancel_run(run: RunDir) -> Iterator[str]:
         return
     backend, job = active
     if job.state == "RUNNING" and attempt is not None:
-        deadline = time.monotonic() + load_config(run.config).checkpoint.notice_seconds
+        deadline = time.monotonic() + load_config(run.config_path).checkpoint.notice_seconds
         while find_training_attempt(run) is not None and time.monotonic() < deadline:
             time.sleep(POLL)
     backend.cancel_job(job.id)
-    saved = "saved" if attempt is not None and attempt.end.is_file() else "earlier checkpoints are kept"
+    saved = "saved" if attempt is not None and attempt.end_path.is_file() else "earlier checkpoints are kept"
     yield f"{job.name} is cancelled, {saved}; lockstep submit resumes from there"
 
 

@@ -35,8 +35,8 @@ def fork_run(config: RunConfig, parent: str) -> RunConfig:
     run, source = RunDir.for_config(config), RunDir.open(parent)
     if run.path == source.path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
-    forked = config.model_copy(update={"model": str(run.base)})
-    origin_file = run.base / "origin.json"
+    forked = config.model_copy(update={"model": str(run.base_path)})
+    origin_file = run.base_path / "origin.json"
     if origin_file.is_file():
         origin = json.loads(origin_file.read_text())["run"]
         if origin != str(source.path):
@@ -45,7 +45,7 @@ def fork_run(config: RunConfig, parent: str) -> RunConfig:
     newest = find_checkpoint(source, None)
     prepare_run(config.model_copy(update={"model": Submission.read(source).model_folder}))
     with hold_run(run):
-        exit_code = run_export(source, newest.step, "raw", str(run.base))
+        exit_code = run_export(source, newest.step, "raw", str(run.base_path))
         if exit_code:
             error = UserError if exit_code == UserError.exit_code else LockstepError
             raise error(f"{parent}: its weights could not be exported, so there is nothing to fork from")

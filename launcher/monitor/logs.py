@@ -23,7 +23,7 @@ def show_log(run: RunDir, rank: int, number: int | None) -> None:
     attempt = _choose_attempt(run, number)
     if attempt is None:
         raise UserError(f"{run.path}: has begun no attempt yet; it is {_describe_state(status.read_status(run))}")
-    log = attempt.log(rank)
+    log = attempt.log_path(rank)
     if not log.is_file():
         raise UserError(_explain_missing_log(attempt, rank))
     _Tail(log).print_new()
@@ -66,7 +66,7 @@ class _Follower:
 
     def _enter(self, attempt: Attempt) -> None:
         _announce(attempt, self.rank)
-        self.attempt, self.tail = attempt, _Tail(attempt.log(self.rank))
+        self.attempt, self.tail = attempt, _Tail(attempt.log_path(self.rank))
 
     def _print_new(self) -> bool:
         return self.tail is not None and self.tail.print_new()
@@ -122,8 +122,8 @@ def _choose_attempt(run: RunDir, number: int | None) -> Attempt | None:
 
 def _announce(attempt: Attempt, rank: int) -> None:
     line = f"=== attempt {attempt.number}"
-    if attempt.nodes.is_file():
-        allocation = json.loads(attempt.nodes.read_text())
+    if attempt.allocation_path.is_file():
+        allocation = json.loads(attempt.allocation_path.read_text())
         line += f" on {', '.join(allocation['nodes'])}: {allocation['because']}"
     click.echo(line, err=True)
     world_size = _read_world_size(attempt)
@@ -135,7 +135,9 @@ def _explain_missing_log(attempt: Attempt, rank: int) -> str:
     world_size = _read_world_size(attempt)
     if rank >= world_size:
         return f"attempt {attempt.number} has no rank {rank}; its ranks are 0 to {world_size - 1}"
-    return f"{attempt.log(rank)}: is not written yet; the log of what starts the ranks is {attempt.launcher_log}"
+    return (
+        f"{attempt.log_path(rank)}: is not written yet; the log of what starts the ranks is {attempt.launcher_log_path}"
+    )
 
 
 def _read_world_size(attempt: Attempt) -> int:

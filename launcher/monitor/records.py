@@ -77,17 +77,17 @@ def read_records(run: RunDir) -> RunRecords:
     if not attempts:
         return RunRecords(run, job=job)
     newest, end = attempts[-1], End.read(attempts[-1])
-    plan, beat = AttemptPlan.read(newest), newest.heartbeat(0)
+    plan, beat = AttemptPlan.read(newest), newest.heartbeat_path(0)
     return RunRecords(
         run,
         newest,
         end,
         plan.total_steps,
         plan.batch_plan.shape.world_size,
-        read_last_line(run.metrics),
+        read_last_line(run.metrics_path),
         json.loads(beat.read_text()) if end is None and beat.is_file() else None,
         job,
-        json.loads(newest.nodes.read_text()) if newest.nodes.is_file() else None,
+        json.loads(newest.allocation_path.read_text()) if newest.allocation_path.is_file() else None,
     )
 
 
@@ -113,9 +113,9 @@ def find_runs(paths: tuple[str, ...]) -> list[RunDir]:
     for path in paths or ("runs",):
         folder = Path(path).absolute()
         candidates = [folder]
-        if folder.is_dir() and not RunDir(folder).config.is_file():
+        if folder.is_dir() and not RunDir(folder).config_path.is_file():
             candidates = sorted(Path(entry.path) for entry in os.scandir(folder))
-        inside = {candidate: RunDir(candidate) for candidate in candidates if RunDir(candidate).config.is_file()}
+        inside = {candidate: RunDir(candidate) for candidate in candidates if RunDir(candidate).config_path.is_file()}
         if not inside:
             raise UserError(f"{path}: contains no runs; name a run's folder, or a folder of runs")
         runs |= inside

@@ -22,7 +22,7 @@ def serve_tensorboard(folder: str, port: int) -> None:
     Raises UserError where `folder` holds no events, or `port` is taken (0: any free one).
     """
     run = RunDir(Path(folder).absolute())
-    logs = run.tensorboard if run.tensorboard.is_dir() else run.path
+    logs = run.tensorboard_path if run.tensorboard_path.is_dir() else run.path
     if not any(logs.rglob("events.out.tfevents.*")):
         raise UserError(f"{folder}: holds no TensorBoard events yet; name a run's folder, or a folder of runs")
     from tensorboard import program

@@ -46,7 +46,7 @@ def find_failed_attempt(run: RunDir, row: RunStatus) -> Attempt | None:
 def _explain_without_failure(run: RunDir, row: RunStatus) -> str:
     job_failed = row.attempt is None and not row.alive and row.state != "not begun"
     if job_failed:  # in its own first lines, before any rank was started
-        return f"{row.name}: {row.detail}\nlog      {_find_job_output(run) or run.slurm}"
+        return f"{row.name}: {row.detail}\nlog      {_find_job_output(run) or run.slurm_path}"
     return f"nothing failed: {row.name} is {_current_state(row)}"
 
 
@@ -79,15 +79,15 @@ def _list_ranks(ranks: tuple[int, ...]) -> str:
 
 def _find_log(run: RunDir, attempt: Attempt, cause: Cause) -> Path:
     """The log of the rank that failed first; otherwise what its starter wrote."""
-    if cause.rank is not None and attempt.log(cause.rank).is_file():
-        return attempt.log(cause.rank)
-    if attempt.launcher_log.is_file():
-        return attempt.launcher_log
-    return _find_job_output(run) or attempt.launcher_log.parent
+    if cause.rank is not None and attempt.log_path(cause.rank).is_file():
+        return attempt.log_path(cause.rank)
+    if attempt.launcher_log_path.is_file():
+        return attempt.launcher_log_path
+    return _find_job_output(run) or attempt.launcher_log_path.parent
 
 
 def _find_job_output(run: RunDir) -> Path | None:
-    outputs = sorted(run.slurm.glob("*.out"), key=lambda path: path.stat().st_mtime)
+    outputs = sorted(run.slurm_path.glob("*.out"), key=lambda path: path.stat().st_mtime)
     return outputs[-1] if outputs else None
 
 

@@ -106,7 +106,7 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
         length=length,
         dataset_size=dataset_size,
         run_dir=run_dir,
-        started=run_dir.config.exists(),
+        started=run_dir.config_path.exists(),
         newest_step=checkpoints[-1].step if checkpoints else None,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=_plan_memory(config, batch_plan),

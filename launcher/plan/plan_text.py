@@ -24,7 +24,7 @@ def render_plan(plan: RunPlan) -> str:
     lines += _row("disk", _disk(plan))
     lines += _row("shapes", " | ".join(shapes))
     if config.pictures:
-        lines += _row("pictures", str(run_dir.pictures))
+        lines += _row("pictures", str(run_dir.pictures_path))
     for note in plan.notes:
         lines += _row("note", note)
     lines.append(f"{'next':<{_LABEL}}{plan.next_command}")  # never wrapped: it is there to be copied
@@ -104,7 +104,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
             "free_bytes": plan.free_bytes,
         },
         "shapes": [_batch_plan_to_json(batch_plan) for batch_plan in all_batch_plans],
-        "pictures": str(plan.run_dir.pictures) if config.pictures else None,
+        "pictures": str(plan.run_dir.pictures_path) if config.pictures else None,
         "notes": plan.notes,
         "next": plan.next_command,
         "deepspeed": plan.deepspeed,

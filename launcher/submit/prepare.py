@@ -36,10 +36,10 @@ class PreparedRun:
         """Write what all attempts of the run share; what people asked of it before is over."""
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.run.dataset, self.samples)
-            write_atomic(self.run.config, dump_config(self.config))
+            write_atomic(self.run.dataset_path, self.samples)
+            write_atomic(self.run.config_path, dump_config(self.config))
             self.submission.write(self.run)
-            for request in (self.run.stop_request, self.run.save_request):
+            for request in (self.run.stop_request_path, self.run.save_request_path):
                 request.unlink(missing_ok=True)
         except OSError as error:
             cure = "name another folder with runs"
@@ -88,9 +88,9 @@ def check_same_run(ready: PreparedRun) -> None:
     Raises UserError with the differences.
     """
     run, config, attempts = ready.run, ready.config, ready.run.attempts()
-    if not run.config.is_file() or not attempts:
+    if not run.config_path.is_file() or not attempts:
         return
-    before = load_config(run.config)
+    before = load_config(run.config_path)
     changed = [
         f"{name}: {old} → {new}"
         for name, old, new in zip(_FIXED, _fixed(before), _fixed(config), strict=True)

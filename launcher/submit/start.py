@@ -53,7 +53,7 @@ def check_job(prepared: PreparedRun, backend: Backend) -> tuple[str | None, Back
     Raises UserError where the run lives elsewhere than `backend` would start it, LockstepError where nobody can tell.
     """
     if is_finished(prepared):
-        return f"is finished; its pipeline is {prepared.run.pipeline}", None
+        return f"is finished; its pipeline is {prepared.run.pipeline_path}", None
     active = find_backend_job(prepared.run, besides_lock=True)
     if active is None:
         return None, None

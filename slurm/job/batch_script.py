@@ -65,7 +65,7 @@ def begin_attempt(run_dir: str) -> None:
         sys.exit(1)
     # Of the nodes that SLURM gave, those that failed lately are left out, and as many of the rest are taken as can
     # share the batch. Too few are no attempt: SLURM gave them before it was told whom to leave out.
-    config = load_config(run.config)
+    config = load_config(run.config_path)
     given = scontrol.expand_hostnames(os.environ["SLURM_JOB_NODELIST"])
     left_out = _find_nodes_to_exclude(run, history)
     usable = [node for node in given if node not in left_out]
@@ -76,10 +76,10 @@ def begin_attempt(run_dir: str) -> None:
     nodes = usable[: batch_plan.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
-    script = _read_own(run.sbatch)
+    script = _read_own(run.sbatch_path)
     allocation = {"job": job, "nodes": nodes, "left_out": left_out, "because": decision.reason, "batch_host": given[0]}
     attempt = open_attempt(run, config, batch_plan, allocation | _describe_start(job))
-    attempt.sbatch.write_bytes(script)
+    attempt.sbatch_path.write_bytes(script)
     _announce(attempt, job, nodes, "; ".join([decision.reason, *_describe_excluded(left_out)]))
     _print_variables(attempt, _attempt_variables(attempt, batch_plan, nodes, record.site))
 
@@ -131,7 +131,7 @@ def _exit_code(attempt: Attempt, decision: Decision) -> int:
 def _find_nodes_to_exclude(run: RunDir, history: list[Outcome]) -> dict[str, str]:
     """Nodes to leave out, and why: those that failed lately, if the cluster can do without them."""
     bad = find_bad_nodes([outcome for outcome in history if _is_recent(run, outcome)])
-    return bad if bad and scontrol.can_run_without(run.sbatch, bad) else {}
+    return bad if bad and scontrol.can_run_without(run.sbatch_path, bad) else {}
 
 
 def _read_own(path: Path) -> bytes:
@@ -160,7 +160,7 @@ def _print_variables(attempt: Attempt, variables: dict[str, str]) -> None:
     """For the job's script, which evaluates what is printed here."""
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
-    print(f"exec >>{shlex.quote(str(attempt.launcher_log))} 2>&1")  # what srun says belongs to this attempt
+    print(f"exec >>{shlex.quote(str(attempt.launcher_log_path))} 2>&1")  # what srun says belongs to this attempt
 
 
 def _find_output() -> dict[str, object]:
@@ -171,7 +171,7 @@ def _find_output() -> dict[str, object]:
 
 def _is_recent(run: RunDir, outcome: Outcome) -> bool:
     """Whether the attempt is so young that its node is still suspected."""
-    record = run.attempt(outcome.attempt).nodes
+    record = run.attempt(outcome.attempt).allocation_path
     return record.is_file() and time.time() - float(json.loads(record.read_text())["time"]) < EXPIRY
 
 
@@ -199,7 +199,7 @@ def _announce(attempt: Attempt, job: str, nodes: list[str], reason: str) -> None
 
 
 def _log(attempt: Attempt, text: str) -> None:
-    with open(attempt.launcher_log, "a", encoding="utf-8") as log:
+    with open(attempt.launcher_log_path, "a", encoding="utf-8") as log:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} attempt {attempt.number}: {text}", file=log)
 
 

@@ -39,7 +39,7 @@ def run_rank(run_dir: str) -> None:
 def _announce(attempt: Attempt, interface: str | None) -> dict[str, str]:
     """Rank 0: find a free port on its own node, and say so in the attempt's folder."""
     meeting = {"MASTER_ADDR": _address(interface), "MASTER_PORT": str(_free_port())}
-    write_json(attempt.rendezvous, meeting)
+    write_json(attempt.rendezvous_path, meeting)
     return meeting
 
 
@@ -48,10 +48,10 @@ def _wait_for(attempt: Attempt) -> dict[str, str]:
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
             os.listdir(attempt.path)  # makes an NFS client look again
-            meeting: dict[str, str] = json.loads(attempt.rendezvous.read_text())
+            meeting: dict[str, str] = json.loads(attempt.rendezvous_path.read_text())
             return meeting
         time.sleep(0.1)
-    raise LockstepError(f"{attempt.rendezvous}: rank 0 has not said where to meet after {PATIENCE} s")
+    raise LockstepError(f"{attempt.rendezvous_path}: rank 0 has not said where to meet after {PATIENCE} s")
 
 
 def _address(interface: str | None) -> str:

@@ -26,11 +26,11 @@ class JobRecord:
 
     def write(self, run: RunDir) -> None:
         fields = {"id": self.id, "after_attempt": self.after_attempt, "submitted": self.submitted}
-        write_json(run.job, fields | {"site": self.site.model_dump(mode="json")})
+        write_json(run.job_path, fields | {"site": self.site.model_dump(mode="json")})
 
     @classmethod
     def read(cls, run: RunDir) -> "JobRecord":
-        fields = json.loads(run.job.read_text())
+        fields = json.loads(run.job_path.read_text())
         return cls(**fields | {"site": Site(**fields["site"])})
 
 
@@ -39,11 +39,11 @@ def find_active_job(run: RunDir) -> queue.Job | None:
 
     Raises LockstepError where nobody can tell: SLURM does not answer, or the ranks contradict it.
     """
-    if not run.job.is_file():
+    if not run.job_path.is_file():
         return None
     record = JobRecord.read(run)
     name = f"job {record.id}" if record.id else "a job"
-    way_out = f"ask where that job runs; if that cluster is no more, remove {run.job}"
+    way_out = f"ask where that job runs; if that cluster is no more, remove {run.job_path}"
     if not queue.has_slurm():
         if _came_to_its_end(run, record):
             return None
@@ -61,7 +61,7 @@ def find_active_job(run: RunDir) -> queue.Job | None:
         return job
     is_certain = job.state != queue.UNKNOWN and job.source != "sacct"  # the controller's own word
     attempt = find_training_attempt(run)
-    if not is_certain and attempt is not None and attempt.nodes.is_file():
+    if not is_certain and attempt is not None and attempt.allocation_path.is_file():
         raise LockstepError(
             f"{run.path}: SLURM here knows no living job{f' {record.id}' if record.id else ''} of it, but ranks of "
             f"attempt {attempt.number} gave a sign of life within the last {FRESH:.0f} s; ask where that job runs, or "
@@ -97,7 +97,7 @@ def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
 
 def _starts(script: Path, job: str, run: RunDir) -> bool:
     """Whether job `job`, made from `script`, is the run's own, or the task of a sweep's array that belongs to it."""
-    if script.parent == run.slurm:
+    if script.parent == run.slurm_path:
         return True
     runs = script.parent / ARRAY
     if script.parent.parent != run.path.parent / SWEEPS or not runs.is_file():

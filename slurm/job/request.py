@@ -96,7 +96,7 @@ class SbatchRequest:
         if len(self.runs) > 1:
             write_json(self.folder / ARRAY, [str(run.path) for run in self.runs])
         for run in self.runs:
-            write_atomic(run.sbatch, self.text)
+            write_atomic(run.sbatch_path, self.text)
         job = _queue(self.folder, self.text)
         return [f"{job}_{task}" for task in range(len(self.runs))] if len(self.runs) > 1 else [job]
 
@@ -105,13 +105,13 @@ def request_run(run: RunDir, name: str, terms: JobTerms) -> SbatchRequest:
     """The one job that trains `run` to its end."""
     text = _make_sbatch_string(
         command=_rank_command(terms.site),
-        folder=run.slurm,
+        folder=run.slurm_path,
         job_name=name,
         setup=_setup(_quoted(run.path), terms.site),
         teardown=_teardown(),
         **terms.parameters(),
     )
-    return SbatchRequest(run.slurm, text, str(terms), (run,))
+    return SbatchRequest(run.slurm_path, text, str(terms), (run,))
 
 
 def request_array(folder: Path, runs: Sequence[RunDir], name: str, terms: JobTerms) -> SbatchRequest:

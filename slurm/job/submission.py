@@ -64,7 +64,7 @@ class JobSubmission(Generic[R]):
         nobody tells whether there is one, or where somebody has just released a held job.
         """
         request = self.request if list(runs) == list(self.runs) else make_request(runs, self.terms)
-        for folder in (request.folder, *(prepared.run.slurm for prepared in runs)):
+        for folder in (request.folder, *(prepared.run.slurm_path for prepared in runs)):
             make_output_folder(folder)
         for prepared in runs:
             if prepared.run.path in held:

@@ -161,11 +161,11 @@ def _others(failed: list[int], rank: int) -> tuple[int, ...]:
 
 def _srun_output(attempt: Attempt) -> str:
     """srun's words, and this attempt's part of the job's output."""
-    said = attempt.launcher_log.read_text(errors="replace") if attempt.launcher_log.is_file() else ""
-    if not attempt.nodes.is_file():
+    said = attempt.launcher_log_path.read_text(errors="replace") if attempt.launcher_log_path.is_file() else ""
+    if not attempt.allocation_path.is_file():
         return said
-    where = json.loads(attempt.nodes.read_text())["output"]
-    following = Attempt(attempt.path.with_name(f"{attempt.number + 1:04d}")).nodes
+    where = json.loads(attempt.allocation_path.read_text())["output"]
+    following = Attempt(attempt.path.with_name(f"{attempt.number + 1:04d}")).allocation_path
     end = json.loads(following.read_text())["output"] if following.is_file() else {}
     if not where or not Path(where["path"]).is_file():
         return said

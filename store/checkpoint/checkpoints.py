@@ -74,7 +74,7 @@ class Checkpoint:
         identity, run = manifest.identity, RunDir(self.path.parent.parent)
         if identity.run != run.path.name:
             return [f"{self.path}: belongs to the run {identity.run}"]
-        plan = run.attempt(self.attempt).plan
+        plan = run.attempt(self.attempt).plan_path
         if plan.is_file() and AttemptPlan.read(run.attempt(self.attempt)).nonce != identity.nonce:
             return [f"{self.path}: belongs to another attempt {self.attempt} of a run of this name"]
         listed = {file.name for file in manifest.files}
@@ -106,17 +106,17 @@ class ResumePoint:
     nonce: str
 
     def write(self, attempt: Attempt) -> None:
-        write_json(attempt.resume, asdict(self))
+        write_json(attempt.resume_path, asdict(self))
 
     @classmethod
     def read(cls, attempt: Attempt) -> "ResumePoint | None":
-        return cls(**json.loads(attempt.resume.read_text())) if attempt.resume.is_file() else None
+        return cls(**json.loads(attempt.resume_path.read_text())) if attempt.resume_path.is_file() else None
 
 
 def list_checkpoints(run: RunDir) -> list[Checkpoint]:
     """The committed checkpoints that count, oldest first."""
     found = []
-    for path in run.checkpoints.iterdir() if run.checkpoints.is_dir() else ():
+    for path in run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ():
         if match := _NAME.fullmatch(path.name):
             found.append(Checkpoint(path, int(match[1]), int(match[2])))
     resumed = {attempt.number: record.step for attempt in run.attempts() if (record := ResumePoint.read(attempt))}
@@ -128,7 +128,7 @@ def list_checkpoints(run: RunDir) -> list[Checkpoint]:
 
 def record_saved_checkpoint(attempt: Attempt, checkpoint: Path) -> None:
     """Note down what `attempt` has just committed, outside the folder that holds it."""
-    write_json(attempt.saved, {"checkpoint": checkpoint.name})
+    write_json(attempt.saved_path, {"checkpoint": checkpoint.name})
 
 
 def find_recorded_checkpoint(run: RunDir) -> str | None:
@@ -137,7 +137,7 @@ def find_recorded_checkpoint(run: RunDir) -> str | None:
     Raises LockstepError, naming the file, for a record that does not read.
     """
     for attempt in reversed(run.attempts()):
-        for path in (attempt.saved, attempt.end, attempt.resume):
+        for path in (attempt.saved_path, attempt.end_path, attempt.resume_path):
             try:
                 name = json.loads(path.read_text())["checkpoint"] if path.is_file() else None
             except (ValueError, KeyError, TypeError) as error:
@@ -160,21 +160,21 @@ def find_checkpoint(run: RunDir, step: int | None) -> Checkpoint:
 
 
 def list_quarantined(run: RunDir) -> list[Path]:
-    return sorted(run.checkpoints.glob(_QUARANTINE + "*"))
+    return sorted(run.checkpoints_path.glob(_QUARANTINE + "*"))
 
 
 def committed_path(run: RunDir, step: int, attempt: int) -> Path:
-    return run.checkpoints / f"step-{step:08d}-a{attempt:04d}"
+    return run.checkpoints_path / f"step-{step:08d}-a{attempt:04d}"
 
 
 def temporary_path(run: RunDir, step: int, attempt: int) -> Path:
     """Where it is written before it is committed; the same name on every rank, with no clock in it."""
-    return run.checkpoints / f"{_TEMPORARY}step-{step:08d}-a{attempt:04d}"
+    return run.checkpoints_path / f"{_TEMPORARY}step-{step:08d}-a{attempt:04d}"
 
 
 def remove_partial(run: RunDir) -> None:
     """Remove what earlier attempts left half-written. Only for the one attempt that holds the run."""
-    for path in run.checkpoints.glob(_TEMPORARY + "*"):
+    for path in run.checkpoints_path.glob(_TEMPORARY + "*"):
         shutil.rmtree(path)
 
 

@@ -26,8 +26,8 @@ class AttemptPlan:
         return BatchPlan(Shape(self.nodes, self.gpus_per_node), self.micro_batch, self.gradient_accumulation_steps)
 
     def write(self, attempt: Attempt) -> None:
-        write_json(attempt.plan, asdict(self))
+        write_json(attempt.plan_path, asdict(self))
 
     @classmethod
     def read(cls, attempt: Attempt) -> "AttemptPlan":
-        return cls(**json.loads(attempt.plan.read_text()))
+        return cls(**json.loads(attempt.plan_path.read_text()))

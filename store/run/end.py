@@ -34,9 +34,9 @@ class End:
         return FINISHED if self.reason == "finished" else ON_NOTICE
 
     def write(self, attempt: Attempt) -> None:
-        write_json(attempt.end, asdict(self))
+        write_json(attempt.end_path, asdict(self))
 
     @classmethod
     def read(cls, attempt: Attempt) -> "End | None":
         """The end record of `attempt`, or None: still running, failed, or lost."""
-        return cls(**json.loads(attempt.end.read_text())) if attempt.end.is_file() else None
+        return cls(**json.loads(attempt.end_path.read_text())) if attempt.end_path.is_file() else None

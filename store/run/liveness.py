@@ -10,7 +10,7 @@ FRESH = 30.0  # seconds for which a sign of life counts
 def find_training_attempt(run: RunDir) -> Attempt | None:
     """The newest attempt, where its ranks give signs of life."""
     newest = run.attempts()[-1:]
-    if not newest or newest[0].end.is_file():
+    if not newest or newest[0].end_path.is_file():
         return None
     times = [beat["time"] for beat in newest[0].heartbeats().values()]
     return newest[0] if times and time.time() - max(times) < FRESH else None

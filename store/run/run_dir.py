@@ -88,67 +88,69 @@ class Attempt:
         return int(self.path.name)
 
     @property
-    def plan(self) -> Path:
+    def plan_path(self) -> Path:
         return self.path / "plan.json"
 
     @property
-    def deepspeed(self) -> Path:
+    def deepspeed_path(self) -> Path:
         return self.path / "deepspeed.json"
 
     @property
-    def environment(self) -> Path:
+    def environment_path(self) -> Path:
         return self.path / "environment.json"
 
     @property
-    def code_diff(self) -> Path:
+    def code_diff_path(self) -> Path:
         """What was changed in Lockstep's own code since its commit."""
         return self.path / "code.diff"
 
     @property
-    def resume(self) -> Path:
+    def resume_path(self) -> Path:
         return self.path / "resume.json"
 
     @property
-    def saved(self) -> Path:
+    def saved_path(self) -> Path:
         """The newest checkpoint that it committed, for the day on which the checkpoints' folder is away."""
         return self.path / "saved.json"
 
     @property
-    def metrics(self) -> Path:
+    def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
     @property
-    def end(self) -> Path:
+    def end_path(self) -> Path:
         return self.path / "end.json"
 
     @property
-    def rendezvous(self) -> Path:
+    def rendezvous_path(self) -> Path:
         return self.path / "rendezvous.json"
 
     @property
-    def sbatch(self) -> Path:
+    def sbatch_path(self) -> Path:
         return self.path / "job.sbatch"
 
     @property
-    def nodes(self) -> Path:
+    def allocation_path(self) -> Path:
         return self.path / "nodes.json"
 
     @property
     def time_is_over(self) -> float | None:
         """When SLURM ends it at the latest, in seconds since the epoch; None where nothing does."""
-        return json.loads(self.nodes.read_text()).get("time_is_over") if self.nodes.is_file() else None
+        return (
+            json.loads(self.allocation_path.read_text()).get("time_is_over") if self.allocation_path.is_file() else None
+        )
 
     @property
-    def launcher_log(self) -> Path:
+    def launcher_log_path(self) -> Path:
         return self.path / "logs" / "launcher.log"
 
-    def log(self, rank: int) -> Path:
+    def log_path(self, rank: int) -> Path:
         return self.path / "logs" / f"rank-{rank:04d}.log"
 
-    def heartbeat(self, rank: int) -> Path:
+    def heartbeat_path(self, rank: int) -> Path:
         return self.path / "heartbeats" / f"rank-{rank:04d}.json"
 
-    def failure(self, rank: int) -> Path:
+    def failure_path(self, rank: int) -> Path:
         return self.path / "failures" / f"rank-{rank:04d}.json"
 
     def heartbeats(self) -> dict[int, dict[str, Any]]:
@@ -172,7 +174,7 @@ class RunDir:
     def open(cls, folder: str | Path) -> "RunDir":
         """The run in `folder`. Raises UserError where there is none."""
         run = cls(Path(os.path.abspath(folder)))  # without `..`, as its jobs' scripts have it
-        if not run.config.is_file():
+        if not run.config_path.is_file():
             raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
         return run
 
@@ -182,74 +184,74 @@ class RunDir:
         return cls(Path(config.runs, config.name))
 
     @property
-    def config(self) -> Path:
+    def config_path(self) -> Path:
         return self.path / "run.yaml"
 
     @property
-    def submission(self) -> Path:
+    def submission_path(self) -> Path:
         return self.path / "submission.json"
 
     @property
-    def job(self) -> Path:
+    def job_path(self) -> Path:
         return self.path / "job.json"
 
     @property
-    def slurm(self) -> Path:
+    def slurm_path(self) -> Path:
         """Jobs' scripts, and what their batch shells and srun print. Only its owner may write in it."""
         return self.path / "slurm"
 
     @property
-    def sbatch(self) -> Path:
+    def sbatch_path(self) -> Path:
         """The text that sbatch got for the newest job."""
-        return self.slurm / "job.sbatch"
+        return self.slurm_path / "job.sbatch"
 
     @property
-    def control(self) -> Path:
+    def control_path(self) -> Path:
         """Requests from people: a file each, which holds who asked."""
         return self.path / "control"
 
     @property
-    def stop_request(self) -> Path:
-        return self.control / "stop"
+    def stop_request_path(self) -> Path:
+        return self.control_path / "stop"
 
     @property
-    def save_request(self) -> Path:
-        return self.control / "save"
+    def save_request_path(self) -> Path:
+        return self.control_path / "save"
 
     @property
-    def lock(self) -> Path:
+    def lock_path(self) -> Path:
         return self.path / "lock"
 
     @property
-    def dataset(self) -> Path:
+    def dataset_path(self) -> Path:
         return self.path / "dataset.jsonl"
 
     @property
-    def metrics(self) -> Path:
+    def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
     @property
-    def tensorboard(self) -> Path:
+    def tensorboard_path(self) -> Path:
         return self.path / "tensorboard"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints_path(self) -> Path:
         return self.path / "checkpoints"
 
     @property
-    def pictures(self) -> Path:
+    def pictures_path(self) -> Path:
         return self.path / "pictures"
 
-    def pictures_at(self, step: int) -> Path:
-        return self.pictures / f"step-{step:08d}"
+    def pictures_path_at(self, step: int) -> Path:
+        return self.pictures_path / f"step-{step:08d}"
 
     @property
-    def base(self) -> Path:
+    def base_path(self) -> Path:
         """A fork's base model: the weights of the run that it was forked from."""
         return self.path / "base"
 
     @property
-    def pipeline(self) -> Path:
+    def pipeline_path(self) -> Path:
         return self.path / "pipeline"
 
     def attempts(self) -> list[Attempt]:
@@ -276,5 +278,5 @@ class RunDir:
             except FileExistsError:
                 number += 1
             else:
-                attempt.launcher_log.parent.mkdir(PRIVATE)
+                attempt.launcher_log_path.parent.mkdir(PRIVATE)
                 return attempt

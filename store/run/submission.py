@@ -23,11 +23,11 @@ class Submission:
     content: str  # digest of all that decides what comes of the run: config, code, samples, model
 
     def write(self, run: RunDir) -> None:
-        write_json(run.submission, asdict(self))
+        write_json(run.submission_path, asdict(self))
 
     @classmethod
     def read(cls, run: RunDir) -> "Submission":
-        return cls(**json.loads(run.submission.read_text()))
+        return cls(**json.loads(run.submission_path.read_text()))
 
     def plan(self, config: RunConfig, batch_plan: BatchPlan) -> AttemptPlan:
         """The next attempt on the shape of `batch_plan`."""
@@ -59,8 +59,8 @@ def open_attempt(
     """
     plan = Submission.read(run).plan(config, batch_plan)
     attempt = run.open_attempt()
-    write_json(attempt.deepspeed, deepspeed.render_deepspeed(config, batch_plan))
+    write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(config, batch_plan))
     if allocation is not None:
-        write_json(attempt.nodes, allocation)
+        write_json(attempt.allocation_path, allocation)
     plan.write(attempt)
     return attempt

@@ -100,8 +100,8 @@ class Desk:
 def begun(run: RunDir, **changes: Any) -> Attempt:
     """An attempt that SLURM started on this very dataset."""
     attempt = add_attempt(run, on=("node1",), **changes)
-    plan = json.loads(attempt.plan.read_text())
-    write_json(attempt.plan, plan | {"dataset_digest": Submission.read(run).dataset_digest})
+    plan = json.loads(attempt.plan_path.read_text())
+    write_json(attempt.plan_path, plan | {"dataset_digest": Submission.read(run).dataset_digest})
     return attempt
 
 

@@ -25,7 +25,7 @@ def make_run(runs: Path, name: str, *, job: str | None = None, after: int = 0) -
     run = RunDir(runs / name)
     run.path.mkdir(parents=True)
     config = RunConfig(name=name, model="me/mine", data={"images": "/images"}, batch=8, steps=STEPS, runs=str(runs))
-    run.config.write_text(dump_config(config))
+    run.config_path.write_text(dump_config(config))
     if job:
         JobRecord(job, Site(), after, time.time()).write(run)
     return run
@@ -49,14 +49,14 @@ def add_attempt(
     if on:
         record = JobRecord.read(run)
         where = {"job": record.id, "nodes": list(on), "left_out": {}, "time": time.time(), "because": "first attempt"}
-        write_json(attempt.nodes, where | {"batch_host": on[0], "output": {}})
+        write_json(attempt.allocation_path, where | {"batch_host": on[0], "output": {}})
     for rank in range(ranks):
         host = on[rank % len(on)] if on else socket.gethostname()
         beat = {"time": time.time() - ago, "rank": rank, "step": step, "doing": "training", "since": time.time() - ago}
-        attempt.heartbeat(rank).parent.mkdir(exist_ok=True)
-        attempt.heartbeat(rank).write_text(json.dumps(beat | {"host": host, "pid": os.getpid()}))
-        attempt.log(rank).write_text(f"rank {rank} of attempt {attempt.number}\n")
-    with open(run.metrics, "a") as file:
+        attempt.heartbeat_path(rank).parent.mkdir(exist_ok=True)
+        attempt.heartbeat_path(rank).write_text(json.dumps(beat | {"host": host, "pid": os.getpid()}))
+        attempt.log_path(rank).write_text(f"rank {rank} of attempt {attempt.number}\n")
+    with open(run.metrics_path, "a") as file:
         for done in range(max(step - 5, 1), step + 1):
             file.write(json.dumps({"step": done, "time": 0.0, "loss/train": 1 / done, "time/step_s": 2.0}) + "\n")
     if end:
@@ -67,7 +67,7 @@ def add_attempt(
 def add_failure(attempt: Attempt, rank: int, host: str, message: str, when: float, **changes: object) -> None:
     report = {"time": when, "rank": rank, "host": host, "pid": 1, "log_size": 0, "error": "RuntimeError"}
     report |= {"message": message, "peer_lost": "closed by peer" in message, "traceback": "", "exit_code": 1}
-    write_json(attempt.failure(rank), report | changes)
+    write_json(attempt.failure_path(rank), report | changes)
 
 
 class FakeSlurm:
@@ -108,7 +108,7 @@ def many(runs: Path, finished: int, live: int) -> list[str]:
         for job in range(first, first + count):
             run = RunDir(runs / f"{kind}-{job}")
             shutil.copytree(templates / kind, run.path)
-            run.job.write_text(run.job.read_text().replace('"id": "0"', f'"id": "{job}"'))
+            run.job_path.write_text(run.job_path.read_text().replace('"id": "0"', f'"id": "{job}"'))
             if kind == "live":
                 lines.append(f"{job}|RUNNING|None|node1|{moment(-60)}|{moment(3600)}")
     return lines

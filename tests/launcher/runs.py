@@ -42,12 +42,14 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
 
 
 def end_of(run: RunDir, attempt: int) -> dict[str, Any]:
-    end: dict[str, Any] = json.loads(run.attempt(attempt).end.read_text())
+    end: dict[str, Any] = json.loads(run.attempt(attempt).end_path.read_text())
     return end
 
 
 def board_of(run: RunDir) -> EventAccumulator:
-    return EventAccumulator(str(run.tensorboard / run.path.name), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(
+        str(run.tensorboard_path / run.path.name), size_guidance={"scalars": 0, "images": 0}
+    ).Reload()
 
 
 class Trained:
@@ -68,7 +70,7 @@ class Trained:
         leave_a_stale_lock()
         self.ended = lockstep("submit", self.file, *LOCAL, 2, cwd=hostile, PYTHONPATH=str(hostile))
         self.attempt = self.run.attempt(1)
-        self.metrics = metrics_of(self.run.metrics)
+        self.metrics = metrics_of(self.run.metrics_path)
 
 
 def leave_a_stale_lock() -> None:

@@ -150,7 +150,7 @@ class Run:
 
     @property
     def job(self) -> str:
-        return json.loads(self.dir.job.read_text())["id"]
+        return json.loads(self.dir.job_path.read_text())["id"]
 
     def shown(self, what: str) -> str:
         """What squeue shows of the job, in its own format, also after the end."""
@@ -179,13 +179,13 @@ class Run:
     def story(self) -> str:
         """For people, when a test fails."""
         parts = [self.cluster.run("squeue", "-t", "all").stdout, self.cluster.run("sinfo", "-N").stdout]
-        for path in (*self.dir.slurm.glob("*.out"), *self.dir.path.glob("attempts/*/logs/*")):
+        for path in (*self.dir.slurm_path.glob("*.out"), *self.dir.path.glob("attempts/*/logs/*")):
             parts.append(f"--- {path}\n{path.read_text(errors='replace')[-1500:]}")
         return "\n".join(parts)
 
     def trains(self, attempt: int = 1, steps: int = 2, seconds: float = 120) -> Attempt:
         """Wait until `attempt` has made `steps` steps of its own."""
-        self.until(lambda: len(lines(self.dir.attempt(attempt).metrics)) >= steps or self.is_over(), seconds)
+        self.until(lambda: len(lines(self.dir.attempt(attempt).metrics_path)) >= steps or self.is_over(), seconds)
         assert not self.is_over(), self.story()
         return self.dir.attempt(attempt)
 
@@ -215,17 +215,17 @@ class Run:
         starts = [ResumePoint.read(attempt).step for attempt in attempts]
         kept = []
         for attempt, first, last in zip(attempts, starts, [*starts[1:], steps], strict=True):
-            made = lines(attempt.metrics)
+            made = lines(attempt.metrics_path)
             assert [line["step"] for line in made] == list(range(first + 1, first + 1 + len(made)))
             kept += [line for line in made if line["step"] <= last]
         assert [line["step"] for line in kept] == list(range(1, steps + 1))
-        assert lines(self.dir.metrics) == kept
+        assert lines(self.dir.metrics_path) == kept
         assert [line["totals/samples_seen"] for line in kept] == [
             line["step"] * kept[0]["totals/samples_seen"] for line in kept
         ]
 
     def losses(self) -> list[float]:
-        return [line["loss/train"] for line in lines(self.dir.metrics)]
+        return [line["loss/train"] for line in lines(self.dir.metrics_path)]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

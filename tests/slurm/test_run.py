@@ -75,7 +75,7 @@ def check_same_losses(run: Run, calm: Run) -> None:
 
 
 def nodes_of(run: Run, attempt: int) -> list[str]:
-    return json.loads(run.dir.attempt(attempt).nodes.read_text())["nodes"]
+    return json.loads(run.dir.attempt(attempt).allocation_path.read_text())["nodes"]
 
 
 def is_rank(process: psutil.Process, run: Run) -> bool:
@@ -100,7 +100,7 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
     assert outside.returncode == 0, outside.stderr
     sent = cluster.folder / "sent"
     cluster.run("scontrol", "write", "batch_script", run.job, sent, check=True)
-    assert run.dir.sbatch.read_bytes() == outside.stdout.encode()
+    assert run.dir.sbatch_path.read_bytes() == outside.stdout.encode()
     assert sent.read_bytes() == outside.stdout.encode()
 
     assert run.finish() == "COMPLETED", run.story()
@@ -111,7 +111,7 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
     beats = run.dir.attempt(1).heartbeats()
     assert [beats[rank]["host"] for rank in range(4)] == ["node1", "node1", "node2", "node2"]
     run.check_consumed_once(6)
-    assert StableDiffusionPipeline.from_pretrained(run.dir.pipeline, safety_checker=None).unet.num_parameters() > 0
+    assert StableDiffusionPipeline.from_pretrained(run.dir.pipeline_path, safety_checker=None).unet.num_parameters() > 0
     assert not list(Path.cwd().glob("pwned")) + list(cluster.folder.rglob("pwned"))
     assert "is finished; its pipeline is" in run.submit()
     assert cluster.queue() == []
@@ -148,7 +148,7 @@ def test_killed_rank(cluster: Cluster, calm: Run) -> None:
     run.rank(1).kill()
     assert run.finish() == "COMPLETED", run.story()
     assert run.ends() == [None, "finished"]
-    log = run.dir.attempt(1).launcher_log.read_text()
+    log = run.dir.attempt(1).launcher_log_path.read_text()
     assert "rank 1 on node2 was killed from outside" in log, log
     record = ResumePoint.read(run.dir.attempt(2))
     assert record is not None
@@ -168,9 +168,9 @@ def test_a_fork_from_inside_a_job(cluster: Cluster, calm: Run) -> None:
     assert run.finish() == "COMPLETED", run.story()
     assert run.shown("%j %D") == "fork 2"
     assert run.ends() == ["finished"]
-    base, parents = load_file(run.dir.base / "unet" / "diffusion_pytorch_model.safetensors"), values(calm.dir)
+    base, parents = load_file(run.dir.base_path / "unet" / "diffusion_pytorch_model.safetensors"), values(calm.dir)
     assert all(np.array_equal(value.flatten(), parents["weights", name]) for name, value in base.items())
-    assert AttemptPlan.read(run.dir.attempt(1)).model_folder == str(run.dir.base)
+    assert AttemptPlan.read(run.dir.attempt(1)).model_folder == str(run.dir.base_path)
     run.check_consumed_once(4)
 
 
@@ -187,7 +187,7 @@ def test_crash_at_every_start_is_held(cluster: Cluster) -> None:
     why = cluster.lockstep("why", run.dir.path).stdout
     assert "JSONDecodeError" in why
     assert "fix the cause, then run lockstep submit again" in why
-    assert lines(run.dir.metrics) == []
+    assert lines(run.dir.metrics_path) == []
 
 
 def test_a_rank_that_finds_no_gpu_stops_instead_of_training_on_the_cpu(cluster: Cluster) -> None:
@@ -311,7 +311,7 @@ def test_time_limit_twice(cluster: Cluster) -> None:
     for attempt in (1, 2):
         run.trains(attempt)
         cluster.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+45", check=True)
-        run.until(run.dir.attempt(attempt).end.exists)
+        run.until(run.dir.attempt(attempt).end_path.exists)
     run.trains(3)  # with a limit as short as the last one's rest
     cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=30", check=True)
     assert run.finish(600) == "COMPLETED", run.story()
@@ -335,7 +335,7 @@ def test_node_without_power(cluster: Cluster, calm: Run) -> None:
     assert nodes_of(run, 1) == ["node1", "node2", "node3"]
     assert run.ends() == [None, "finished"]
     assert nodes_of(run, 2) == ["node1", "node3"]
-    assert "node2" in json.loads(run.dir.attempt(2).nodes.read_text())["because"]
+    assert "node2" in json.loads(run.dir.attempt(2).allocation_path.read_text())["because"]
     run.check_consumed_once()
     check_same_losses(run, calm)
 
@@ -367,7 +367,7 @@ def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
     assert [newer.heartbeats()[rank]["host"] for rank in range(2)] == others
     assert len(newer.heartbeats()) == 2
     assert newer.failures() == []
-    assert "attempt 1:" not in newer.launcher_log.read_text()
+    assert "attempt 1:" not in newer.launcher_log_path.read_text()
     record = ResumePoint.read(newer)
     assert record is not None
     assert all(c.attempt >= 2 for c in checkpoints.list_checkpoints(run.dir) if c.step > record.step)
@@ -384,11 +384,11 @@ def test_slurmctld_restarted(cluster: Cluster, calm: Run) -> None:
     attempt = run.trains()
     cluster.lab.stop_controller()
     try:
-        made = len(lines(attempt.metrics))
-        run.until(lambda: len(lines(attempt.metrics)) >= made + 5)
+        made = len(lines(attempt.metrics_path))
+        run.until(lambda: len(lines(attempt.metrics_path)) >= made + 5)
         run.rank(1).kill()
         if cluster.run("scontrol", "--version").stdout.split()[-1].startswith("22."):
-            run.until(lambda: "srun answered" in attempt.launcher_log.read_text(), 60)
+            run.until(lambda: "srun answered" in attempt.launcher_log_path.read_text(), 60)
     finally:
         cluster.lab.start_controller()
     assert run.finish() == "COMPLETED", run.story()
@@ -405,11 +405,11 @@ def test_a_node_that_fails_twice_is_left_out(cluster: Cluster, calm: Run) -> Non
         run.trains(attempt)
         assert nodes_of(run, attempt) == ["node1", "node2"]
         run.rank(1).kill()
-        run.until(lambda number=attempt: "srun answered" in run.dir.attempt(number).launcher_log.read_text())
+        run.until(lambda number=attempt: "srun answered" in run.dir.attempt(number).launcher_log_path.read_text())
     assert run.finish() == "COMPLETED", run.story()
     assert "node2" not in nodes_of(run, 3)
     assert "ExcNodeList=node2" in cluster.run("scontrol", "show", "job", run.job).stdout
-    said = run.dir.attempt(3).launcher_log.read_text()
+    said = run.dir.attempt(3).launcher_log_path.read_text()
     assert "without node2, for a day: 2 attempts failed first on node2" in said
     check_same_weights(run, calm)
 

@@ -64,7 +64,7 @@ def test_a_sweep_is_one_array_and_nothing_is_trained_twice(cluster: Cluster) -> 
         assert run.finish() == "COMPLETED", run.story()
     assert runs["sweep-lr-1e-4"].ends() == ["finished"]
     assert killed.ends() == [None, "finished"]
-    losses = [[line["loss/train"] for line in lines(run.dir.metrics)] for run in runs.values()]
+    losses = [[line["loss/train"] for line in lines(run.dir.metrics_path)] for run in runs.values()]
     assert [len(found) for found in losses] == [30, 30]
     assert losses[0] != losses[1]
 

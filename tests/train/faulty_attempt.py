@@ -85,7 +85,7 @@ def install(fault: dict, attempt: Attempt) -> None:
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
         "rename": (os, "rename"),
-        "remove": (checkpoints, "remove"),
+        "remove": (checkpoints, "remove_checkpoint"),
     }[fault["call"]]
     setattr(module, name, struck(getattr(module, name)))
 

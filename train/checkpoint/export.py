@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     run = RunDir(args.run_dir)
-    config = load_config(run.config)
+    config = load_config(run.config_path)
     checkpoint = checkpoints.find_checkpoint(run, args.step)
     if problems := checkpoint.verify():
         raise LockstepError(f"{problems[0]}; choose another step")

@@ -55,13 +55,13 @@ def _check_nothing_is_lost(run: RunDir, world: World) -> None:
     bad = world.broadcast(checkpoints.list_quarantined(run) if world.is_main_process else None)
     if bad:
         raise LockstepError(
-            f"{run.checkpoints}: {len(bad)} checkpoints and none verifies, so no step is taken; fix one and take "
+            f"{run.checkpoints_path}: {len(bad)} checkpoints and none verifies, so no step is taken; fix one and take "
             f"`quarantined-` off its name, or give the run another name to start from the base model"
         )
     name = world.broadcast(checkpoints.find_recorded_checkpoint(run) if world.is_main_process else None)
     if name is not None:
         raise LockstepError(
-            f"{run.checkpoints}: holds no checkpoint, and {name} was saved there, so no step is taken; bring the "
+            f"{run.checkpoints_path}: holds no checkpoint, and {name} was saved there, so no step is taken; bring the "
             "folder back (is its file system mounted here?), or give the run another name to start from the base model"
         )
 

@@ -192,13 +192,13 @@ class Saver:
             write_atomic(folder / MANIFEST_NAME, replace(manifest, files=files).to_text())
             final = checkpoints.committed_path(self.run, identity.step, identity.attempt)
             os.rename(folder, final)
-            sync_directory(self.run.checkpoints)
+            sync_directory(self.run.checkpoints_path)
         except OSError as error:
             return f"{folder}: {error.strerror}"
         try:
             checkpoints.record_saved_checkpoint(self.attempt, final)
         except OSError as error:  # the checkpoint stands; its note may lie on another, full file system
-            print(f"ALARM: {self.attempt.saved} could not be written: {error.strerror}", flush=True)
+            print(f"ALARM: {self.attempt.saved_path} could not be written: {error.strerror}", flush=True)
         return None
 
     def _prune(self) -> None:

@@ -27,7 +27,7 @@ def prepare(device: torch.device) -> None:
 
 def make_engine(module: torch.nn.Module, config: RunConfig, attempt: Attempt, world: World) -> Engine:
     """`module` under the DeepSpeed config that `attempt` was planned with."""
-    return ZeroEngine(module, config, json.loads(attempt.deepspeed.read_text()), world.device)
+    return ZeroEngine(module, config, json.loads(attempt.deepspeed_path.read_text()), world.device)
 
 
 class ZeroEngine:

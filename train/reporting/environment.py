@@ -62,7 +62,7 @@ def record_environment(attempt: Attempt, world: process_group.World) -> None:
     """Write `environment.json`, and what was changed in the code since its commit beside it. For rank 0."""
     code = asdict(read_code_version())
     if diff := code.pop("diff"):
-        write_atomic(attempt.code_diff, diff + "\n")
+        write_atomic(attempt.code_diff_path, diff + "\n")
     cuda = world.device.type == "cuda"
     record = {
         "code": code | {"changed": bool(diff)},
@@ -74,7 +74,7 @@ def record_environment(attempt: Attempt, world: process_group.World) -> None:
         "threads_per_rank": torch.get_num_threads(),
         "variables": select_variables(os.environ),
     }
-    write_json(attempt.environment, record)
+    write_json(attempt.environment_path, record)
 
 
 def select_variables(environment: Mapping[str, str]) -> dict[str, str | None]:

@@ -35,9 +35,9 @@ class MetricsWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         self.lost = 0  # writes that failed
-        _drop_rolled_back(run.metrics, first_step)
-        self.former_tags = FORMER_TAGS if _began_with_former_tags(run.metrics) else {}
-        paths = (attempt.metrics, run.metrics)
+        _drop_rolled_back(run.metrics_path, first_step)
+        self.former_tags = FORMER_TAGS if _began_with_former_tags(run.metrics_path) else {}
+        paths = (attempt.metrics_path, run.metrics_path)
         self.files = [open(open_to_append(path), "a", encoding="utf-8") for path in paths]  # noqa: SIM115
         # purge_step from the first writer on: only then does TensorBoard drop the steps that a later attempt repeats
         # (a run from the start draws its step-0 pictures again, too)
@@ -102,5 +102,5 @@ def _began_with_former_tags(metrics: Path) -> bool:
 def _events_folder(run: RunDir) -> Path:
     """TensorBoard calls a run by its events' folder. A new run's bears its name; an older run's curves go on where they
     began: in `tensorboard/` itself, or in a folder with the name that the run had before it was moved."""
-    first = min(run.tensorboard.rglob("events.out.tfevents.*"), default=None)
-    return run.tensorboard / run.path.name if first is None else first.parent
+    first = min(run.tensorboard_path.rglob("events.out.tfevents.*"), default=None)
+    return run.tensorboard_path / run.path.name if first is None else first.parent

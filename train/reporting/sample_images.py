@@ -43,7 +43,7 @@ class SampleImages:
             images |= part
         if self.writer is None:
             return
-        folder = self.context.run.pictures_at(step)
+        folder = self.context.run.pictures_path_at(step)
         for index, pixels in sorted(images.items()):
             tag = f"pictures/{index:02d} {prompts[index][:TITLE]}"  # TensorBoard's title of it
             self.writer.write_image(step, tag, folder / f"{index:02d}-{slugify(prompts[index])}.png", pixels)

@@ -27,11 +27,11 @@ class ControlPoller:
         Raises OSError where nobody can tell whether there is one.
         """
         run = self.context.run
-        name = _read_request(run.stop_request)
+        name = _read_request(run.stop_request_path)
         if name is not None:
             self.context.stop.receive(f"stop requested by {name}")
-        if _read_request(run.save_request) is not None:
-            run.save_request.unlink()
+        if _read_request(run.save_request_path) is not None:
+            run.save_request_path.unlink()
             self.context.save_requested.set()
 
     def check_time_limit(self) -> None:

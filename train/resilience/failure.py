@@ -45,7 +45,7 @@ def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
         "exit_code": exit_code,
     }
     try:
-        write_json(attempt.failure(rank), report)
+        write_json(attempt.failure_path(rank), report)
     except OSError as unwritten:  # on a full disk, say, the rank must end all the same
         print(f"ALARM: the failure report could not be written: {unwritten}", flush=True)
     if is_ours:

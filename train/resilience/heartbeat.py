@@ -16,7 +16,7 @@ class Heartbeat:
     def __init__(self, context: RankContext):
         self.progress = context.progress
         self.rank = context.world.rank
-        self.path = context.attempt.heartbeat(self.rank)
+        self.path = context.attempt.heartbeat_path(self.rank)
 
     def write(self) -> None:
         """Whole or not at all; not flushed to the disk, as the next one is never far. Raises OSError."""

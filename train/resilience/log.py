@@ -24,7 +24,7 @@ class Log(io.TextIOBase):
 
 def open_log(attempt: Attempt, rank: int) -> None:
     """Send standard output and standard error of this process to the rank's own file."""
-    log = open_to_append(attempt.log(rank))
+    log = open_to_append(attempt.log_path(rank))
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout = sys.stderr = Log()

@@ -60,7 +60,7 @@ class Watchdog:
         beats: list[dict[str, Any]] = []
         for rank in range(self.context.world.size):
             try:
-                beats.append(json.loads(self.context.attempt.heartbeat(rank).read_text()))
+                beats.append(json.loads(self.context.attempt.heartbeat_path(rank).read_text()))
             except FileNotFoundError:
                 return f"rank {rank} never gave a heartbeat"
             except (OSError, ValueError) as error:

@@ -46,7 +46,7 @@ def test_a_finished_run_goes_on_when_more_is_asked_for(extended: Extended) -> No
     assert f"resumed after step {STEPS} from step-{STEPS:08d}-a0001" in extended.ended.stdout
     assert end_of(extended.run, 2)["step"] == MORE
     steps = list(range(REPORT, MORE + 1, REPORT))
-    assert [line["step"] for line in metrics_of(extended.run.metrics)] == steps
+    assert [line["step"] for line in metrics_of(extended.run.metrics_path)] == steps
     assert [event.step for event in board_of(extended.run).Scalars("loss/train")] == steps
 
 
@@ -76,7 +76,7 @@ def test_a_fork_starts_from_the_weights_with_another_batch(trained: Trained, tmp
     base = load_file(run.path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
     assert same(base, weights_of(trained.run, "weights"))
     assert "step 1/1" in forked.stdout
-    assert json.loads(run.attempt(1).plan.read_text())["model_folder"] == str(run.base)
+    assert json.loads(run.attempt(1).plan_path.read_text())["model_folder"] == str(run.base_path)
     assert everything_in(trained.run.path) == before, "the parent is read and not touched"
     wrong = lockstep(*words, "name=wrong", "batch=5", "micro_batch=2", "--fork", trained.run.path)
     assert (wrong.returncode, (tmp_path / "wrong").exists()) == (2, False), "refused before anything is written"
@@ -96,8 +96,8 @@ def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     run, private = RunDir(tmp_path / "run"), tmp_path / "private"
     private.write_text("the owner's")
     run.path.mkdir()
-    run.lock.symlink_to(private)
-    with pytest.raises(LockstepError, match=f"{run.lock}: is a link to {private}"), hold_run(run):
+    run.lock_path.symlink_to(private)
+    with pytest.raises(LockstepError, match=f"{run.lock_path}: is a link to {private}"), hold_run(run):
         pass
     assert private.read_text() == "the owner's"
 
@@ -162,7 +162,7 @@ def test_any_checkpoint_becomes_a_pipeline(extended: Extended, tmp_path: Path) -
     out = tmp_path / "pipeline"
     done = lockstep("export", extended.run.path, "--step", MORE, "--weights", "raw", "--out", out)
     assert (done.returncode, done.stderr) == (0, ""), done
-    for folder, kind in ((out, "weights"), (extended.run.pipeline, "ema")):
+    for folder, kind in ((out, "weights"), (extended.run.pipeline_path, "ema")):
         unet = StableDiffusionPipeline.from_pretrained(folder).unet
         assert same(dict(unet.state_dict()), weights_of(extended.run, kind))
     again = lockstep("export", extended.run.path, "--step", 7, "--out", out)

@@ -15,7 +15,7 @@ def test_cancel_asks_ranks_of_a_job_that_is_not_known_here(desk: Desk) -> None:
     run = desk.submitted()
     begun(run, step=3)
     code, output = desk.lockstep("cancel", run.path)
-    assert run.stop_request.is_file(), output
+    assert run.stop_request_path.is_file(), output
     assert (code, "knows no living job 7 of it" in output) == (1, True), output
     assert desk.told("scancel") == []
 
@@ -25,7 +25,7 @@ def test_cancel_asks_ranks_while_slurm_is_silent(desk: Desk) -> None:
     begun(run, step=3)
     silence(desk)
     code, output = desk.lockstep("cancel", run.path)
-    assert run.stop_request.is_file(), output
+    assert run.stop_request_path.is_file(), output
     assert (code, "does not answer" in output) == (1, True), output
     assert "asked to save" in output
 
@@ -35,7 +35,7 @@ def test_stop_waits_in_the_folder_of_a_run_of_which_nobody_can_tell(desk: Desk) 
     run = desk.submitted()
     silence(desk)
     code, output = desk.lockstep("stop", run.path)
-    assert run.stop_request.is_file(), output
+    assert run.stop_request_path.is_file(), output
     assert (code, "if it lives" in output) == (0, True), output
 
 
@@ -44,7 +44,7 @@ def test_a_run_that_does_not_live_is_not_asked(desk: Desk, command: str) -> None
     run = desk.submitted()
     code, output = desk.lockstep(command, run.path)
     assert (code, "is neither training nor in the queue" in output) == (2, True), output
-    assert not run.stop_request.exists()
+    assert not run.stop_request_path.exists()
 
 
 def test_a_cancel_that_slurm_refuses_is_told(desk: Desk) -> None:

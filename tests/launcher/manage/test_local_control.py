@@ -52,8 +52,8 @@ def test_stop_reaches_a_run_that_is_still_loading(desk: Desk, run: RunDir) -> No
     add_attempt(run, ago=99)
     with hold_run(run):
         code, output = desk.lockstep("stop", run.path)
-    assert (code, run.stop_request.is_file()) == (0, True), output
-    run.stop_request.unlink()
+    assert (code, run.stop_request_path.is_file()) == (0, True), output
+    run.stop_request_path.unlink()
     code, output = desk.lockstep("stop", run.path)
     assert (code, "is neither training nor in the queue" in output) == (2, True), output
 

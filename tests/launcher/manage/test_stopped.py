@@ -33,13 +33,13 @@ class Stopped:
         self.run = RunDir(trained.run.path.with_name("stopped"))
         words = ("submit", file, *LOCAL)
         with started(file.with_suffix(".early"), *words, 1) as process:
-            until(self.run.attempt(1).plan.exists, 30)
+            until(self.run.attempt(1).plan_path.exists, 30)
             process.send_signal(signal.SIGUSR2)
             self.early = process.wait(120)
         self.left_early = processes_of(self.run.path)
         self.interrupted, self.screen = interrupted_on_a_terminal(self.run.attempt(2), *words, 2)
         self.left_interrupted = processes_of(self.run.path)
-        write_atomic(self.run.stop_request, "Ada")
+        write_atomic(self.run.stop_request_path, "Ada")
         self.last = lockstep(*words, 1)
 
 
@@ -54,7 +54,7 @@ def interrupted_on_a_terminal(attempt: Attempt, *words: object) -> tuple[int, st
         with contextlib.suppress(OSError):  # reading fails once nobody has the terminal any more
             while time.monotonic() < deadline and (chunk := os.read(keyboard, 4096)):
                 seen += chunk
-                if not pressed and metrics_of(attempt.metrics):
+                if not pressed and metrics_of(attempt.metrics_path):
                     os.write(keyboard, b"\x03")
                     pressed = True
         os.close(keyboard)
@@ -95,14 +95,14 @@ def test_the_same_command_goes_on_to_the_end(stopped: Stopped, trained: Trained)
     assert (stopped.last.returncode, stopped.last.stderr) == (0, ""), stopped.last
     assert "stopped: attempt 3 with 1 rank;" in stopped.last.stdout
     assert end_of(stopped.run, 3)["reason"] == "finished"
-    losses = [line["loss/train"] for line in metrics_of(stopped.run.metrics)]
+    losses = [line["loss/train"] for line in metrics_of(stopped.run.metrics_path)]
     assert losses == pytest.approx([line["loss/train"] for line in trained.metrics], rel=1e-4), "one curve on any shape"
 
 
 def test_what_was_rolled_back_is_seen_once(stopped: Stopped) -> None:
     steps = list(range(REPORT, STEPS + 1, REPORT))
-    assert metrics_of(stopped.run.attempt(2).metrics), "an attempt keeps what it reported"
-    assert [line["step"] for line in metrics_of(stopped.run.metrics)] == steps
+    assert metrics_of(stopped.run.attempt(2).metrics_path), "an attempt keeps what it reported"
+    assert [line["step"] for line in metrics_of(stopped.run.metrics_path)] == steps
     board = board_of(stopped.run)
     assert [event.step for event in board.Scalars("loss/train")] == steps
     assert [event.step for event in board.Images("pictures/00 a red circle")] == [0, 20, STEPS]
@@ -114,11 +114,11 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 def test_the_average_is_not_the_weights(stopped: Stopped, trained: Trained) -> None:
     """One run exported the average, the other the weights, which have gone further from the base."""
-    folders = (trained.model, trained.run.pipeline, stopped.run.pipeline)
+    folders = (trained.model, trained.run.pipeline_path, stopped.run.pipeline_path)
     base, average, raw = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in folders)
     assert distance(average, raw) > 0.02 * distance(base, raw)
     assert distance(base, average) < distance(base, raw)
-    assert "These are the weights themselves after" in (stopped.run.pipeline / "README.md").read_text()
+    assert "These are the weights themselves after" in (stopped.run.pipeline_path / "README.md").read_text()
 
 
 def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> 
     words, output = ("submit", file, *LOCAL, 2), file.with_suffix(".out")
 
     with started(output, *words) as process:
-        until(lambda: metrics_of(run.attempt(1).metrics))
+        until(lambda: metrics_of(run.attempt(1).metrics_path))
         rank = until(lambda: rank_of(run.path, 1))
         killed = time.monotonic()
         rank.kill()
@@ -136,9 +136,9 @@ def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> 
     assert processes_of(run.path) == [], "nor the processes that decoded for the dead rank"
     said = output.read_text()
     assert "rank 1 exited without an error report (SIGKILL or out of memory?)" in said
-    assert f"its last lines are in {run.attempt(1).log(1)}" in said
+    assert f"its last lines are in {run.attempt(1).log_path(1)}" in said
     assert "Traceback" not in said
-    assert not run.attempt(1).end.exists()
+    assert not run.attempt(1).end_path.exists()
 
     with started(output, *words) as process:
         until(lambda: rank_of(run.path, 0))

@@ -52,7 +52,7 @@ def test_followed_over_attempts_to_the_end(run: RunDir, tmp_path: Path) -> None:
         until(lambda: "submitting" in said.read_text(), 20)
         first = add_attempt(run, step=3)
         until(lambda: "rank 0 of attempt 1" in said.read_text(), 20)
-        with open(first.log(0), "a") as log:
+        with open(first.log_path(0), "a") as log:
             log.write("more\n")
         until(lambda: "more" in said.read_text(), 20)
         add_attempt(run, end=FINISHED, step=STEPS)

@@ -93,7 +93,7 @@ def test_skipped_steps_are_told_while_it_runs_and_after(
 ) -> None:
     slurm_says(tmp_path, monkeypatch, squeue=[running()])
     add_attempt(run, on=("node1", "node2"), step=40, end=end)
-    with open(run.metrics, "a") as file:
+    with open(run.metrics_path, "a") as file:
         line = {"step": 41, "loss/train": None, "grad_norm": None, "optimizer/skipped": 3.0, "time/step_s": 2.0}
         file.write(json.dumps(line) + "\n")
     row = status.read_status(run)
@@ -228,14 +228,14 @@ def test_a_run_submitted_again_after_its_end_waits_in_the_queue(
     run = make_run(tmp_path, "more")
     add_attempt(run, end=FINISHED, step=STEPS)
     again = make_run(tmp_path / "other", "more", job="7", after=1)
-    again.job.rename(run.job)
+    again.job_path.rename(run.job_path)
     slurm_says(tmp_path, monkeypatch, squeue=["7|PENDING|Priority||N/A|N/A"])
     assert (status.read_status(run).state, status.read_status(run).detail) == ("pending", "Priority")
 
 
 def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
     add_attempt(make_run(tmp_path, "good"), end=FINISHED, step=STEPS)
-    add_attempt(make_run(tmp_path, "bad")).plan.write_text("{")
+    add_attempt(make_run(tmp_path, "bad")).plan_path.write_text("{")
     done = CliRunner().invoke(cli, ["status", str(tmp_path), "--json"])
     states = {row["name"]: row["state"] for row in json.loads(done.stdout)}
     assert (done.exit_code, states) == (0, {"good": "finished", "bad": "unreadable"})
@@ -244,7 +244,7 @@ def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_leaves_json_readable(tmp_path: Path) -> None:
     run = make_run(tmp_path, "nan")
     add_attempt(run, end=FINISHED, step=STEPS)
-    with open(run.metrics, "a") as file:
+    with open(run.metrics_path, "a") as file:
         file.write(json.dumps({"step": STEPS, "loss/train": float("nan"), "time/step_s": 1.0}) + "\n")
     assert json.loads(CliRunner().invoke(cli, ["status", str(run.path), "--json"]).stdout)[0]["loss"] is None
     assert " nan " in CliRunner().invoke(cli, ["status", str(run.path)]).stdout

@@ -32,7 +32,7 @@ def report(run: RunDir, attempt: int, steps: range) -> None:
     for step in steps:
         writer.write_scalars(step, {"loss/train": attempt + step / 1000, "optimizer/pre_clip_grad_norm": 0.1})
         if step % 5 == 0:
-            writer.write_image(step, PICTURE, run.pictures / f"{step}.png", np.full((8, 8, 3), step, np.uint8))
+            writer.write_image(step, PICTURE, run.pictures_path / f"{step}.png", np.full((8, 8, 3), step, np.uint8))
     writer.close()
 
 
@@ -130,7 +130,7 @@ def read_events(folder: Path) -> EventAccumulator:
 
 def test_the_slow_loader_shows_the_same(run: RunDir) -> None:
     """`tensorboard --load_fast=false`, and whatever else reads events through TensorBoard's own Python."""
-    events = read_events(run.tensorboard / "board")
+    events = read_events(run.tensorboard_path / "board")
     assert [(e.step, attempt_of(e.step, e.value)) for e in events.Scalars("loss/train")] == KEPT
     assert [event.step for event in events.Images(PICTURE)] == list(range(5, 201, 5))
 
@@ -144,17 +144,17 @@ def test_who_does_not_know_the_address_sees_nothing(board: Board) -> None:
 
 
 def test_the_metrics_of_the_run_drop_what_was_rolled_back(run: RunDir) -> None:
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     assert [(line["step"], attempt_of(line["step"], line["loss/train"])) for line in lines] == KEPT
-    assert run.attempt(1).metrics.read_text().count("\n") == 100, "an attempt keeps what it reported"
+    assert run.attempt(1).metrics_path.read_text().count("\n") == 100, "an attempt keeps what it reported"
 
 
 def test_a_torn_last_line_does_not_stop_the_next_attempt(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "torn")
     report(run, 1, range(1, 4))
-    run.metrics.write_text(run.metrics.read_text()[:-20])
+    run.metrics_path.write_text(run.metrics_path.read_text()[:-20])
     MetricsWriter(run, run.open_attempt(), 4).close()
-    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2]
+    assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [1, 2]
 
 
 def curve(events: EventAccumulator, tag: str) -> list[int]:
@@ -166,9 +166,9 @@ def test_an_older_run_goes_on_in_its_own_curves(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "older")
     attempt = run.open_attempt()
     former = {"loss/train": 1.0, **dict.fromkeys(FORMER_TAGS.values(), 2.0)}
-    board = SummaryWriter(str(run.tensorboard), purge_step=0)
+    board = SummaryWriter(str(run.tensorboard_path), purge_step=0)
     for step in (1, 2, 3):
-        with open(run.metrics, "a") as metrics, open(attempt.metrics, "a") as own:
+        with open(run.metrics_path, "a") as metrics, open(attempt.metrics_path, "a") as own:
             for file in (metrics, own):
                 file.write(json.dumps({"step": step, "time": 0.0, **former}) + "\n")
         for tag, value in former.items():
@@ -179,11 +179,11 @@ def test_an_older_run_goes_on_in_its_own_curves(tmp_path: Path) -> None:
     for step in (3, 4):
         writer.write_scalars(step, {"loss/train": 1.5, **dict.fromkeys(FORMER_TAGS, 2.5)})
     writer.close()
-    events = read_events(run.tensorboard)
+    events = read_events(run.tensorboard_path)
     assert set(events.Tags()["scalars"]) == former.keys()
     assert all(curve(events, tag) == [1, 2, 3, 4] for tag in former)
-    assert all(path.is_file() for path in run.tensorboard.iterdir()), "no second run beside it"
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert all(path.is_file() for path in run.tensorboard_path.iterdir()), "no second run beside it"
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     assert [(line["step"], line["grad_norm"]) for line in lines] == [(1, 2.0), (2, 2.0), (3, 2.5), (4, 2.5)]
     assert all(line.keys() == former.keys() | {"step", "time"} for line in lines)
 
@@ -192,8 +192,8 @@ def test_a_run_that_was_moved_goes_on_in_its_own_curves(tmp_path: Path) -> None:
     report(RunDir(tmp_path / "first"), 1, range(1, 4))
     run = RunDir((tmp_path / "first").rename(tmp_path / "second"))
     report(run, 2, range(4, 6))
-    assert [path.name for path in run.tensorboard.iterdir()] == ["first"]
-    assert curve(read_events(run.tensorboard / "first"), "loss/train") == [1, 2, 3, 4, 5]
+    assert [path.name for path in run.tensorboard_path.iterdir()] == ["first"]
+    assert curve(read_events(run.tensorboard_path / "first"), "loss/train") == [1, 2, 3, 4, 5]
 
 
 def test_a_folder_without_events_and_a_taken_port(run: RunDir, board: Board, tmp_path: Path) -> None:

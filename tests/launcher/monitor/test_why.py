@@ -35,7 +35,7 @@ def test_the_first_failure_in_time_and_those_that_follow(run: RunDir) -> None:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW))
     assert lines[1] == f"first    {when}, rank 5 on node2, step 41: out of memory"
     assert lines[2] == "others   ranks 0-2, 7 failed because of it"
-    assert lines[3] == f"log      {attempt.log(5)}"
+    assert lines[3] == f"log      {attempt.log_path(5)}"
     assert lines[4] == "then     restarted automatically: try 1 of 3 without a new checkpoint"
     assert lines[5].startswith("now      failed, attempt 1, 40/100 steps")
 
@@ -58,8 +58,8 @@ def test_an_attempt_that_nobody_tells_anything_of(run: RunDir) -> None:
 
 def test_a_node_that_fell_silent(run: RunDir) -> None:
     attempt = add_attempt(run, on=("node1", "node2"), step=40, ranks=2, ago=99)
-    beat = json.loads(attempt.heartbeat(0).read_text())
-    attempt.heartbeat(0).write_text(json.dumps(beat | {"time": beat["time"] - 20}))
+    beat = json.loads(attempt.heartbeat_path(0).read_text())
+    attempt.heartbeat_path(0).write_text(json.dumps(beat | {"time": beat["time"] - 20}))
     assert "attempt 1 of mine: node node1 was lost" in explain_failure(run)
 
 
@@ -96,8 +96,8 @@ def test_a_job_that_ended_before_any_attempt_shows_its_output(tmp_path: Path, mo
     fake = FakeSlurm(tmp_path / "bin", sacct=["7|FAILED|None|node1|Unknown|Unknown"])
     monkeypatch.setenv("PATH", fake.path)
     run = make_run(tmp_path / "runs", "mine", job="7")
-    run.slurm.mkdir()
-    output = run.slurm / "7_0_log.out"
+    run.slurm_path.mkdir()
+    output = run.slurm_path / "7_0_log.out"
     output.write_text("module: command not found")
     assert explain_failure(run).splitlines() == [
         "mine: its job ended before an attempt began (FAILED)",

@@ -45,7 +45,7 @@ def test_it_ends_with_0_and_leaves_nothing_running(trained: Trained) -> None:
         "notice": None,
     }
     assert processes_of(trained.run.path) == []
-    assert "not ours" not in (trained.ended.stdout + trained.attempt.launcher_log.read_text())
+    assert "not ours" not in (trained.ended.stdout + trained.attempt.launcher_log_path.read_text())
 
 
 def test_a_pipe_gets_plain_lines(trained: Trained) -> None:
@@ -57,7 +57,7 @@ def test_a_pipe_gets_plain_lines(trained: Trained) -> None:
         for line in out.splitlines()
         if line.startswith("step ")
     ] == steps
-    assert f"exported {trained.run.pipeline}" in out
+    assert f"exported {trained.run.pipeline_path}" in out
 
 
 def test_bad_samples_are_skipped_counted_and_named(trained: Trained) -> None:
@@ -65,7 +65,7 @@ def test_bad_samples_are_skipped_counted_and_named(trained: Trained) -> None:
     assert "000.png is missing" in out
     assert "001.png: does not decode as an image" in out
     assert "skipped 2 bad samples, 18 are left" in out
-    logs = "".join(trained.attempt.log(rank).read_text() for rank in (0, 1))
+    logs = "".join(trained.attempt.log_path(rank).read_text() for rank in (0, 1))
     assert re.search(r"skipped .*002\.png: does not decode \(.*\); position \d+ takes the next one", logs)
 
 
@@ -77,7 +77,7 @@ def test_metrics_hold_every_tag_at_every_reported_step(trained: Trained) -> None
         assert line["totals/samples_seen"] == 2 * line["step"]
         assert line["totals/epochs"] == 2 * line["step"] / 18
         assert line["optimizer/lr"] == 1e-3
-    assert trained.run.metrics.read_text() == trained.attempt.metrics.read_text()
+    assert trained.run.metrics_path.read_text() == trained.attempt.metrics_path.read_text()
 
 
 def test_tensorboard_holds_the_same_scalars_and_every_picture(trained: Trained) -> None:
@@ -91,34 +91,34 @@ def test_tensorboard_holds_the_same_scalars_and_every_picture(trained: Trained) 
     for tag, name in zip(tags, ["00-a-red-circle.png", "01-a-blue-square.png"], strict=True):
         assert [event.step for event in board.Images(tag)] == [0, 20, STEPS]
         for event in board.Images(tag):
-            with Image.open(trained.run.pictures_at(event.step) / name) as picture:
+            with Image.open(trained.run.pictures_path_at(event.step) / name) as picture:
                 assert (picture.size, picture.mode) == ((32, 32), "RGB")
-    first, last = (trained.run.pictures_at(step) / "00-a-red-circle.png" for step in (0, STEPS))
+    first, last = (trained.run.pictures_path_at(step) / "00-a-red-circle.png" for step in (0, STEPS))
     assert first.read_bytes() != last.read_bytes()
 
 
 def test_the_run_folder_says_what_was_run(trained: Trained) -> None:
-    assert load_config(trained.run.config) == load_config(trained.file)
+    assert load_config(trained.run.config_path) == load_config(trained.file)
     planned = json.loads(lockstep("plan", trained.file, "--json", "--nodes", 1, "--gpus-per-node", 2).stdout)
-    plan = json.loads(trained.attempt.plan.read_text())
+    plan = json.loads(trained.attempt.plan_path.read_text())
     for key in ("micro_batch", "gradient_accumulation_steps", "total_steps"):
         assert plan[key] == planned[key], key
     assert plan["nodes"] * plan["gpus_per_node"] == planned["world_size"] == 2
     assert plan["model_folder"] == str(trained.model)
-    assert json.loads(trained.attempt.deepspeed.read_text()) == planned["deepspeed"]
-    assert trained.run.dataset.read_text().count("\n") == plan["dataset_size"] == 18
-    environment = json.loads(trained.attempt.environment.read_text())
+    assert json.loads(trained.attempt.deepspeed_path.read_text()) == planned["deepspeed"]
+    assert trained.run.dataset_path.read_text().count("\n") == plan["dataset_size"] == 18
+    environment = json.loads(trained.attempt.environment_path.read_text())
     assert (environment["packages"]["torch"], environment["world_size"]) == (torch.__version__, 2)
     code = read_code_version()
     assert environment["code"]["digest"] == code.digest
     assert environment["code"]["commit"] == code.commit
-    assert trained.attempt.code_diff.exists() == bool(code.diff)
+    assert trained.attempt.code_diff_path.exists() == bool(code.diff)
     assert environment["variables"]["WORLD_SIZE"] == "2"
     assert environment["variables"]["HOME"] is None
 
 
 def test_the_exported_pipeline_loads_and_draws(trained: Trained) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(trained.run.pipeline)
+    pipeline = StableDiffusionPipeline.from_pretrained(trained.run.pipeline_path)
     assert pipeline.scheduler.config.prediction_type == "v_prediction", "the base's is epsilon"
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red circle", height=32, width=32, num_inference_steps=2).images[0]
@@ -128,7 +128,7 @@ def test_the_exported_pipeline_loads_and_draws(trained: Trained) -> None:
 def test_the_export_changes_the_unet_and_nothing_else(trained: Trained) -> None:
     base, exported = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (trained.model, trained.run.pipeline)
+        for folder in (trained.model, trained.run.pipeline_path)
     )
     changed = {str(path) for path in base.keys() | exported.keys() if base.get(path) != exported.get(path)}
     assert changed == {
@@ -142,7 +142,7 @@ def test_the_export_changes_the_unet_and_nothing_else(trained: Trained) -> None:
 
 
 def test_the_model_card_is_one_the_hub_reads(trained: Trained) -> None:
-    _, front, text = (trained.run.pipeline / "README.md").read_text().split("---\n", 2)
+    _, front, text = (trained.run.pipeline_path / "README.md").read_text().split("---\n", 2)
     metadata = yaml.safe_load(front)
     assert (metadata["library_name"], metadata["pipeline_tag"]) == ("diffusers", "text-to-image")
     assert "the exponential moving average of the weights" in text
@@ -154,7 +154,7 @@ def test_the_same_command_again_changes_nothing(trained: Trained) -> None:
     before = everything_in(trained.run.path)
     again = lockstep("submit", trained.file, *LOCAL, 2)
     assert (again.returncode, again.stderr) == (0, "")
-    assert f"trained is finished; its pipeline is {trained.run.pipeline}" in again.stdout
+    assert f"trained is finished; its pipeline is {trained.run.pipeline_path}" in again.stdout
     assert everything_in(trained.run.path) == before
 
 

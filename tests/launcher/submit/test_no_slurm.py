@@ -24,7 +24,7 @@ def test_where_there_is_no_slurm_a_run_that_was_given_to_it_is_left_alone(
     code, output = desk.lockstep("submit", desk.file, *LOCAL)
     assert (code, len(run.attempts())) == (1, 1), output
     assert f"{run.path}: was given to {'job 7' if job else 'a job'}, and there is no SLURM on this machine" in output
-    assert f"if that cluster is no more, remove {run.job}" in output
+    assert f"if that cluster is no more, remove {run.job_path}" in output
 
 
 def test_a_job_whose_run_has_come_to_its_end_needs_no_slurm(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,4 +42,4 @@ def test_a_slurm_that_never_answers_has_a_way_out(desk: Desk, job: str | None) -
     run = desk.submitted(job)
     for name in QUESTIONS:
         desk.does(name, AWAY)
-    assert f"if that cluster is no more, remove {run.job}" in desk.lockstep("submit", desk.file, *LOCAL)[1]
+    assert f"if that cluster is no more, remove {run.job_path}" in desk.lockstep("submit", desk.file, *LOCAL)[1]

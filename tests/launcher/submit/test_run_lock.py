@@ -34,7 +34,7 @@ def endless(model: Path) -> Iterator[tuple[Path, RunDir]]:
 def test_ranks_that_outlive_their_launcher_are_named_and_can_be_stopped(endless: tuple[Path, RunDir]) -> None:
     file, run = endless
     with started(file.with_suffix(".out"), "submit", file, *LOCAL, 2) as process:
-        until(lambda: metrics_of(run.attempt(1).metrics))
+        until(lambda: metrics_of(run.attempt(1).metrics_path))
         process.kill()
         process.wait()
     ranks = [rank_of(run.path, rank) for rank in (0, 1)]
@@ -93,7 +93,7 @@ def test_ranks_without_a_sign_of_life_are_starting(orphaned: tuple[RunDir, int])
     run, launcher = orphaned
     attempt = add_attempt(run)
     for rank in (0, 1):
-        attempt.heartbeat(rank).unlink()
+        attempt.heartbeat_path(rank).unlink()
     with pytest.raises(RunHeldError) as refused, hold_run(run):
         pass
     assert f"{run.path}: attempt 1 is still running on {HOST}: its ranks are starting, or ending" in str(refused.value)
@@ -112,6 +112,6 @@ def test_a_process_that_got_the_number_of_a_dead_rank_is_not_named(orphaned: tup
 def test_a_lock_that_does_not_tell_its_holder(tmp_path: Path, text: str) -> None:
     run = make_folder(tmp_path, "mine")
     with hold_run(run):
-        run.lock.write_text(text)
+        run.lock_path.write_text(text)
         with pytest.raises(RunHeldError, match="is in use by another process"), hold_run(run):
             pass

@@ -66,7 +66,7 @@ def test_plan_shows_the_bytes_that_are_tested_and_queued(
     assert code == 0, output
     run = RunDir(desk.folder / "runs/mine")
     texts = [Path(desk.folder, name).read_text() for name in ("tested", "queued")]
-    assert [*texts, run.sbatch.read_text()] == [shown] * 3
+    assert [*texts, run.sbatch_path.read_text()] == [shown] * 3
     assert calls.renderings == 1
     assert len(calls.shapes) == len(set(calls.shapes)), "no shape is solved twice"
     assert len(calls.shapes) == 1 or "range" in shape
@@ -81,6 +81,6 @@ def test_a_sweep_queues_the_script_that_it_tested(desk: Desk, monkeypatch: pytes
     assert (desk.folder / "tested").read_text() == queued
     assert "#SBATCH --array=0-1%2" in queued
     for name in ("mine-lr-1e-5", "mine-lr-2e-5"):
-        assert RunDir(desk.folder / "runs" / name).sbatch.read_text() == queued
+        assert RunDir(desk.folder / "runs" / name).sbatch_path.read_text() == queued
     assert calls.renderings == 1
     assert len(calls.shapes) == 2, "once for each run"

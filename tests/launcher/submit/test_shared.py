@@ -25,17 +25,17 @@ def test_a_submit_to_another_user_s_run_rewrites_nothing(
         for name in (("mine",) if words[0] == "submit" else ("mine-lr-1e-5", "mine-lr-2e-5"))
     ]
     last = runs[-1]
-    last.slurm.mkdir()
+    last.slurm_path.mkdir()
     if broken == "owner":
-        os.chown(last.slurm, os.stat(shared).st_gid, -1)
+        os.chown(last.slurm_path, os.stat(shared).st_gid, -1)
     else:
         monkeypatch.setattr(Path, "chmod", _refuse)
-    before = [(run.job.read_text(), run.config.stat().st_ino) for run in runs]
+    before = [(run.job_path.read_text(), run.config_path.stat().st_ino) for run in runs]
     code, output = desk.lockstep(words[0], desk.file, *words[1:], f"runs={shared}")
     assert (code, desk.queued()) == (2, []), output
-    said = f"{last.slurm}: is another user's" if broken == "owner" else "cannot be made yours alone to write in"
+    said = f"{last.slurm_path}: is another user's" if broken == "owner" else "cannot be made yours alone to write in"
     assert said in output, output
-    assert [(run.job.read_text(), run.config.stat().st_ino) for run in runs] == before
+    assert [(run.job_path.read_text(), run.config_path.stat().st_ino) for run in runs] == before
 
 
 def _refuse(*_: object) -> None:

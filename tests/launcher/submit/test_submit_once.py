@@ -128,12 +128,12 @@ def test_a_held_job_that_is_released_meanwhile_is_not_cancelled(
     desk.knows("7|PENDING|job requeued in held state||N/A|N/A")
     release = f"echo '{running('7')}' >{desk.slurm.folder}/squeue.answer"
     desk.does("scancel", release if scancel == "released" else "echo 'Kill job error: try again' >&2; exit 1")
-    before = run.config.stat().st_ino
+    before = run.config_path.stat().st_ino
     code, output = desk.lockstep(words[0], desk.file, *words[1:])
     assert (code, desk.queued()) == (1, []), output
     said = "job 7 was released meanwhile" if scancel == "released" else "scancel 7: Kill job error: try again"
     assert said in output, output
-    assert (JobRecord.read(run).id, run.config.stat().st_ino) == ("7", before)
+    assert (JobRecord.read(run).id, run.config_path.stat().st_ino) == ("7", before)
 
 
 def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> None:
@@ -176,10 +176,10 @@ def test_ranks_that_live_are_believed_where_their_job_was_not_noted_down(desk: D
 
 def test_a_run_is_found_in_the_queue_by_any_path_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     run = desk.submitted(None)
-    desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm}/submission.sh")
+    desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm_path}/submission.sh")
     monkeypatch.chdir(desk.folder / "images")
     code, output = desk.lockstep("stop", "../runs/mine")
-    assert (code, run.stop_request.is_file()) == (0, True), output
+    assert (code, run.stop_request_path.is_file()) == (0, True), output
 
 
 @pytest.mark.parametrize("lines", ["NOTE: your last job 1 used 3 hours", "1", "Submitted batch job 1"])
@@ -211,7 +211,7 @@ def test_an_id_that_nobody_vouches_for_is_not_written_down(desk: Desk) -> None:
     assert "sbatch does not tell the job's id (your last job 1 used 3 hours)" in output
     run = RunDir(desk.folder / "runs/mine")
     assert JobRecord.read(run).id is None
-    desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm}/submission.sh")
+    desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm_path}/submission.sh")
     assert "mine is job 4 already" in desk.lockstep("submit", desk.file)[1]
     assert len(desk.queued()) == 1
 
@@ -236,12 +236,12 @@ def test_a_controller_that_is_away_is_told_in_its_own_words(desk: Desk) -> None:
 
 def test_a_stop_is_over_once_the_run_is_submitted_again(desk: Desk) -> None:
     run = desk.submitted()
-    run.control.mkdir()
-    run.stop_request.write_text("Ada")
-    run.save_request.write_text("Ada")
+    run.control_path.mkdir()
+    run.stop_request_path.write_text("Ada")
+    run.save_request_path.write_text("Ada")
     desk.ready().write()
-    assert not run.stop_request.exists()
-    assert not run.save_request.exists()
+    assert not run.stop_request_path.exists()
+    assert not run.save_request_path.exists()
 
 
 def test_checkpoints_are_not_pruned_while_a_job_trains(desk: Desk) -> None:
@@ -251,7 +251,7 @@ def test_checkpoints_are_not_pruned_while_a_job_trains(desk: Desk) -> None:
     for words in ("is job 7 (running on node1", "a sign of life within the last 30 s"):
         code, output = desk.lockstep("checkpoints", run.path, "prune")
         assert (code, words in output) == (2, True), output
-        run.job.unlink(missing_ok=True)
+        run.job_path.unlink(missing_ok=True)
 
 
 def test_whoever_looks_at_a_run_does_not_keep_others_from_it(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_slurm_may_start_a_job_again_only_while_its_run_is_not_done(
     run = make_run(tmp_path, "mine", job="1")
     add_attempt(run, end=end, on=("node1",), step=end.step)
     found = settle(lab, submit_shell(lab, tmp_path, "env", "LOCKSTEP_ATTEMPT=1", *ENDING, str(run.path), "0"))
-    log = run.attempt(1).launcher_log.read_text() + (tmp_path / "output").read_text()
+    log = run.attempt(1).launcher_log_path.read_text() + (tmp_path / "output").read_text()
     assert (found["Requeue"], found["Restarts"]) == (("1", "1") if starts_again else ("0", "0")), log
 
 
@@ -84,10 +84,10 @@ def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None
     run, seen = make_run(tmp_path, "mine"), tmp_path / "seen"
     JobRecord(None, Site(), 0, 0.0).write(run)
     Submission("/model", 100, "digest", "content").write(run)
-    run.sbatch.parent.mkdir()
-    run.sbatch.write_text("#!/bin/sh\n")
+    run.sbatch_path.parent.mkdir()
+    run.sbatch_path.write_text("#!/bin/sh\n")
     first = run.attempt(1)
-    look = f'[ -e {first.plan} ] && {{ [ -e {first.nodes} ] && echo whole || echo half; }} >>{seen}; exec "$real" "$@"'
+    look = f'[ -e {first.plan_path} ] && {{ [ -e {first.allocation_path} ] && echo whole || echo half; }} >>{seen}; exec "$real" "$@"'
     words = [
         "env",
         f"PATH={fake_scontrol(tmp_path, look)}",
@@ -99,7 +99,7 @@ def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None
         "begin",
     ]
     settle(lab, submit_shell(lab, tmp_path, *words, str(run.path)))
-    assert first.plan.is_file(), (tmp_path / "output").read_text()
+    assert first.plan_path.is_file(), (tmp_path / "output").read_text()
     assert set(seen.read_text().split()) == {"whole"}
 
 

@@ -39,8 +39,8 @@ def test_a_script_that_is_a_link_is_not_copied(in_job: Desk) -> None:
     """To where the whole team reads it."""
     run, secret = in_job.submitted(), in_job.folder / "secret"
     secret.write_text("mine alone")
-    run.slurm.mkdir()
-    run.sbatch.symlink_to(secret)
+    run.slurm_path.mkdir()
+    run.sbatch_path.symlink_to(secret)
     done = begin(run.path)
     assert not [
         path
@@ -48,18 +48,18 @@ def test_a_script_that_is_a_link_is_not_copied(in_job: Desk) -> None:
         if path.is_file() and "mine alone" in path.read_text("latin1") and not path.is_symlink()
     ]
     assert isinstance(done.exception, LockstepError), done
-    assert f"{run.sbatch}: is a link" in str(done.exception)
+    assert f"{run.sbatch_path}: is a link" in str(done.exception)
 
 
 def test_a_job_that_nobody_noted_down_is_noted_down_where_it_begins(in_job: Desk) -> None:
     """Whoever submitted it was killed before."""
     run = in_job.submitted(None)
-    run.slurm.mkdir()
-    run.sbatch.write_text("#!/bin/sh\n")
+    run.slurm_path.mkdir()
+    run.sbatch_path.write_text("#!/bin/sh\n")
     before = JobRecord.read(run)
     done = begin(run.path)
     assert done.exit_code == 0, done
-    assert run.attempt(1).sbatch.read_text() == "#!/bin/sh\n"
+    assert run.attempt(1).sbatch_path.read_text() == "#!/bin/sh\n"
     assert JobRecord.read(run) == JobRecord("7", before.site, before.after_attempt, before.submitted)
 
 

@@ -36,13 +36,13 @@ def test_a_rank_loads_no_pickle(shared: Path) -> None:
     """A colleague puts one where submitit's own entry looks for it, at every start and requeue."""
     run, proof = RunDir(shared / "run"), shared / "proof"
     run.path.mkdir()
-    run.config.touch()
+    run.config_path.touch()
     terms = request.JobTerms.of_run(config_of(run), BatchPlan(Shape(1, 1), 1, 1), Site())
     text = request.request_run(run, "run", terms).text
     command = next(line for line in text.splitlines() if line.startswith("srun ")).partition("$LOCKSTEP_SRUN ")[2]
     (shared / "evil").write_bytes(pickle.dumps(Evil(proof)))
-    run.slurm.mkdir()
-    assert as_colleague("cp", shared / "evil", run.slurm / "7_submitted.pkl").returncode == 0
+    run.slurm_path.mkdir()
+    assert as_colleague("cp", shared / "evil", run.slurm_path / "7_submitted.pkl").returncode == 0
     variables = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     variables |= {
         "SLURM_NTASKS": "1",
@@ -53,13 +53,13 @@ def test_a_rank_loads_no_pickle(shared: Path) -> None:
     script = f"run={run.path}\n{command}"
     subprocess.run(["bash", "-c", script], env=os.environ | variables, check=False, capture_output=True, timeout=60)
     assert not proof.exists()
-    assert run.attempt(1).rendezvous.is_file(), "it became rank 0"
+    assert run.attempt(1).rendezvous_path.is_file(), "it became rank 0"
 
 
 @two_users
 def test_only_its_owner_writes_where_slurm_does(shared: Path) -> None:
     """slurmstepd appends the job's output to a name that is easily guessed, and follows links."""
-    folder = RunDir(shared / "run").slurm
+    folder = RunDir(shared / "run").slurm_path
     folder.mkdir(parents=True)  # as an earlier release did, by the umask
     assert stat.S_IMODE(folder.stat().st_mode) & 0o777 == 0o775
     request.make_output_folder(folder)
@@ -73,10 +73,10 @@ def test_only_its_owner_writes_where_slurm_does(shared: Path) -> None:
 def test_what_a_colleague_left_where_slurm_writes_is_refused(shared: Path) -> None:
     """While the folder was still open to the team, for the job that comes next."""
     run = RunDir(shared / "run")
-    run.slurm.mkdir(parents=True)
-    assert as_colleague("ln", "-s", "/etc/passwd", run.slurm / "8_0_log.out").returncode == 0
-    with pytest.raises(LockstepError, match=rf"^{run.slurm}/8_0_log.out: is another user's, .*; remove it"):
-        request.make_output_folder(run.slurm)
+    run.slurm_path.mkdir(parents=True)
+    assert as_colleague("ln", "-s", "/etc/passwd", run.slurm_path / "8_0_log.out").returncode == 0
+    with pytest.raises(LockstepError, match=rf"^{run.slurm_path}/8_0_log.out: is another user's, .*; remove it"):
+        request.make_output_folder(run.slurm_path)
 
 
 @two_users
@@ -84,7 +84,7 @@ def test_what_a_colleague_left_where_slurm_writes_is_refused(shared: Path) -> No
 def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> None:
     run = RunDir(shared / "run")
     run.path.mkdir()
-    words = ("ln", "-s", "/tmp", run.slurm) if planted == "link" else ("mkdir", run.slurm)
+    words = ("ln", "-s", "/tmp", run.slurm_path) if planted == "link" else ("mkdir", run.slurm_path)
     assert as_colleague(*words).returncode == 0
-    with pytest.raises(LockstepError, match=rf"^{run.slurm}: is (a link|another user's)"):
-        request.make_output_folder(run.slurm)
+    with pytest.raises(LockstepError, match=rf"^{run.slurm_path}: is (a link|another user's)"):
+        request.make_output_folder(run.slurm_path)

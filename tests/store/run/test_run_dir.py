@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_only_its_owner_writes_in_an_attempt(shared: Path, private: Path) -> None:
     """The batch shell, srun and torchrun open logs by name and follow links: nobody else may plant one."""
     attempt = RunDir(shared / "run").open_attempt()
-    for place in (attempt.launcher_log, attempt.log(0), attempt.path / "heartbeats"):
+    for place in (attempt.launcher_log_path, attempt.log_path(0), attempt.path / "heartbeats"):
         assert "Permission denied" in as_colleague("ln", "-s", private, place).stderr
     assert as_colleague("mkdir", attempt.path.with_name("0002")).returncode == 0, "a colleague may go on with the run"
 

@@ -111,7 +111,7 @@ def test_a_run_goes_on_from_the_last_good_one_and_keeps_the_bad(saved, tmp_path)
 def test_a_checkpoint_of_another_run_under_this_name_is_not_taken(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
     shutil.rmtree(checkpoints.list_checkpoints(run)[-1].path)
-    shutil.copytree(checkpoints.list_checkpoints(saved[1])[-1].path, run.checkpoints / "step-00000006-a0001")
+    shutil.copytree(checkpoints.list_checkpoints(saved[1])[-1].path, run.checkpoints_path / "step-00000006-a0001")
     codes, said, record = resumed(run)
     assert codes == [0, 0], said[-3000:]
     assert record is not None
@@ -145,13 +145,13 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
     first = run.attempt(1)
     if record == "resume":
         ResumePoint(4, "step-00000004-a0001", "x").write(first)
-    for path in {first.saved, first.end, first.resume} - {getattr(first, record)}:
+    for path in {first.saved_path, first.end_path, first.resume_path} - {getattr(first, record)}:
         path.unlink(missing_ok=True)
-    elsewhere = run.checkpoints.rename(tmp_path / "elsewhere")
+    elsewhere = run.checkpoints_path.rename(tmp_path / "elsewhere")
     if away == "dangling link":
-        run.checkpoints.symlink_to(tmp_path / "not mounted")
+        run.checkpoints_path.symlink_to(tmp_path / "not mounted")
     elif away == "file":
-        run.checkpoints.write_text("")
+        run.checkpoints_path.write_text("")
     for _ in range(2):
         codes, said, begun = resumed(run)
         assert codes == [1, 1]
@@ -161,8 +161,8 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
         assert begun is None
         assert "step 1/" not in said
 
-    run.checkpoints.unlink(missing_ok=True)
-    run.checkpoints.symlink_to(elsewhere)
+    run.checkpoints_path.unlink(missing_ok=True)
+    run.checkpoints_path.symlink_to(elsewhere)
     codes, said, begun = resumed(run)
     assert codes == [0, 0], said[-3000:]
     assert begun is not None
@@ -172,7 +172,7 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
 def test_a_damaged_record_is_named(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
     for content in ("", "{}", "[]", '{"checkpoint'):
-        run.attempt(1).saved.write_text(content)
+        run.attempt(1).saved_path.write_text(content)
         with pytest.raises(LockstepError, match=r"attempts/0001/saved.json: is damaged"):
             checkpoints.find_recorded_checkpoint(run)
 

@@ -48,13 +48,17 @@ def test_a_checkpoint_stands_though_its_note_cannot_be_written(tmp_path, pipelin
 
 
 def steps_of(run: RunDir) -> list[int]:
-    return [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
+    return (
+        [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()]
+        if run.metrics_path.exists()
+        else []
+    )
 
 
 def check_all_verify(run: RunDir) -> list[int]:
     there = checkpoints.list_checkpoints(run)
     assert [problem for checkpoint in there for problem in checkpoint.verify()] == []
-    assert not list(run.checkpoints.glob("tmp-*"))
+    assert not list(run.checkpoints_path.glob("tmp-*"))
     return [checkpoint.step for checkpoint in there]
 
 
@@ -80,7 +84,7 @@ def test_a_full_disk_costs_saves_and_not_the_run(small_disk, pipeline_folder, im
     assert "GiB are needed in" in ranks.said()
     kept = check_all_verify(run)
     assert kept[0] == 2
-    alarms = [json.loads(line)["writes/failed_checkpoints"] for line in run.metrics.read_text().splitlines()]
+    alarms = [json.loads(line)["writes/failed_checkpoints"] for line in run.metrics_path.read_text().splitlines()]
     assert alarms[0] == 0
     assert alarms[-1] > 0
 
@@ -136,7 +140,7 @@ def test_checkpoints_are_listed_at_the_start_and_to_prune(tmp_path, pipeline_fol
         end = End.read(attempt)
         assert end is not None
         assert (end.step, end.checkpoint) == (steps, f"step-{steps:08d}-a{attempt.number:04d}")
-        assert json.loads((run.pipeline / "lockstep.json").read_text())["step"] == steps
+        assert json.loads((run.pipeline_path / "lockstep.json").read_text())["step"] == steps
 
 
 def test_a_slow_rank_holds_back_only_the_commit(tmp_path, pipeline_folder, image_folder):
@@ -170,11 +174,11 @@ def test_people_ask_for_a_checkpoint_and_then_for_the_end(tmp_path, pipeline_fol
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
     ranks = start(run)
     until(lambda: steps_of(run))
-    write_atomic(run.save_request, "Ada on login1")
+    write_atomic(run.save_request_path, "Ada on login1")
     saved = until(lambda: check_all_verify_but_temporary(run))
     until(lambda: steps_of(run)[-1] > saved[0])
     assert check_all_verify_but_temporary(run) == saved, "one request is one checkpoint"
-    write_atomic(run.stop_request, "Ada on login1")
+    write_atomic(run.stop_request_path, "Ada on login1")
     assert ranks.wait() == [75, 75], ranks.said()[-3000:]
     end = End.read(run.attempt(1))
     assert end is not None
@@ -185,7 +189,7 @@ def test_people_ask_for_a_checkpoint_and_then_for_the_end(tmp_path, pipeline_fol
 def test_a_time_limit_is_seen_before_slurm_tells(tmp_path, pipeline_folder, image_folder):
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=100_000, **SETTINGS)
     attempt = next_attempt(run, 2)
-    write_json(attempt.nodes, {"time_is_over": time.time() + 30})
+    write_json(attempt.allocation_path, {"time_is_over": time.time() + 30})
     ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
     assert ranks.wait() == [75, 75], ranks.said()[-3000:]
     end = End.read(run.attempt(1))

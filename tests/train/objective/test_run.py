@@ -24,13 +24,13 @@ def test_it_trains_draws_and_exports_a_pipeline_that_draws(tmp_path, pipeline_fo
     ranks = start_ranks(1, PROGRAM, run.path, next_attempt(run, 1).number, "{}")
     assert ranks.wait() == [0], ranks.said()[-3000:]
 
-    assert Image.open(run.pictures_at(2) / "00-a-red-circle.png").size == (32, 32)
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert Image.open(run.pictures_path_at(2) / "00-a-red-circle.png").size == (32, 32)
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     assert all(0 < line["loss/train"] < 100 for line in lines)
-    pipeline = StableDiffusionPipeline.from_pretrained(run.pipeline)
+    pipeline = StableDiffusionPipeline.from_pretrained(run.pipeline_path)
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
     assert pipeline.scheduler.config.prediction_type == "sample"
     image = pipeline("a red circle", height=32, width=32, num_inference_steps=3).images[0]
     assert image.size == (32, 32)
-    card = (run.pipeline / "README.md").read_text()
+    card = (run.pipeline_path / "README.md").read_text()
     assert "| prediction | sample |\n| loss weighting | min-SNR, γ = 5 |" in card

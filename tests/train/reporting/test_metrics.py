@@ -11,7 +11,7 @@ def test_metrics_are_not_written_through_a_link(tmp_path):
     run = RunDir(tmp_path / "run")
     attempt = run.open_attempt()
     profile = tmp_path / "profile"
-    run.metrics.symlink_to(profile)
+    run.metrics_path.symlink_to(profile)
     with pytest.raises(LockstepError, match=r"metrics.jsonl: is a link to .*profile"):
         MetricsWriter(run, attempt, 1)
     assert not profile.exists()

@@ -39,7 +39,7 @@ def test_they_go_on_until_the_export_is_done(tmp_path, pipeline_folder, image_fo
         last = until(lambda: beat(0, "exporting", after=first["time"] + 8))
         other = until(lambda: beat(1, "waiting for the other ranks to export", after=first["time"]))
         assert first["step"] == last["step"] == other["step"] == STEPS
-        assert not attempt.end.exists()
+        assert not attempt.end_path.exists()
     finally:
         gate.touch()
     assert ranks.wait() == [0, 0], ranks.said()[-3000:]
@@ -58,4 +58,4 @@ def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
     [(rank, beat)] = context.attempt.heartbeats().items()
     assert (rank, beat["step"], beat["doing"], beat["pid"]) == (3, 5, "waiting for samples", os.getpid())
     assert beat["since"] <= beat["time"]
-    assert len(list(context.attempt.heartbeat(3).parent.iterdir())) == 1, "nothing is left beside it"
+    assert len(list(context.attempt.heartbeat_path(3).parent.iterdir())) == 1, "nothing is left beside it"

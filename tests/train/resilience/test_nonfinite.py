@@ -42,7 +42,7 @@ def metrics_of(run: RunDir) -> list[dict]:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in run.metrics.read_text().splitlines()]
+    return [json.loads(line, parse_constant=refuse) for line in run.metrics_path.read_text().splitlines()]
 
 
 def is_finite(checkpoint: checkpoints.Checkpoint) -> bool:
@@ -126,7 +126,7 @@ def test_what_is_not_finite_is_never_committed(tmp_path, pipeline_folder, image_
     left = checkpoints.list_checkpoints(run)
     assert [checkpoint.step for checkpoint in left] == [2]
     assert is_finite(left[0])
-    assert not list(run.checkpoints.glob("tmp-*")), "and it takes no room"
+    assert not list(run.checkpoints_path.glob("tmp-*")), "and it takes no room"
 
 
 @pytest.mark.parametrize(

@@ -44,22 +44,22 @@ def polled(run: RunDir) -> list[object]:
 def run(shared: Path) -> RunDir:
     run = RunDir(shared / "run")
     run.open_attempt()
-    run.control.mkdir()
+    run.control_path.mkdir()
     return run
 
 
 def test_a_request_says_who_asked(run: RunDir) -> None:
-    write_atomic(run.stop_request, "Ada on login1")
-    write_atomic(run.save_request, "Ada on login1")
+    write_atomic(run.stop_request_path, "Ada on login1")
+    write_atomic(run.save_request_path, "Ada on login1")
     assert polled(run) == ["stop requested by Ada on login1", True]
-    assert not run.save_request.exists()
-    assert run.stop_request.exists()
+    assert not run.save_request_path.exists()
+    assert run.stop_request_path.exists()
     assert polled(run) == ["stop requested by Ada on login1", False]
 
 
 def test_a_folder_that_cannot_be_searched_asks_for_nothing(run: RunDir) -> None:
     """As where a ticket for the file system has run out: nobody knows whether there is a request."""
-    run.control.chmod(0)
+    run.control_path.chmod(0)
     done = poll(run, *ORDINARY)
     assert (done.returncode, json.loads(done.stdout)) == (1, [None, False])
     assert "PermissionError" in done.stderr, "the monitor says so, and training goes on"
@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_searched_asks_for_nothing(run: RunDir) -> None:
 @two_users
 def test_a_colleague_may_ask(run: RunDir) -> None:
     """With a bare file, too, and with one that only they may read."""
-    assert as_colleague("touch", run.stop_request).returncode == 0
+    assert as_colleague("touch", run.stop_request_path).returncode == 0
     assert polled(run) == ["stop requested by somebody", False]
 
 
@@ -79,20 +79,20 @@ def test_a_link_to_a_file_of_the_owners_is_no_request(run: RunDir, shared: Path,
     private = shared / "run" / "private"
     private.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
     private.chmod(0o666 if how == "-P" else 0o600)  # the kernel lets nobody link to a file that they cannot write
-    assert as_colleague("ln", how, private, run.stop_request).returncode == 0
+    assert as_colleague("ln", how, private, run.stop_request_path).returncode == 0
     private.chmod(0o600)
     assert polled(run) == [None, False]
 
 
 @pytest.mark.parametrize("kind", ["mkfifo", "mkdir"])
 def test_only_a_file_is_a_request(run: RunDir, kind: str) -> None:
-    for request in (run.stop_request, run.save_request):
+    for request in (run.stop_request_path, run.save_request_path):
         subprocess.run([kind, request], check=True)
     assert polled(run) == [None, False]
 
 
 def test_who_asked_is_a_short_line_that_a_terminal_may_show(run: RunDir) -> None:
-    write_atomic(run.stop_request, "\x1b[31mAda\x07 on login1 " + "x" * 10_000 + "\nreason: finished\n")
+    write_atomic(run.stop_request_path, "\x1b[31mAda\x07 on login1 " + "x" * 10_000 + "\nreason: finished\n")
     reason, _ = polled(run)
     assert str(reason).startswith("stop requested by [31mAda on login1 xxx")
     assert len(str(reason)) < 120

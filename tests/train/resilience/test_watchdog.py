@@ -18,7 +18,7 @@ def context(tmp_path: Path) -> RankContext:
     """Of one of two ranks."""
     run = RunDir(tmp_path / "run")
     attempt = run.open_attempt()
-    attempt.heartbeat(0).parent.mkdir()
+    attempt.heartbeat_path(0).parent.mkdir()
     config = SimpleNamespace(checkpoint=SimpleNamespace(notice_seconds=12.0))
     return RankContext(run, attempt, None, config, SimpleNamespace(size=2, rank=0), Progress(), None)
 
@@ -27,7 +27,7 @@ def beat(context: RankContext, rank: int, doing: str, *, step: int = 7, ago: flo
     """A heartbeat of `ago` seconds, of a rank that has been `doing` this for `since` seconds."""
     now = time.time()
     values = {"time": now - ago, "rank": rank, "step": step, "doing": doing, "since": now - since}
-    context.attempt.heartbeat(rank).write_text(json.dumps(values | {"host": "node1", "pid": 1}))
+    context.attempt.heartbeat_path(rank).write_text(json.dumps(values | {"host": "node1", "pid": 1}))
 
 
 def test_a_rank_without_heartbeats_is_unresponsive(context: RankContext) -> None:
@@ -59,7 +59,7 @@ def test_the_rank_with_the_fewest_steps_is_the_one(context: RankContext) -> None
 def test_half_a_heartbeat_does_not_keep_it_from_leaving(context: RankContext, text: str) -> None:
     """A file that a broken file system has cut off: nobody can be blamed, and the attempt must end all the same."""
     beat(context, 0, "loading")
-    context.attempt.heartbeat(1).write_text(text)
+    context.attempt.heartbeat_path(1).write_text(text)
     assert "as the heartbeat of rank 1 cannot be read" in Watchdog(context).find_stuck_rank()
 
 
