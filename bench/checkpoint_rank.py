@@ -83,7 +83,7 @@ class Bench:
 
     def open_attempt(self) -> Attempt:
         if self.world.is_main_process:
-            self.plan.write(self.run.open_attempt())
+            self.plan.write(self.run.open_attempt().plan_path)
         self.world.barrier()
         return self.run.attempts()[-1]
 

@@ -1,18 +1,18 @@
 """One run's folder has one attempt at a time: whoever starts it holds a lock that dies with its processes."""
 
 import fcntl
-import json
 import os
 import shlex
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import psutil
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
+from store.run.records import Record, read_heartbeats
 from store.run.run_dir import RunDir, open_to_append
 
 PATIENCE = 1.0  # seconds: `status` tries the lock, too, and has it for an instant
@@ -23,21 +23,12 @@ class RunHeldError(UserError):
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who took the lock, as the lock's file has it."""
+class LockHolder(Record):
+    """Who has the run's lock, or had it last."""
 
     host: str
     pid: int
-    time: float  # seconds since the epoch
-
-    @classmethod
-    def parse(cls, text: str) -> "Holder | None":
-        """None for a file that does not tell: it is written after the lock is taken."""
-        try:
-            fields = json.loads(text)
-            return cls(fields["host"], int(fields["pid"]), float(fields["time"]))
-        except (ValueError, KeyError, TypeError):
-            return None
+    time: float  # when it was taken, in seconds since the epoch
 
 
 @contextmanager
@@ -48,15 +39,15 @@ def hold_run(run: RunDir) -> Iterator[int]:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        file = open(open_to_append(run.lock_path), "a+", encoding="utf-8")  # noqa: SIM115  (kept open for as long as it is held)
+        file = open(open_to_append(run.lock_path), "a+b")  # noqa: SIM115  (kept open for as long as it is held)
     except OSError as error:
         raise UserError(f"{run.path}: cannot be written ({error.strerror}); name another folder with runs") from None
     with file:
         if not _try_lock(file.fileno()):
             file.seek(0)
-            raise RunHeldError(_describe_holder(run, Holder.parse(file.read())))
+            raise RunHeldError(_describe_holder(run, _parse_holder(run, file.read())))
         file.truncate(0)
-        file.write(json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), time.time()))))
+        file.write(LockHolder(socket.gethostname(), os.getpid(), time.time()).to_text().encode())
         file.flush()
         yield file.fileno()
 
@@ -67,17 +58,22 @@ def is_run_held(run: RunDir) -> bool | None:
     A lock of the shared kind is taken for the instant, so that two who ask do not disturb each other.
     """
     try:
-        with open(run.lock_path, encoding="utf-8") as file:
+        with open(run.lock_path, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
-            text = file.read()
+            holder = _parse_holder(run, file.read())
     except OSError:
         return None
+    return False if holder is not None and holder.host == socket.gethostname() else None
+
+
+def _parse_holder(run: RunDir, content: bytes) -> LockHolder | None:
+    """None for a file that does not tell: it is written after the lock is taken."""
     try:
-        return False if json.loads(text)["host"] == socket.gethostname() else None
-    except (ValueError, KeyError):
+        return LockHolder.parse(content, run.lock_path)
+    except LockstepError:
         return None
 
 
@@ -95,7 +91,7 @@ def _try_lock(descriptor: int) -> bool:
             return True
 
 
-def _describe_holder(run: RunDir, holder: Holder | None) -> str:
+def _describe_holder(run: RunDir, holder: LockHolder | None) -> str:
     """Whose the run is, and what to do. torchrun inherits the lock: where the process that took it was killed, the
     ranks have it, and they are named instead."""
     if holder is None:
@@ -107,9 +103,9 @@ def _describe_holder(run: RunDir, holder: Holder | None) -> str:
         process = f"process {holder.pid} on {holder.host} since {since}"
         return f"{run.path}: is in use by {process}; wait until that ends, or stop it: lockstep stop {path}"
     ranks = [
-        f"rank {rank} (process {beat['pid']})"
-        for rank, beat in attempts[-1].heartbeats().items()
-        if beat["host"] == holder.host and _is_alive(beat["pid"], beat["time"])
+        f"rank {rank} (process {beat.pid})"
+        for rank, beat in read_heartbeats(attempts[-1]).items()
+        if beat.host == holder.host and _is_alive(beat.pid, beat.time)
     ]
     living = ", ".join(ranks) or "its ranks are starting, or ending"
     return (

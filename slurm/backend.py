@@ -57,7 +57,7 @@ class SlurmBackend:
         return request_run(run, config.name, terms).text
 
     def read_record(self, run: RunDir) -> JobRecord | None:
-        return JobRecord.read(run) if run.job_path.is_file() else None
+        return JobRecord.read_if_written(run.job_path)
 
     def query_jobs(self, ids: Sequence[str]) -> dict[str, Job]:
         return query_jobs(list(ids))

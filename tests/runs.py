@@ -37,7 +37,7 @@ def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     config = load_config(run.config_path).model_copy(update=changes)
     write_atomic(run.config_path, dump_config(config))
     lines = run.dataset_path.read_text()
-    Submission(config.model, lines.count("\n"), digest_samples(lines), content="").write(run)
+    Submission(config.model, lines.count("\n"), digest_samples(lines), content="").write(run.submission_path)
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 
 

@@ -177,7 +177,7 @@ def test_a_run_is_ours_on_every_rank_to_its_export(installed: Installed) -> None
     submitted = installed.run("lockstep", "submit", "mine.yaml", "--local", "--ranks", 2)
     run = RunDir(installed.folder / "runs" / "mine")
     assert (submitted.returncode, submitted.stderr) == (0, ""), story(run)
-    assert End.read(run.attempt(1)) == End("finished", STEPS, f"step-{STEPS:08d}-a0001", None)
+    assert End.read(run.attempt(1).end_path) == End("finished", STEPS, f"step-{STEPS:08d}-a0001", None)
     exported = installed.run("lockstep", "export", "runs/mine", "--out", "exported")
     assert (exported.returncode, exported.stderr) == (0, "")
     assert (installed.folder / "exported/unet/diffusion_pytorch_model.safetensors").is_file()
@@ -188,7 +188,7 @@ def test_a_run_is_ours_on_every_rank_to_its_export(installed: Installed) -> None
     slurm = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", "SLURMD_NODENAME": "127.0.0.1"}
     ranked = installed.program("slurm.job.rank_entry", run.path, LOCKSTEP_ATTEMPT=str(attempt.number), **slurm)
     assert ranked.returncode == 0, ranked.stderr + story(run)
-    assert End.read(attempt).reason == "finished"
+    assert End.read(attempt.end_path).reason == "finished"
     assert (run.pipeline_path / "unet/diffusion_pytorch_model.safetensors").is_file()
     assert NOT_OURS not in story(run)
 

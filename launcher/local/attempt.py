@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -28,6 +28,7 @@ from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
+from store.run.records import FailureReport, read_failures
 from store.run.run_dir import Attempt, RunDir, open_to_append
 from store.run.submission import open_attempt
 
@@ -117,7 +118,7 @@ class LocalAttempt:
         self.started = False  # whether a rank was ever seen
         self.told: set[psutil.Process] = set()
         self.first_dead: int | None = None
-        count = AttemptPlan.read(attempt).batch_plan.shape.world_size
+        count = AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["--monitor-interval=0.2", f"--shutdown-timeout={GRACE}"]
         command += ["-m", "lockstep", "train", str(run.path), f"--attempt={attempt.number}"]
@@ -201,12 +202,12 @@ class LocalAttempt:
 
     def _end(self) -> End:
         """The attempt's end record; raises LockstepError with the cause where there is none."""
-        if end := End.read(self.attempt):
+        if end := End.read_if_written(self.attempt.end_path):
             return end
         if len(self.notices.given) > 1:
             raise LockstepError("stopped at once: asked twice")
-        reports = self.attempt.failures()
-        causes = [report for report in reports if not report["peer_lost"]]
+        reports = read_failures(self.attempt)
+        causes = [report for report in reports if not report.peer_lost]
         if causes:
             raise _failure(causes[0], len(reports) - 1, self.attempt)
         if self.first_dead is not None:
@@ -218,13 +219,13 @@ class LocalAttempt:
         raise LockstepError(f"{problem}; see {self.attempt.launcher_log_path}")
 
 
-def _failure(report: dict[str, Any], victims: int, attempt: Attempt) -> LockstepError:
+def _failure(report: FailureReport, victims: int, attempt: Attempt) -> LockstepError:
     """The first failure in time, as the rank reported it; the ranks it took with it are victims."""
-    if report["exit_code"] == UserError.exit_code:
-        return UserError(report["message"])
+    if report.exit_code == UserError.exit_code:
+        return UserError(report.message)
     others = f", and {victims} more followed" if victims else ""
-    rank = report["rank"]
-    text = report["traceback"] or f"{report['message']}\n"
+    rank = report.rank
+    text = report.traceback or f"{report.message}\n"
     return LockstepError(f"{text}rank {rank} failed first{others}; its log is {attempt.log_path(rank)}")
 
 

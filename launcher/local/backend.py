@@ -15,6 +15,7 @@ from configs.solve.batch import BatchPlan, Shape
 from launcher.local.job import LocalJob
 from launcher.run_lock import is_run_held
 from store.run.liveness import find_training_attempt
+from store.run.records import read_heartbeats
 from store.run.run_dir import Attempt, RunDir
 from store.run.submission import plan_batch
 
@@ -89,7 +90,7 @@ def _look(run: RunDir) -> LocalJob:
     if held:
         return LocalJob(str(run.path), "RUNNING", "lock", nodes="this machine")
     if held is None and (attempt := find_training_attempt(run)) is not None:
-        hosts = sorted({str(beat["host"]) for beat in attempt.heartbeats().values()})
+        hosts = sorted({beat.host for beat in read_heartbeats(attempt).values()})
         return LocalJob(str(run.path), "RUNNING", "heartbeat", nodes=", ".join(hosts))
     return LocalJob(str(run.path), "UNKNOWN", "lock")
 

@@ -16,7 +16,7 @@ class LiveLog:
         self.log, self.metrics, self.failure = attempt.log_path(0), attempt.metrics_path, attempt.failure_path(0)
         self.read = {self.log: 0, self.metrics: 0}  # bytes that were shown
         self.out = out
-        self.bar = _Bar(AttemptPlan.read(attempt).total_steps) if out.isatty() else None
+        self.bar = _Bar(AttemptPlan.read(attempt.plan_path).total_steps) if out.isatty() else None
 
     def show_new(self) -> None:
         """Show what the rank has printed since the last call."""

@@ -1,17 +1,26 @@
 """`lockstep export`: started as a process of its own, because it needs torch and this package does not."""
 
-import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
 from launcher.run_lock import hold_run
 from launcher.submit.prepare import prepare_run
 from store.checkpoint.checkpoints import find_checkpoint
-from store.run.run_dir import RunDir, write_json
+from store.run.records import Record
+from store.run.run_dir import RunDir
 from store.run.submission import Submission
+
+
+@dataclass(frozen=True)
+class ForkOrigin(Record):
+    """Whose weights a fork starts from."""
+
+    run: str  # the parent's folder
+    checkpoint: str
 
 
 def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
@@ -37,17 +46,17 @@ def fork_run(config: RunConfig, parent: str) -> RunConfig:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
     forked = config.model_copy(update={"model": str(run.base_path)})
     origin_file = run.base_path / "origin.json"
-    if origin_file.is_file():
-        origin = json.loads(origin_file.read_text())["run"]
-        if origin != str(source.path):
-            raise UserError(f"{run.path}: was forked from {origin}; give this one another name")
+    origin = ForkOrigin.read_if_written(origin_file)
+    if origin is not None:
+        if origin.run != str(source.path):
+            raise UserError(f"{run.path}: was forked from {origin.run}; give this one another name")
         return forked
     newest = find_checkpoint(source, None)
-    prepare_run(config.model_copy(update={"model": Submission.read(source).model_folder}))
+    prepare_run(config.model_copy(update={"model": Submission.read(source.submission_path).model_folder}))
     with hold_run(run):
         exit_code = run_export(source, newest.step, "raw", str(run.base_path))
         if exit_code:
             error = UserError if exit_code == UserError.exit_code else LockstepError
             raise error(f"{parent}: its weights could not be exported, so there is nothing to fork from")
-        write_json(origin_file, {"run": str(source.path), "checkpoint": newest.path.name})
+        ForkOrigin(str(source.path), newest.path.name).write(origin_file)
     return forked

@@ -1,6 +1,5 @@
 """`lockstep logs`: what one rank has printed, and with `follow` what it goes on printing, from attempt to attempt."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from configs.errors import UserError
 from launcher.monitor import status
 from launcher.monitor.status_text import format_steps
 from store.run.attempt_plan import AttemptPlan
+from store.run.records import Allocation
 from store.run.run_dir import Attempt, RunDir
 
 POLL = 0.2  # seconds between two looks at the log
@@ -122,9 +122,9 @@ def _choose_attempt(run: RunDir, number: int | None) -> Attempt | None:
 
 def _announce(attempt: Attempt, rank: int) -> None:
     line = f"=== attempt {attempt.number}"
-    if attempt.allocation_path.is_file():
-        allocation = json.loads(attempt.allocation_path.read_text())
-        line += f" on {', '.join(allocation['nodes'])}: {allocation['because']}"
+    allocation = Allocation.read_if_written(attempt.allocation_path)
+    if allocation is not None:
+        line += f" on {', '.join(allocation.nodes)}: {allocation.reason}"
     click.echo(line, err=True)
     world_size = _read_world_size(attempt)
     if rank >= world_size:
@@ -141,7 +141,7 @@ def _explain_missing_log(attempt: Attempt, rank: int) -> str:
 
 
 def _read_world_size(attempt: Attempt) -> int:
-    return AttemptPlan.read(attempt).batch_plan.shape.world_size
+    return AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size
 
 
 def _describe_state(row: status.RunStatus) -> str:

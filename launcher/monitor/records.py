@@ -10,6 +10,7 @@ from configs.errors import UserError
 from launcher.backend import SubmittedJob, read_submitted_job
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
+from store.run.records import Allocation, HeartbeatRecord, read_heartbeat
 from store.run.run_dir import Attempt, RunDir
 
 _TAIL = 4096  # bytes that hold the last line of metrics.jsonl
@@ -25,9 +26,9 @@ class RunRecords:
     total_steps: int | None = None
     ranks: int = 0
     metrics: dict[str, Any] | None = None  # the last line
-    beat: dict[str, Any] | None = None  # rank 0's
+    beat: HeartbeatRecord | None = None  # rank 0's
     job: SubmittedJob | None = None
-    on: dict[str, Any] | None = None  # the nodes.json of an attempt that SLURM started
+    allocation: Allocation | None = None  # of an attempt that SLURM started
 
     @property
     def waits_for_its_first(self) -> bool:
@@ -42,7 +43,7 @@ class RunRecords:
     @property
     def local(self) -> bool:
         """Whether the newest attempt was started without SLURM."""
-        return self.newest is not None and self.on is None
+        return self.newest is not None and self.allocation is None
 
     @property
     def asks_for(self) -> tuple[str, str] | None:
@@ -58,8 +59,8 @@ class RunRecords:
         """Steps that are done, as the newest witness has it."""
         if self.end is not None:
             return self.end.step
-        if self.beat is not None and self.beat["step"]:
-            return int(self.beat["step"])
+        if self.beat is not None and self.beat.step:
+            return self.beat.step
         return int(self.metrics["step"]) if self.metrics else None
 
     @property
@@ -71,13 +72,13 @@ class RunRecords:
 
 
 def read_records(run: RunDir) -> RunRecords:
-    """Raises OSError, ValueError, KeyError or TypeError where a file does not read."""
+    """Raises LockstepError, OSError, ValueError, KeyError or TypeError where a file cannot be read."""
     job = read_submitted_job(run)
     attempts = run.attempts()
     if not attempts:
         return RunRecords(run, job=job)
-    newest, end = attempts[-1], End.read(attempts[-1])
-    plan, beat = AttemptPlan.read(newest), newest.heartbeat_path(0)
+    newest, end = attempts[-1], End.read_if_written(attempts[-1].end_path)
+    plan = AttemptPlan.read(newest.plan_path)
     return RunRecords(
         run,
         newest,
@@ -85,9 +86,9 @@ def read_records(run: RunDir) -> RunRecords:
         plan.total_steps,
         plan.batch_plan.shape.world_size,
         read_last_line(run.metrics_path),
-        json.loads(beat.read_text()) if end is None and beat.is_file() else None,
+        read_heartbeat(newest.heartbeat_path(0)) if end is None else None,
         job,
-        json.loads(newest.allocation_path.read_text()) if newest.allocation_path.is_file() else None,
+        Allocation.read_if_written(newest.allocation_path),
     )
 
 

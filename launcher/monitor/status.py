@@ -4,6 +4,7 @@ they do not tell. Every row says which source answered."""
 import time
 from dataclasses import dataclass, replace
 
+from configs.errors import LockstepError
 from launcher.backend import BACKENDS, BackendJob, find_cause
 from launcher.format import format_count
 from launcher.monitor.records import RunRecords, read_records
@@ -13,6 +14,8 @@ from store.run.run_dir import RunDir
 
 WAITING = ("submitting", "submitted", "pending")
 ALIVE = (*WAITING, "running")
+# What reading a damaged run raises: it must not hide the others.
+_DAMAGE = (LockstepError, OSError, ValueError, KeyError, TypeError)
 _PREEMPTED = "preempted by SLURM, which cancels here; lockstep submit resumes"
 _SKEW = 5.0  # seconds by which the clocks of a node and of SLURM's controller may differ
 
@@ -45,15 +48,19 @@ class RunStatus:
 def read_statuses(runs: list[RunDir]) -> list[RunStatus]:
     """A row per run, those that live last: there the eye is when a long list has scrolled by."""
     records: list[RunRecords] = []
-    broken: list[RunStatus] = []
+    rows: list[RunStatus] = []
     for run in runs:
         try:
             records.append(read_records(run))
-        except (OSError, ValueError, KeyError, TypeError) as error:  # one bad folder must not hide the others
-            broken.append(_unreadable(run, error))
+        except _DAMAGE as error:
+            rows.append(_unreadable(run, error))
     jobs = _query_jobs(records)
-    rows = [_row(record, jobs.get(record.asks_for)) for record in records]
-    return sorted([*rows, *broken], key=lambda row: (row.alive, row.name, row.path))
+    for record in records:
+        try:
+            rows.append(_row(record, jobs.get(record.asks_for)))
+        except _DAMAGE as error:
+            rows.append(_unreadable(record.run, error))
+    return sorted(rows, key=lambda row: (row.alive, row.name, row.path))
 
 
 def read_status(run: RunDir) -> RunStatus:
@@ -72,10 +79,7 @@ def _query_jobs(records: list[RunRecords]) -> dict[tuple[str, str] | None, Backe
 
 
 def _row(records: RunRecords, job: BackendJob | None) -> RunStatus:
-    try:
-        row = _judge(records, job)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return _unreadable(records.run, error)
+    row = _judge(records, job)
     metrics = records.metrics or {}
     skipped = int(metrics.get("optimizer/skipped", 0))
     if skipped:
@@ -152,9 +156,9 @@ def _describe_hold(records: RunRecords, job: BackendJob) -> str:
 
 def _has_begun(records: RunRecords, job: BackendJob) -> bool:
     """Whether the newest attempt belongs to this start of the job: a requeue keeps the job's number."""
-    if records.waits_for_its_first or records.end is not None or records.on is None:
+    if records.waits_for_its_first or records.end is not None or records.allocation is None:
         return False
-    return job.start_time is None or float(records.on["time"]) > job.start_time - _SKEW
+    return job.start_time is None or records.allocation.time > job.start_time - _SKEW
 
 
 def _judge_before_first(records: RunRecords, job: BackendJob | None, unknown: str) -> RunStatus:
@@ -198,7 +202,7 @@ def _is_fresh(records: RunRecords) -> bool:
 
 
 def _seconds_since_beat(records: RunRecords) -> float | None:
-    return time.time() - float(records.beat["time"]) if records.beat else None
+    return time.time() - records.beat.time if records.beat else None
 
 
 def _seconds_until(moment: float | None) -> float | None:
@@ -218,4 +222,5 @@ def _say(
 
 
 def _unreadable(run: RunDir, error: Exception) -> RunStatus:
-    return RunStatus(run.path.name, str(run.path), "unreadable", f"{type(error).__name__}: {error}", "records")
+    detail = str(error) if isinstance(error, LockstepError) else f"{type(error).__name__}: {error}"
+    return RunStatus(run.path.name, str(run.path), "unreadable", detail, "records")

@@ -9,6 +9,7 @@ from launcher.monitor.status import RunStatus
 from launcher.monitor.status_text import format_steps
 from store.checkpoint.checkpoints import list_checkpoints
 from store.run.end import End
+from store.run.records import read_failures, read_heartbeats
 from store.run.run_dir import Attempt, RunDir
 
 _DETAILED = (*status.ALIVE, "finished", "stopped", "held", "lost")  # states whose detail is not the failure itself
@@ -38,7 +39,7 @@ def find_failed_attempt(run: RunDir, row: RunStatus) -> Attempt | None:
     """The newest attempt that runs no more and has no end record."""
     for attempt in reversed(run.attempts()):
         is_training = row.training and attempt.number == row.attempt
-        if not is_training and End.read(attempt) is None:
+        if not is_training and End.read_if_written(attempt.end_path) is None:
             return attempt
     return None
 
@@ -54,14 +55,14 @@ def _first_failure(attempt: Attempt, cause: Cause) -> str:
     """When it happened, where, and in which step; as much of it as is known."""
     if cause.rank is None:
         return cause.kind if cause.kind != "unknown" else ""
-    beat = attempt.heartbeats().get(cause.rank)
-    reports = {report["rank"]: report for report in attempt.failures()}
+    beat = read_heartbeats(attempt).get(cause.rank)
+    reports = {report.rank: report for report in read_failures(attempt)}
     record = reports.get(cause.rank) or beat
     parts = []
     if record:
-        parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"])))
+        parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time)))
     parts.append(f"rank {cause.rank} on {cause.host}")
-    parts.append(f"step {beat['step'] + 1}" if beat else "before its first step")
+    parts.append(f"step {beat.step + 1}" if beat else "before its first step")
     return f"{', '.join(parts)}: {cause.kind}"
 
 

@@ -38,7 +38,7 @@ class PreparedRun:
             self.run.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.run.dataset_path, self.samples)
             write_atomic(self.run.config_path, dump_config(self.config))
-            self.submission.write(self.run)
+            self.submission.write(self.run.submission_path)
             for request in (self.run.stop_request_path, self.run.save_request_path):
                 request.unlink(missing_ok=True)
         except OSError as error:
@@ -77,7 +77,7 @@ def _content(config: RunConfig, model: str, dataset_digest: str, code_digest: st
 
 def is_finished(ready: PreparedRun) -> bool:
     """Whether the run was trained to the end that its config asks for."""
-    ends = [End.read(attempt) for attempt in ready.run.attempts()]
+    ends = [End.read_if_written(attempt.end_path) for attempt in ready.run.attempts()]
     finished = [end for end in ends if end is not None and end.reason == "finished"]
     return bool(finished) and finished[-1].step >= ready.total_steps
 
@@ -96,7 +96,7 @@ def check_same_run(ready: PreparedRun) -> None:
         for name, old, new in zip(_FIXED, _fixed(before), _fixed(config), strict=True)
         if old != new
     ]
-    last = AttemptPlan.read(attempts[-1])
+    last = AttemptPlan.read(attempts[-1].plan_path)
     if last.batch_plan.batch != ready.batch_plan.batch:
         changed.append(f"batch: {last.batch_plan.batch} → {ready.batch_plan.batch}")
     if last.dataset_digest != ready.submission.dataset_digest:

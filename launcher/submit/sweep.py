@@ -170,5 +170,5 @@ def _group_by_content(runs: str) -> dict[str, list[RunDir]]:
     groups: dict[str, list[RunDir]] = {}
     for path in sorted(Path(runs).glob("*/submission.json")):
         run = RunDir(path.parent)
-        groups.setdefault(Submission.read(run).content, []).append(run)
+        groups.setdefault(Submission.read(run.submission_path).content, []).append(run)
     return groups

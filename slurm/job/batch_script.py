@@ -27,6 +27,7 @@ from slurm.recovery.requeue import Decision, decide_next, find_bad_nodes
 from slurm.site import Site
 from store.run import gpus
 from store.run.end import FAILED, FINISHED, End
+from store.run.records import Allocation
 from store.run.run_dir import Attempt, RunDir
 from store.run.submission import open_attempt, plan_batch
 
@@ -67,20 +68,31 @@ def begin_attempt(run_dir: str) -> None:
     # share the batch. Too few are no attempt: SLURM gave them before it was told whom to leave out.
     config = load_config(run.config_path)
     given = scontrol.expand_hostnames(os.environ["SLURM_JOB_NODELIST"])
-    left_out = _find_nodes_to_exclude(run, history)
-    usable = [node for node in given if node not in left_out]
+    excluded_nodes = _find_nodes_to_exclude(run, history)
+    usable = [node for node in given if node not in excluded_nodes]
     batch_plan = plan_for_nodes(config, plan_batch(run, config), len(usable))
     if batch_plan is None:
-        scontrol.requeue_job(job, left_out)
+        scontrol.requeue_job(job, excluded_nodes)
         sys.exit(1)
     nodes = usable[: batch_plan.shape.nodes]
     if len(nodes) < len(given) and given[0] in nodes:  # this shell's own node cannot be given back
         scontrol.keep_nodes(job, nodes)
     script = _read_own(run.sbatch_path)
-    allocation = {"job": job, "nodes": nodes, "left_out": left_out, "because": decision.reason, "batch_host": given[0]}
-    attempt = open_attempt(run, config, batch_plan, allocation | _describe_start(job))
+    output_path, output_size = _find_output()
+    allocation = Allocation(
+        job=job,
+        nodes=nodes,
+        time=time.time(),
+        reason=decision.reason,
+        excluded_nodes=excluded_nodes,
+        deadline=queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", "")),
+        batch_host=given[0],
+        output_path=output_path,
+        output_size=output_size,
+    )
+    attempt = open_attempt(run, config, batch_plan, allocation)
     attempt.sbatch_path.write_bytes(script)
-    _announce(attempt, job, nodes, "; ".join([decision.reason, *_describe_excluded(left_out)]))
+    _announce(attempt, job, nodes, "; ".join([decision.reason, *_describe_excluded(excluded_nodes)]))
     _print_variables(attempt, _attempt_variables(attempt, batch_plan, nodes, record.site))
 
 
@@ -90,7 +102,7 @@ def begin_attempt(run_dir: str) -> None:
 def end_attempt(run_dir: str, code: int) -> None:
     """After the ranks: requeue, hold with the reason, or let the job end. CODE is srun's and decides nothing."""
     run, job = RunDir.open(run_dir), scontrol.current_job_id()
-    history = read_outcomes(run, after=JobRecord.read(run).after_attempt)
+    history = read_outcomes(run, after=JobRecord.read(run.job_path).after_attempt)
     decision = decide_next(history)
     attempt = run.attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     _log(attempt, f"srun answered {code}; {decision.action}: {decision.reason}")
@@ -110,10 +122,10 @@ def end_attempt(run_dir: str, code: int) -> None:
 
 def _claim_run(run: RunDir, job: str) -> JobRecord:
     """The run's job record, which names this job. Ends this process where the run belongs to another job."""
-    record = JobRecord.read(run)
+    record = JobRecord.read(run.job_path)
     if record.id is None:  # whoever submitted it was killed before it could
         record = replace(record, id=job)
-        record.write(run)
+        record.write(run.job_path)
     if record.id != job:
         print(f"lockstep: the run belongs to job {record.id} now", file=sys.stderr)
         sys.exit(1)
@@ -124,7 +136,7 @@ def _exit_code(attempt: Attempt, decision: Decision) -> int:
     """What SLURM sees: a stop that people asked for is no failure."""
     if decision.action == "complete":
         return FINISHED
-    ended = End.read(attempt)
+    ended = End.read_if_written(attempt.end_path)
     return ended.exit_code if ended else FAILED
 
 
@@ -150,12 +162,6 @@ def _read_own(path: Path) -> bytes:
         return file.read()
 
 
-def _describe_start(job: str) -> dict[str, object]:
-    """When this start of the job began, when SLURM ends it, and where its output goes on."""
-    over = queue.parse_timestamp(scontrol.query_job_fields(job).get("EndTime", ""))
-    return {"time": time.time(), "time_is_over": over, "output": _find_output()}
-
-
 def _print_variables(attempt: Attempt, variables: dict[str, str]) -> None:
     """For the job's script, which evaluates what is printed here."""
     for name, value in variables.items():
@@ -163,16 +169,16 @@ def _print_variables(attempt: Attempt, variables: dict[str, str]) -> None:
     print(f"exec >>{shlex.quote(str(attempt.launcher_log_path))} 2>&1")  # what srun says belongs to this attempt
 
 
-def _find_output() -> dict[str, object]:
+def _find_output() -> tuple[str | None, int]:
     """The job's output, which all attempts share, and where this attempt's part of it starts."""
     path = Path(os.readlink("/proc/self/fd/2"))
-    return {"path": str(path), "size": path.stat().st_size} if path.is_file() else {}
+    return (str(path), path.stat().st_size) if path.is_file() else (None, 0)
 
 
 def _is_recent(run: RunDir, outcome: Outcome) -> bool:
     """Whether the attempt is so young that its node is still suspected."""
-    record = run.attempt(outcome.attempt).allocation_path
-    return record.is_file() and time.time() - float(json.loads(record.read_text())["time"]) < EXPIRY
+    allocation = Allocation.read_if_written(run.attempt(outcome.attempt).allocation_path)
+    return allocation is not None and time.time() - allocation.time < EXPIRY
 
 
 def _attempt_variables(attempt: Attempt, batch_plan: BatchPlan, nodes: list[str], site: Site) -> dict[str, str]:

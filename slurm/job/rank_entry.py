@@ -1,6 +1,5 @@
 """`python -P -m lockstep slurm.job.rank_entry RUN_DIR`, in every task of the job: become one rank of the attempt."""
 
-import json
 import os
 import random
 import signal
@@ -8,14 +7,24 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 import psutil
 
 from configs.errors import LockstepError
-from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.records import Record
+from store.run.run_dir import Attempt, RunDir
 
 PORTS = range(15_000, 30_000)  # below Linux's ephemeral ports, where a probe's answer would soon be out of date
 PATIENCE = 300  # seconds until rank 0 has said where to meet
+
+
+@dataclass(frozen=True)
+class Rendezvous(Record):
+    """Where the ranks of an attempt meet: on rank 0's node."""
+
+    address: str
+    port: int
 
 
 def run_rank(run_dir: str) -> None:
@@ -23,33 +32,36 @@ def run_rank(run_dir: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))  # they wait until the rank listens
     attempt = RunDir.open(run_dir).attempt(int(os.environ["LOCKSTEP_ATTEMPT"]))
     rank, interface = int(os.environ["SLURM_PROCID"]), os.environ.get("LOCKSTEP_INTERFACE")
-    meeting = _announce(attempt, interface) if rank == 0 else _wait_for(attempt)
+    rendezvous = _announce(attempt, interface) if rank == 0 else _wait_for(attempt)
     environment = {
         "RANK": str(rank),
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+        "MASTER_ADDR": rendezvous.address,
+        "MASTER_PORT": str(rendezvous.port),
         "PYTHONSAFEPATH": "1",
     }
     if interface:
         environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     command = [sys.executable, "-P", "-m", "lockstep", "train", run_dir, f"--attempt={attempt.number}"]
-    os.execve(sys.executable, command, os.environ | environment | meeting)
+    os.execve(sys.executable, command, os.environ | environment)
 
 
-def _announce(attempt: Attempt, interface: str | None) -> dict[str, str]:
+def _announce(attempt: Attempt, interface: str | None) -> Rendezvous:
     """Rank 0: find a free port on its own node, and say so in the attempt's folder."""
-    meeting = {"MASTER_ADDR": _address(interface), "MASTER_PORT": str(_free_port())}
-    write_json(attempt.rendezvous_path, meeting)
-    return meeting
+    rendezvous = Rendezvous(_address(interface), _free_port())
+    rendezvous.write(attempt.rendezvous_path)
+    return rendezvous
 
 
-def _wait_for(attempt: Attempt) -> dict[str, str]:
+def _wait_for(attempt: Attempt) -> Rendezvous:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
             os.listdir(attempt.path)  # makes an NFS client look again
-            meeting: dict[str, str] = json.loads(attempt.rendezvous_path.read_text())
-            return meeting
+        rendezvous = Rendezvous.read_if_written(attempt.rendezvous_path)
+        if rendezvous is not None:
+            return rendezvous
         time.sleep(0.1)
     raise LockstepError(f"{attempt.rendezvous_path}: rank 0 has not said where to meet after {PATIENCE} s")
 

@@ -3,35 +3,35 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from configs.errors import LockstepError
 from slurm.query import queue
 from slurm.site import Site
 from store.run.end import End
 from store.run.liveness import FRESH, find_training_attempt
-from store.run.run_dir import RunDir, write_json
+from store.run.records import Record
+from store.run.run_dir import RunDir
 
 SWEEPS = "sweeps"  # beside the runs: the folder of their job arrays
 ARRAY = "runs.json"  # of a job array: the folders of its runs, in the order of their tasks
 
 
+def _drop_unknown_keys(site: object) -> object:
+    return {key: value for key, value in site.items() if key in Site.model_fields} if isinstance(site, dict) else site
+
+
 @dataclass(frozen=True)
-class JobRecord:
+class JobRecord(Record):
     """The newest job of a run."""
 
     id: str | None  # None: being submitted
-    site: Site  # as it was then; a later change of the profile does not reach a queued job
+    # As it was then: a later change of the profile does not reach a queued job.
+    site: Annotated[Site, BeforeValidator(_drop_unknown_keys)]
     after_attempt: int  # attempts up to this one belong to earlier jobs, and count no more
     submitted: float  # seconds since the epoch
-
-    def write(self, run: RunDir) -> None:
-        fields = {"id": self.id, "after_attempt": self.after_attempt, "submitted": self.submitted}
-        write_json(run.job_path, fields | {"site": self.site.model_dump(mode="json")})
-
-    @classmethod
-    def read(cls, run: RunDir) -> "JobRecord":
-        fields = json.loads(run.job_path.read_text())
-        return cls(**fields | {"site": Site(**fields["site"])})
 
 
 def find_active_job(run: RunDir) -> queue.Job | None:
@@ -39,9 +39,9 @@ def find_active_job(run: RunDir) -> queue.Job | None:
 
     Raises LockstepError where nobody can tell: SLURM does not answer, or the ranks contradict it.
     """
-    if not run.job_path.is_file():
+    record = JobRecord.read_if_written(run.job_path)
+    if record is None:
         return None
-    record = JobRecord.read(run)
     name = f"job {record.id}" if record.id else "a job"
     way_out = f"ask where that job runs; if that cluster is no more, remove {run.job_path}"
     if not queue.has_slurm():
@@ -91,7 +91,7 @@ def _came_to_its_end(run: RunDir, record: JobRecord) -> bool:
     newest = run.attempts()[-1:]
     if not newest or newest[0].number <= record.after_attempt:
         return False
-    end = End.read(newest[0])
+    end = End.read_if_written(newest[0].end_path)
     return end is not None and end.is_final
 
 

@@ -72,7 +72,7 @@ class JobSubmission(Generic[R]):
         records = [_write_job_record(prepared, self.terms.site) for prepared in runs]
         jobs = request.submit()
         for prepared, record, job in zip(runs, records, jobs, strict=True):
-            replace(record, id=job).write(prepared.run)
+            replace(record, id=job).write(prepared.run.job_path)
         return [Job(job, "PENDING") for job in jobs]
 
 
@@ -160,5 +160,5 @@ def _write_job_record(prepared: QueueableRun, site: Site) -> JobRecord:
     prepared.write()
     newest = run.attempts()[-1].number if run.attempts() else 0
     record = JobRecord(None, site, newest, time.time())
-    record.write(run)
+    record.write(run.job_path)
     return record

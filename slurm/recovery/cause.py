@@ -3,13 +3,13 @@
 In order: what a rank says of itself, what srun says of a rank that said nothing, who fell silent first, who is missing.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from store.run.attempt_plan import AttemptPlan
+from store.run.records import Allocation, FailureReport, HeartbeatRecord, read_failures, read_heartbeats
 from store.run.run_dir import Attempt
 
 CauseKind = Literal[
@@ -70,24 +70,25 @@ class Cause:
 
 def find_cause(attempt: Attempt) -> Cause:
     """For an attempt that runs no more and has no end record."""
-    reports, beats = attempt.failures(), attempt.heartbeats()
-    own = [report for report in reports if not report["peer_lost"]]
-    failed = [int(report["rank"]) for report in reports]
+    reports, beats = read_failures(attempt), read_heartbeats(attempt)
+    own = [report for report in reports if not report.peer_lost]
+    failed = [report.rank for report in reports]
     if own:
         return _reported(own[0], beats, failed)
     output = _srun_output(attempt)
     return _told_by_slurm(output, beats, failed) or _told_by_silence(attempt, beats, failed) or _unknown(failed)
 
 
-def _reported(report: dict[str, Any], beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause:
+def _reported(report: FailureReport, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause:
     """A rank says what it failed of."""
-    message = (str(report["message"]).strip().splitlines() or [""])[0][:_LONGEST]
-    rank, host, user_error = int(report["rank"]), str(report["host"]), report["exit_code"] == 2
-    kind = _classify(f"{report['error']}: {report['message']}") or ("data" if user_error else "program")
+    message = (report.message.strip().splitlines() or [""])[0][:_LONGEST]
+    user_error = report.exit_code == 2
+    kind = _classify(f"{report.error}: {report.message}") or ("data" if user_error else "program")
     verb = _VERBS.get(kind, "failed")
-    text = message if kind in ("data", "hung", "superseded") or not message else f"{report['error']}: {message}"
-    sentence = f"rank {rank} on {host} {verb}{_when(beats.get(rank))}: {text or report['error']}"
-    return Cause(kind, sentence, rank, host, _others(failed, rank), user_error)
+    text = message if kind in ("data", "hung", "superseded") or not message else f"{report.error}: {message}"
+    step = _when(beats.get(report.rank))
+    sentence = f"rank {report.rank} on {report.host} {verb}{step}: {text or report.error}"
+    return Cause(kind, sentence, report.rank, report.host, _others(failed, report.rank), user_error)
 
 
 def _classify(error: str) -> CauseKind | None:
@@ -95,7 +96,7 @@ def _classify(error: str) -> CauseKind | None:
     return next((kind for kind, pattern in _ERRORS if re.search(pattern, error)), None)
 
 
-def _told_by_slurm(output: str, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause | None:
+def _told_by_slurm(output: str, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause | None:
     """What srun and slurmstepd say of tasks and nodes. The first of it counts: once one task has ended, srun kills the
     rest, and says so in the same words."""
     interruption = _find_interruption(output, failed)
@@ -120,7 +121,7 @@ def _find_interruption(output: str, failed: list[int]) -> tuple[int, Cause] | No
     return min(interruptions, key=lambda interruption: interruption[0], default=None)
 
 
-def _describe_death(death: re.Match[str], output: str, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause:
+def _describe_death(death: re.Match[str], output: str, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause:
     """`death` is srun's line about the first task that ended: its node, its number, and how."""
     host, rank, ending = death[1], int(death[2]), death[3].strip()
     step = _when(beats.get(rank))
@@ -132,19 +133,20 @@ def _describe_death(death: re.Match[str], output: str, beats: dict[int, dict[str
     return Cause("program", f"rank {rank} on {host} died{step}: {ending}", rank, host, others)
 
 
-def _told_by_silence(attempt: Attempt, beats: dict[int, dict[str, Any]], failed: list[int]) -> Cause | None:
+def _told_by_silence(attempt: Attempt, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause | None:
     """A node whose ranks all fell silent while those of the others went on; or a rank that left no report."""
     last: dict[str, float] = {}
     for beat in beats.values():
-        last[beat["host"]] = max(last.get(beat["host"], 0.0), beat["time"])
+        last[beat.host] = max(last.get(beat.host, 0.0), beat.time)
     by_silence = sorted(last.items(), key=lambda item: item[1])
     if not failed and len(last) > 1 and by_silence[1][1] - by_silence[0][1] > SILENCE:
         return Cause("node lost", f"node {by_silence[0][0]} was lost", host=by_silence[0][0])
-    silent = [rank for rank in range(AttemptPlan.read(attempt).batch_plan.shape.world_size) if rank not in failed]
+    ranks = range(AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size)
+    silent = [rank for rank in ranks if rank not in failed]
     if failed and len(silent) == 1 and silent[0] in beats:
         rank, beat = silent[0], beats[silent[0]]
-        death = f"rank {rank} on {beat['host']} exited in step {beat['step'] + 1} without an error report"
-        return Cause("killed", f"{death} (SIGKILL or out of memory?)", rank, beat["host"], tuple(failed))
+        death = f"rank {rank} on {beat.host} exited in step {beat.step + 1} without an error report"
+        return Cause("killed", f"{death} (SIGKILL or out of memory?)", rank, beat.host, tuple(failed))
     return None
 
 
@@ -161,22 +163,22 @@ def _others(failed: list[int], rank: int) -> tuple[int, ...]:
 
 def _srun_output(attempt: Attempt) -> str:
     """srun's words, and this attempt's part of the job's output."""
-    said = attempt.launcher_log_path.read_text(errors="replace") if attempt.launcher_log_path.is_file() else ""
-    if not attempt.allocation_path.is_file():
-        return said
-    where = json.loads(attempt.allocation_path.read_text())["output"]
-    following = Attempt(attempt.path.with_name(f"{attempt.number + 1:04d}")).allocation_path
-    end = json.loads(following.read_text())["output"] if following.is_file() else {}
-    if not where or not Path(where["path"]).is_file():
-        return said
-    with open(where["path"], "rb") as file:
-        file.seek(where["size"])
-        same = end and end["path"] == where["path"]
-        return said + file.read(end["size"] - where["size"] if same else -1).decode(errors="replace")
+    output = attempt.launcher_log_path.read_text(errors="replace") if attempt.launcher_log_path.is_file() else ""
+    allocation = Allocation.read_if_written(attempt.allocation_path)
+    if allocation is None or allocation.output_path is None or not Path(allocation.output_path).is_file():
+        return output
+    following = Attempt(attempt.path.with_name(f"{attempt.number + 1:04d}"))
+    after = Allocation.read_if_written(following.allocation_path)
+    size = -1  # to the end of the file, unless the next attempt went on in it
+    if after is not None and after.output_path == allocation.output_path:
+        size = after.output_size - allocation.output_size
+    with open(allocation.output_path, "rb") as file:
+        file.seek(allocation.output_size)
+        return output + file.read(size).decode(errors="replace")
 
 
-def _when(beat: dict[str, Any] | None) -> str:
+def _when(beat: HeartbeatRecord | None) -> str:
     """What the rank was at, by its last sign of life."""
     if beat is None:
         return " before its first sign of life"
-    return " while loading" if beat["doing"] == "loading" else f" in step {beat['step'] + 1}"
+    return " while loading" if beat.doing == "loading" else f" in step {beat.step + 1}"

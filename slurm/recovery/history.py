@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from slurm.recovery.cause import Cause, find_cause
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
+from store.run.records import ResumePoint
 from store.run.run_dir import RunDir
 
 
@@ -24,13 +24,13 @@ def read_outcomes(run: RunDir, after: int) -> list[Outcome]:
     attempts = run.attempts()
     committed = {checkpoint.attempt for checkpoint in checkpoints.list_checkpoints(run)}
     for attempt in attempts:
-        point = ResumePoint.read(attempt)
+        point = ResumePoint.read_if_written(attempt.resume_path)
         if point is not None and point.checkpoint:  # pruned since, but resumed from
             committed.add(int(point.checkpoint.rpartition("-a")[2]))
     outcomes = []
     for attempt in attempts:
         if attempt.number > after:
-            end = End.read(attempt)
+            end = End.read_if_written(attempt.end_path)
             cause = None if end else find_cause(attempt)
             outcomes.append(Outcome(attempt.number, end, attempt.number in committed, cause))
     return outcomes

@@ -4,22 +4,24 @@ Fenced by readers: an attempt's first act is to record what it resumes from, and
 beyond that point is not seen any more.
 """
 
-import json
+import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import LockstepError, UserError
+from configs.errors import UserError
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_file, digest_layout
 from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt, RunDir, sync_directory, write_json
+from store.run.end import End
+from store.run.records import ResumePoint, SavedCheckpoint
+from store.run.run_dir import RunDir, sync_directory
 
 if TYPE_CHECKING:
     from store.checkpoint.fragment_file import FragmentReader
 
-_NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
+_NAME = re.compile(r"step-([0-9]{8,})-a([0-9]{4,})")
 _QUARANTINE = "quarantined-"
 _TEMPORARY = "tmp-"
 
@@ -75,7 +77,7 @@ class Checkpoint:
         if identity.run != run.path.name:
             return [f"{self.path}: belongs to the run {identity.run}"]
         plan = run.attempt(self.attempt).plan_path
-        if plan.is_file() and AttemptPlan.read(run.attempt(self.attempt)).nonce != identity.nonce:
+        if plan.is_file() and AttemptPlan.read(run.attempt(self.attempt).plan_path).nonce != identity.nonce:
             return [f"{self.path}: belongs to another attempt {self.attempt} of a run of this name"]
         listed = {file.name for file in manifest.files}
         if unlisted := [path for path in sorted(self.path.glob("fragments-*")) if path.name not in listed]:
@@ -92,60 +94,43 @@ class Checkpoint:
     def quarantine(self) -> Path:
         """Take it out of sight and keep it for whoever wants to know what happened."""
         target = self.path.with_name(_QUARANTINE + self.path.name)
+        while os.path.lexists(target):
+            target = target.with_name(_QUARANTINE + target.name)
         self.path.rename(target)
         sync_directory(target.parent)
         return target
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """Where an attempt starts: after `step`, from checkpoint `checkpoint` (None: the base model)."""
-
-    step: int
-    checkpoint: str | None
-    nonce: str
-
-    def write(self, attempt: Attempt) -> None:
-        write_json(attempt.resume_path, asdict(self))
-
-    @classmethod
-    def read(cls, attempt: Attempt) -> "ResumePoint | None":
-        return cls(**json.loads(attempt.resume_path.read_text())) if attempt.resume_path.is_file() else None
 
 
 def list_checkpoints(run: RunDir) -> list[Checkpoint]:
     """The committed checkpoints that count, oldest first."""
     found = []
     for path in run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ():
-        if match := _NAME.fullmatch(path.name):
+        match = _NAME.fullmatch(path.name)
+        if match is not None:
             found.append(Checkpoint(path, int(match[1]), int(match[2])))
-    resumed = {attempt.number: record.step for attempt in run.attempts() if (record := ResumePoint.read(attempt))}
-    return sorted(
-        (c for c in found if all(c.step <= step for number, step in resumed.items() if number > c.attempt)),
-        key=lambda checkpoint: (checkpoint.step, checkpoint.attempt),
-    )
+    starts = {attempt.number: ResumePoint.read_if_written(attempt.resume_path) for attempt in run.attempts()}
+    fences = {number: start.step for number, start in starts.items() if start is not None}
 
+    def counts(checkpoint: Checkpoint) -> bool:
+        later = (step for attempt, step in fences.items() if attempt > checkpoint.attempt)
+        return all(checkpoint.step <= step for step in later)
 
-def record_saved_checkpoint(attempt: Attempt, checkpoint: Path) -> None:
-    """Note down what `attempt` has just committed, outside the folder that holds it."""
-    write_json(attempt.saved_path, {"checkpoint": checkpoint.name})
+    return sorted(filter(counts, found), key=lambda checkpoint: (checkpoint.step, checkpoint.attempt))
 
 
 def find_recorded_checkpoint(run: RunDir) -> str | None:
     """A checkpoint that the records of `run` speak of, whether or not it is there; the newest attempt's first.
 
-    Raises LockstepError, naming the file, for a record that does not read.
+    Raises LockstepError, naming the file, for a record that is damaged.
     """
     for attempt in reversed(run.attempts()):
-        for path in (attempt.saved_path, attempt.end_path, attempt.resume_path):
-            try:
-                name = json.loads(path.read_text())["checkpoint"] if path.is_file() else None
-            except (ValueError, KeyError, TypeError) as error:
-                raise LockstepError(
-                    f"{path}: is damaged ({error}), so nobody knows what was saved; remove it"
-                ) from None
-            if name is not None:
-                return str(name)
+        for record in (
+            SavedCheckpoint.read_if_written(attempt.saved_path),
+            End.read_if_written(attempt.end_path),
+            ResumePoint.read_if_written(attempt.resume_path),
+        ):
+            if record is not None and record.checkpoint is not None:
+                return record.checkpoint
     return None
 
 
@@ -175,7 +160,10 @@ def temporary_path(run: RunDir, step: int, attempt: int) -> Path:
 def remove_partial(run: RunDir) -> None:
     """Remove what earlier attempts left half-written. Only for the one attempt that holds the run."""
     for path in run.checkpoints_path.glob(_TEMPORARY + "*"):
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:  # nothing of ours
+            path.unlink()
 
 
 def remove_checkpoint(checkpoint: Checkpoint) -> None:

@@ -1,14 +1,13 @@
 """What an attempt was started with: written by the launcher as `plan.json`, obeyed by every rank."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from configs.solve.batch import BatchPlan, Shape
-from store.run.run_dir import Attempt, write_json
+from store.run.records import Record
 
 
 @dataclass(frozen=True)
-class AttemptPlan:
+class AttemptPlan(Record):
     """The shape, the batch plan and the length, all solved; ranks refuse a world that is not this one."""
 
     nodes: int
@@ -24,10 +23,3 @@ class AttemptPlan:
     @property
     def batch_plan(self) -> BatchPlan:
         return BatchPlan(Shape(self.nodes, self.gpus_per_node), self.micro_batch, self.gradient_accumulation_steps)
-
-    def write(self, attempt: Attempt) -> None:
-        write_json(attempt.plan_path, asdict(self))
-
-    @classmethod
-    def read(cls, attempt: Attempt) -> "AttemptPlan":
-        return cls(**json.loads(attempt.plan_path.read_text()))

@@ -1,17 +1,16 @@
 """Contract 5: how an attempt ended. The record decides; process exit codes on the way can lie."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-from store.run.run_dir import Attempt, write_json
+from store.run.records import Record
 
 TIME_LIMIT = "the time limit"  # how a notice begins that the ranks give themselves
 FINISHED, ON_NOTICE, WRONG, FAILED = 0, 75, 2, 1
 
 
 @dataclass(frozen=True)
-class End:
+class End(Record):
     """Written by rank 0 after the final barrier."""
 
     reason: Literal["finished", "notice"]
@@ -32,11 +31,3 @@ class End:
     @property
     def exit_code(self) -> int:
         return FINISHED if self.reason == "finished" else ON_NOTICE
-
-    def write(self, attempt: Attempt) -> None:
-        write_json(attempt.end_path, asdict(self))
-
-    @classmethod
-    def read(cls, attempt: Attempt) -> "End | None":
-        """The end record of `attempt`, or None: still running, failed, or lost."""
-        return cls(**json.loads(attempt.end_path.read_text())) if attempt.end_path.is_file() else None

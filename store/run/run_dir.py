@@ -6,6 +6,7 @@ State files are written atomically; logs and metrics are append-only files of on
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 from contextlib import suppress
@@ -20,10 +21,11 @@ if TYPE_CHECKING:  # brings pydantic: most commands only look into a folder
 
 PRIVATE = 0o755  # mode of a folder in which nobody but its owner may write
 SHARED = 0o1777  # less the umask: whoever may write there adds something, and moves or removes only what is theirs
+_ATTEMPT = re.compile(r"(?!0000)[0-9]{4}|[1-9][0-9]{4,}")  # the name of its folder
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a state file so that a reader sees all of it or none, also after a power loss.
+def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a state file so that a reader sees all of it or none; `durable`: also after a power loss.
 
     Others may write in the folder: no name that they can guess is opened, and nothing that they put there.
     """
@@ -33,13 +35,15 @@ def write_atomic(path: Path, text: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def own_folder(folder: Path, mode: int, cure: str) -> None:
@@ -64,8 +68,9 @@ def open_to_append(path: Path) -> int:
     raise LockstepError(f"{path}: is a link to {os.readlink(path)}, and what is written here must stay here; remove it")
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` as `write_atomic` does."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
 
 
 def sync_directory(path: Path) -> None:
@@ -134,13 +139,6 @@ class Attempt:
         return self.path / "nodes.json"
 
     @property
-    def time_is_over(self) -> float | None:
-        """When SLURM ends it at the latest, in seconds since the epoch; None where nothing does."""
-        return (
-            json.loads(self.allocation_path.read_text()).get("time_is_over") if self.allocation_path.is_file() else None
-        )
-
-    @property
     def launcher_log_path(self) -> Path:
         return self.path / "logs" / "launcher.log"
 
@@ -152,16 +150,6 @@ class Attempt:
 
     def failure_path(self, rank: int) -> Path:
         return self.path / "failures" / f"rank-{rank:04d}.json"
-
-    def heartbeats(self) -> dict[int, dict[str, Any]]:
-        """The last sign of life of every rank that gave one, by rank."""
-        found = (json.loads(path.read_text()) for path in (self.path / "heartbeats").glob("rank-*.json"))
-        return {int(beat["rank"]): beat for beat in sorted(found, key=lambda beat: int(beat["rank"]))}
-
-    def failures(self) -> list[dict[str, Any]]:
-        """The failure reports of all ranks, first in time first."""
-        reports = [json.loads(path.read_text()) for path in (self.path / "failures").glob("rank-*.json")]
-        return sorted(reports, key=lambda report: float(report["time"]))
 
 
 @dataclass(frozen=True)
@@ -256,8 +244,8 @@ class RunDir:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first. A folder without a plan is of one that was never opened to its end."""
-        folder = self.path / "attempts"
-        numbers = (int(path.parent.name) for path in folder.glob("*/plan.json") if path.parent.name.isdigit())
+        folders = [path.parent for path in (self.path / "attempts").glob("*/plan.json")]
+        numbers = [int(folder.name) for folder in folders if _ATTEMPT.fullmatch(folder.name)]
         return [self.attempt(number) for number in sorted(numbers)]
 
     def attempt(self, number: int) -> Attempt:

@@ -1,33 +1,25 @@
 """What `submit` settled once for all attempts of a run, and how each attempt is opened from it."""
 
-import json
 import secrets
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from configs.schema import RunConfig
 from configs.solve import deepspeed
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 from configs.solve.length import solve_length
 from store.run.attempt_plan import AttemptPlan
+from store.run.records import Allocation, Record
 from store.run.run_dir import Attempt, RunDir, write_json
 
 
 @dataclass(frozen=True)
-class Submission:
+class Submission(Record):
     """Beside `run.yaml` and `dataset.jsonl`: what those two mean on this cluster."""
 
     model_folder: str  # the pipeline folder; a hub id's snapshot, whose name is the commit
     dataset_size: int
     dataset_digest: str
     content: str  # digest of all that decides what comes of the run: config, code, samples, model
-
-    def write(self, run: RunDir) -> None:
-        write_json(run.submission_path, asdict(self))
-
-    @classmethod
-    def read(cls, run: RunDir) -> "Submission":
-        return cls(**json.loads(run.submission_path.read_text()))
 
     def plan(self, config: RunConfig, batch_plan: BatchPlan) -> AttemptPlan:
         """The next attempt on the shape of `batch_plan`."""
@@ -47,20 +39,20 @@ class Submission:
 def plan_batch(run: RunDir, config: RunConfig, shape: Shape | None = None) -> BatchPlan:
     """How `config` cuts the batch on `shape`, or its own; a run that was begun keeps the batch it was begun with."""
     attempts = run.attempts()
-    return solve_batch(config, shape, begun=AttemptPlan.read(attempts[-1]).batch_plan if attempts else None)
+    return solve_batch(config, shape, begun=AttemptPlan.read(attempts[-1].plan_path).batch_plan if attempts else None)
 
 
 def open_attempt(
-    run: RunDir, config: RunConfig, batch_plan: BatchPlan, allocation: dict[str, Any] | None = None
+    run: RunDir, config: RunConfig, batch_plan: BatchPlan, allocation: Allocation | None = None
 ) -> Attempt:
     """Make the run's next attempt, planned on the shape of `batch_plan`. For whoever starts its processes.
 
     `allocation` goes into `nodes.json`, where SLURM gave the nodes. The plan comes last: by it others see the attempt.
     """
-    plan = Submission.read(run).plan(config, batch_plan)
+    plan = Submission.read(run.submission_path).plan(config, batch_plan)
     attempt = run.open_attempt()
     write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(config, batch_plan))
     if allocation is not None:
-        write_json(attempt.allocation_path, allocation)
-    plan.write(attempt)
+        allocation.write(attempt.allocation_path)
+    plan.write(attempt.plan_path)
     return attempt

@@ -1,6 +1,7 @@
 """A config that may start, and commands in this process beside a SLURM of shell scripts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from launcher.cli.main import cli
 from launcher.submit.prepare import PreparedRun, prepare_run
 from slurm.job.record import JobRecord
 from slurm.site import Site
-from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt, RunDir
 from store.run.submission import Submission
 from tests.launcher.folders import FakeSlurm, add_attempt, make_model_folder, moment
 
@@ -93,15 +95,16 @@ class Desk:
         """The run, as a submit has left it."""
         ready = self.ready(*overrides)
         ready.write()
-        JobRecord(job, Site(), 0, 0.0).write(ready.run)
+        JobRecord(job, Site(), 0, 0.0).write(ready.run.job_path)
         return ready.run
 
 
 def begun(run: RunDir, **changes: Any) -> Attempt:
     """An attempt that SLURM started on this very dataset."""
     attempt = add_attempt(run, on=("node1",), **changes)
-    plan = json.loads(attempt.plan_path.read_text())
-    write_json(attempt.plan_path, plan | {"dataset_digest": Submission.read(run).dataset_digest})
+    plan = AttemptPlan.read(attempt.plan_path)
+    plan = replace(plan, dataset_digest=Submission.read(run.submission_path).dataset_digest)
+    plan.write(attempt.plan_path)
     return attempt
 
 

@@ -6,7 +6,9 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from configs.pipelines import PIPELINES
 from configs.reading.load import dump_config
@@ -15,7 +17,8 @@ from slurm.job.record import JobRecord
 from slurm.site import Site
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
-from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.records import Allocation, FailureReport, HeartbeatRecord
+from store.run.run_dir import Attempt, RunDir
 
 STEPS = 100
 
@@ -27,7 +30,7 @@ def make_run(runs: Path, name: str, *, job: str | None = None, after: int = 0) -
     config = RunConfig(name=name, model="me/mine", data={"images": "/images"}, batch=8, steps=STEPS, runs=str(runs))
     run.config_path.write_text(dump_config(config))
     if job:
-        JobRecord(job, Site(), after, time.time()).write(run)
+        JobRecord(job, Site(), after, time.time()).write(run.job_path)
     return run
 
 
@@ -45,29 +48,27 @@ def add_attempt(
 ) -> Attempt:
     """The next attempt; by SLURM `on` nodes, where these are named. Its ranks gave their last sign of life `ago`."""
     attempt = run.open_attempt()
-    AttemptPlan(1, ranks, 1, 8 // ranks, STEPS, "/model", "nonce", 100, "digest").write(attempt)
+    AttemptPlan(1, ranks, 1, 8 // ranks, STEPS, "/model", "nonce", 100, "digest").write(attempt.plan_path)
     if on:
-        record = JobRecord.read(run)
-        where = {"job": record.id, "nodes": list(on), "left_out": {}, "time": time.time(), "because": "first attempt"}
-        write_json(attempt.allocation_path, where | {"batch_host": on[0], "output": {}})
+        record = JobRecord.read(run.job_path)
+        allocation = Allocation(str(record.id), list(on), time.time(), "first attempt", batch_host=on[0])
+        allocation.write(attempt.allocation_path)
     for rank in range(ranks):
         host = on[rank % len(on)] if on else socket.gethostname()
-        beat = {"time": time.time() - ago, "rank": rank, "step": step, "doing": "training", "since": time.time() - ago}
-        attempt.heartbeat_path(rank).parent.mkdir(exist_ok=True)
-        attempt.heartbeat_path(rank).write_text(json.dumps(beat | {"host": host, "pid": os.getpid()}))
+        beat = HeartbeatRecord(rank, host, os.getpid(), time.time() - ago, step, "training", time.time() - ago)
+        beat.write(attempt.heartbeat_path(rank), durable=False)
         attempt.log_path(rank).write_text(f"rank {rank} of attempt {attempt.number}\n")
     with open(run.metrics_path, "a") as file:
         for done in range(max(step - 5, 1), step + 1):
             file.write(json.dumps({"step": done, "time": 0.0, "loss/train": 1 / done, "time/step_s": 2.0}) + "\n")
     if end:
-        end.write(attempt)
+        end.write(attempt.end_path)
     return attempt
 
 
-def add_failure(attempt: Attempt, rank: int, host: str, message: str, when: float, **changes: object) -> None:
-    report = {"time": when, "rank": rank, "host": host, "pid": 1, "log_size": 0, "error": "RuntimeError"}
-    report |= {"message": message, "peer_lost": "closed by peer" in message, "traceback": "", "exit_code": 1}
-    write_json(attempt.failure_path(rank), report | changes)
+def add_failure(attempt: Attempt, rank: int, host: str, message: str, when: float, **changes: Any) -> None:
+    report = FailureReport(rank, host, 1, when, 0, "RuntimeError", message, "closed by peer" in message, "", 1)
+    replace(report, **changes).write(attempt.failure_path(rank))
 
 
 class FakeSlurm:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import psutil
 
 from slurm.lab import Lab
-from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
+from store.run.records import ResumePoint
 from store.run.run_dir import Attempt, RunDir
 from tests.impostors import write_impostors
 from tests.shell import ENVIRONMENT, LOCKSTEP
@@ -194,7 +194,7 @@ class Run:
 
     def ends(self) -> list[str | None]:
         """How every attempt ended; None where it has no end record."""
-        found = [End.read(attempt) for attempt in self.dir.attempts()]
+        found = [End.read_if_written(attempt.end_path) for attempt in self.dir.attempts()]
         return [end.reason if end else None for end in found]
 
     def rank(self, rank: int) -> psutil.Process:
@@ -211,8 +211,8 @@ class Run:
     def check_consumed_once(self, steps: int = STEPS) -> None:
         """The attempts' kept steps, one after the other, are 1 … `steps`; so are the run's metrics. A step's positions
         follow from its number."""
-        attempts = [attempt for attempt in self.dir.attempts() if ResumePoint.read(attempt)]
-        starts = [ResumePoint.read(attempt).step for attempt in attempts]
+        attempts = [attempt for attempt in self.dir.attempts() if ResumePoint.read_if_written(attempt.resume_path)]
+        starts = [ResumePoint.read_if_written(attempt.resume_path).step for attempt in attempts]
         kept = []
         for attempt, first, last in zip(attempts, starts, [*starts[1:], steps], strict=True):
             made = lines(attempt.metrics_path)

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from slurm.lab import Lab
 from slurm.recovery.requeue import MAX_FAILURES
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import ResumePoint
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
+from store.run.records import Allocation, ResumePoint, read_failures, read_heartbeats
 from tests.runs import values
 from tests.shell import LOCKSTEP, lockstep
 from tests.slurm.runs import PROFILE, STEPS, Cluster, Run, lines
@@ -75,7 +75,7 @@ def check_same_losses(run: Run, calm: Run) -> None:
 
 
 def nodes_of(run: Run, attempt: int) -> list[str]:
-    return json.loads(run.dir.attempt(attempt).allocation_path.read_text())["nodes"]
+    return Allocation.read(run.dir.attempt(attempt).allocation_path).nodes
 
 
 def is_rank(process: psutil.Process, run: Run) -> bool:
@@ -108,8 +108,8 @@ def test_from_submit_to_the_pipeline(cluster: Cluster) -> None:
         states = cluster.run("sacct", "-n", "-P", "-j", run.job, "-o", "state,exitcode").stdout.split()
         assert set(states) == {"COMPLETED|0:0"}
         assert len(states) >= 3, "the job, its script and its ranks"
-    beats = run.dir.attempt(1).heartbeats()
-    assert [beats[rank]["host"] for rank in range(4)] == ["node1", "node1", "node2", "node2"]
+    beats = read_heartbeats(run.dir.attempt(1))
+    assert [beats[rank].host for rank in range(4)] == ["node1", "node1", "node2", "node2"]
     run.check_consumed_once(6)
     assert StableDiffusionPipeline.from_pretrained(run.dir.pipeline_path, safety_checker=None).unet.num_parameters() > 0
     assert not list(Path.cwd().glob("pwned")) + list(cluster.folder.rglob("pwned"))
@@ -129,7 +129,10 @@ def test_preempted_with_grace_time(cluster: Cluster, calm: Run) -> None:
     )  # the second since 24.05, for a run that is done
     assert run.finish() in over, run.story()
     assert run.ends() == ["notice", "finished"]
-    end, record = End.read(run.dir.attempt(1)), ResumePoint.read(run.dir.attempt(2))
+    end, record = (
+        End.read_if_written(run.dir.attempt(1).end_path),
+        ResumePoint.read_if_written(run.dir.attempt(2).resume_path),
+    )
     assert end is not None
     assert record is not None
     assert end.notice == "SIGTERM"
@@ -150,7 +153,7 @@ def test_killed_rank(cluster: Cluster, calm: Run) -> None:
     assert run.ends() == [None, "finished"]
     log = run.dir.attempt(1).launcher_log_path.read_text()
     assert "rank 1 on node2 was killed from outside" in log, log
-    record = ResumePoint.read(run.dir.attempt(2))
+    record = ResumePoint.read_if_written(run.dir.attempt(2).resume_path)
     assert record is not None
     assert record.step >= 5
     run.check_consumed_once()
@@ -170,7 +173,7 @@ def test_a_fork_from_inside_a_job(cluster: Cluster, calm: Run) -> None:
     assert run.ends() == ["finished"]
     base, parents = load_file(run.dir.base_path / "unet" / "diffusion_pytorch_model.safetensors"), values(calm.dir)
     assert all(np.array_equal(value.flatten(), parents["weights", name]) for name, value in base.items())
-    assert AttemptPlan.read(run.dir.attempt(1)).model_folder == str(run.dir.base_path)
+    assert AttemptPlan.read(run.dir.attempt(1).plan_path).model_folder == str(run.dir.base_path)
     run.check_consumed_once(4)
 
 
@@ -224,7 +227,7 @@ def test_what_people_see_and_ask_while_it_runs(cluster: Cluster) -> None:
         assert stop.returncode == 0, stop.stderr
         assert run.finish() == "COMPLETED", run.story()
         assert follower.wait(60) == 0, followed.read_text()
-    end = End.read(run.dir.attempt(1))
+    end = End.read_if_written(run.dir.attempt(1).end_path)
     assert end is not None
     assert end.requested_by_user
     assert saved[-1].step < end.step == checkpoints.list_checkpoints(run.dir)[-1].step
@@ -247,7 +250,7 @@ def test_cancelled_runs_stay_away(cluster: Cluster) -> None:
     assert f"job {run.job} is cancelled, saved" in said.stdout
     assert run.is_over() in ("CANCELLED", "COMPLETED")
     assert cluster.queue() == []
-    first = End.read(run.dir.attempt(1))
+    first = End.read_if_written(run.dir.attempt(1).end_path)
     assert first is not None
     assert first.requested_by_user
     assert [checkpoint.step for checkpoint in checkpoints.list_checkpoints(run.dir)] == [first.step]
@@ -256,7 +259,7 @@ def test_cancelled_runs_stay_away(cluster: Cluster) -> None:
     run.submit()  # and a bare scancel
     assert run.job != cancelled
     run.trains(2)
-    record = ResumePoint.read(run.dir.attempt(2))
+    record = ResumePoint.read_if_written(run.dir.attempt(2).resume_path)
     assert record is not None
     assert record.step == first.step
     cluster.run("scancel", run.job, check=True)
@@ -335,7 +338,7 @@ def test_node_without_power(cluster: Cluster, calm: Run) -> None:
     assert nodes_of(run, 1) == ["node1", "node2", "node3"]
     assert run.ends() == [None, "finished"]
     assert nodes_of(run, 2) == ["node1", "node3"]
-    assert "node2" in json.loads(run.dir.attempt(2).allocation_path.read_text())["because"]
+    assert "node2" in Allocation.read(run.dir.attempt(2).allocation_path).reason
     run.check_consumed_once()
     check_same_losses(run, calm)
 
@@ -364,11 +367,11 @@ def test_cut_cable(cluster: Cluster, calm: Run, cut: int) -> None:
     others = sorted({"node1", "node2", "node3"} - {f"node{cut}"})
     assert nodes_of(run, 2) == others
     newer = run.dir.attempt(2)
-    assert [newer.heartbeats()[rank]["host"] for rank in range(2)] == others
-    assert len(newer.heartbeats()) == 2
-    assert newer.failures() == []
+    assert [read_heartbeats(newer)[rank].host for rank in range(2)] == others
+    assert len(read_heartbeats(newer)) == 2
+    assert read_failures(newer) == []
     assert "attempt 1:" not in newer.launcher_log_path.read_text()
-    record = ResumePoint.read(newer)
+    record = ResumePoint.read_if_written(newer.resume_path)
     assert record is not None
     assert all(c.attempt >= 2 for c in checkpoints.list_checkpoints(run.dir) if c.step > record.step)
     run.check_consumed_once()

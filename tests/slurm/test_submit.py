@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from slurm.job.record import JobRecord
-from store.checkpoint.checkpoints import ResumePoint
 from store.run.end import End
+from store.run.records import ResumePoint
 from tests.slurm.runs import Cluster
 
 AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -39,11 +39,11 @@ def test_a_busy_slurm_gets_no_second_job(cluster: Cluster) -> None:
     """sbatch still works, and nothing tells what became of the job."""
     run = cluster.new_run("busy", cluster={"site": "shut"})
     run.submit()
-    queued, record = cluster.queue(), JobRecord.read(run.dir)
+    queued, record = cluster.queue(), JobRecord.read(run.dir.job_path)
     unknown = JobRecord(None, record.site, record.after_attempt, record.submitted)
     with cluster.wrapped(squeue=AWAY, sacct=AWAY, scontrol=AWAY):
         for noted in (record, unknown):
-            noted.write(run.dir)
+            noted.write(run.dir.job_path)
             done = cluster.lockstep("submit", run.file)
             assert (done.returncode, "does not answer" in done.stderr) == (1, True), done
             assert cluster.lockstep("status", run.dir.path).returncode == 0
@@ -100,7 +100,7 @@ def test_preempted_by_cancelling_without_grace_time(cluster: Cluster) -> None:
         run.trains()
         cluster.run(*["sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"], "true", check=True)
         assert run.finish() == "PREEMPTED", run.story()
-        end = End.read(run.dir.attempt(1))
+        end = End.read_if_written(run.dir.attempt(1).end_path)
         assert end is not None, run.story()
         said = "preempted by SLURM, which cancels here; lockstep submit resumes"
         row = json.loads(cluster.lockstep("status", run.dir.path, "--json").stdout)[0]
@@ -110,7 +110,7 @@ def test_preempted_by_cancelling_without_grace_time(cluster: Cluster) -> None:
         run.submit()
         run.trains(2)
         assert run.job != first
-        record = ResumePoint.read(run.dir.attempt(2))
+        record = ResumePoint.read_if_written(run.dir.attempt(2).resume_path)
         assert record is not None
         assert record.step == end.step
 

@@ -162,7 +162,7 @@ def main() -> None:
     weights = args.weights or config.exported
     if KINDS[weights] not in checkpoint.read_manifest().kinds:
         raise UserError(f"{checkpoint.path}: holds no average; write --weights raw")
-    plan = AttemptPlan.read(run.attempt(checkpoint.attempt))
+    plan = AttemptPlan.read(run.attempt(checkpoint.attempt).plan_path)
     try:
         export_pipeline(config, plan, checkpoint, weights, args.out.absolute())
     except OSError as error:

@@ -4,8 +4,9 @@ import torch
 
 from configs.errors import LockstepError
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import Checkpoint, ResumePoint
+from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.manifest import Manifest
+from store.run.records import ResumePoint
 from store.run.run_dir import RunDir
 from train.context import RankContext
 from train.engines.base import Counters, Engine, Fragment
@@ -27,7 +28,7 @@ def resume_run(context: RankContext, engine: Engine, ema: Ema | None) -> Checkpo
         # The record fences older attempts: what one of them, cut off from us, still commits beyond it is not seen.
         checkpoints.remove_partial(run)
         step, name = (start.step, start.path.name) if start is not None else (0, None)
-        ResumePoint(step, name, context.plan.nonce).write(context.attempt)
+        ResumePoint(step, name, context.plan.nonce).write(context.attempt.resume_path)
     if start is not None:
         _apply(start, world, engine, ema)
         if world.is_main_process:

@@ -17,6 +17,7 @@ from store.checkpoint import checkpoints, fragment_file
 from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Identity, Manifest
 from store.checkpoint.retention import should_save, steps_to_prune
+from store.run.records import SavedCheckpoint
 from store.run.run_dir import sync_directory, write_atomic
 from train.checkpoint.snapshot import Snapshot
 from train.context import RankContext
@@ -196,7 +197,7 @@ class Saver:
         except OSError as error:
             return f"{folder}: {error.strerror}"
         try:
-            checkpoints.record_saved_checkpoint(self.attempt, final)
+            SavedCheckpoint(final.name).write(self.attempt.saved_path)
         except OSError as error:  # the checkpoint stands; its note may lie on another, full file system
             print(f"ALARM: {self.attempt.saved_path} could not be written: {error.strerror}", flush=True)
         return None

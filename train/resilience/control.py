@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from store.run.end import TIME_LIMIT
+from store.run.records import Allocation
 from train.context import RankContext
 
 UNNAMED = "somebody"  # who made a request that names nobody
@@ -19,7 +20,8 @@ class ControlPoller:
 
     def __init__(self, context: RankContext):
         self.context = context
-        self.deadline = context.attempt.time_is_over  # in seconds since the epoch
+        allocation = Allocation.read_if_written(context.attempt.allocation_path)
+        self.deadline = allocation.deadline if allocation is not None else None  # in seconds since the epoch
 
     def poll_requests(self) -> None:
         """A stop request stays until the next submit; a save request goes once it is received.

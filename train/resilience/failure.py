@@ -7,7 +7,8 @@ import time
 import traceback
 
 from configs.errors import LockstepError
-from store.run.run_dir import Attempt, write_json
+from store.run.records import FailureReport
+from store.run.run_dir import Attempt
 
 # What torch says on a rank whose neighbour died or hangs. Such a rank is a victim, not the cause.
 _PEER_LOST = (
@@ -32,20 +33,20 @@ def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
     is_ours = isinstance(error, LockstepError)  # a sentence that says all
     exit_code = error.exit_code if isinstance(error, LockstepError) else LockstepError.exit_code
     sys.stdout.flush()
-    report = {
-        "time": time.time(),
-        "rank": rank,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "log_size": os.fstat(sys.stdout.fileno()).st_size,  # bytes; what follows in the log is this failure
-        "error": type(error).__name__,
-        "message": str(error),
-        "peer_lost": not is_ours and any(sign in str(error) for sign in _PEER_LOST),
-        "traceback": None if is_ours else "".join(traceback.format_exception(error)),
-        "exit_code": exit_code,
-    }
+    report = FailureReport(
+        rank=rank,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        time=time.time(),
+        log_size=os.fstat(sys.stdout.fileno()).st_size,  # what follows in the log is this failure
+        error=type(error).__name__,
+        message=str(error),
+        peer_lost=not is_ours and any(sign in str(error) for sign in _PEER_LOST),
+        traceback=None if is_ours else "".join(traceback.format_exception(error)),
+        exit_code=exit_code,
+    )
     try:
-        write_json(attempt.failure_path(rank), report)
+        report.write(attempt.failure_path(rank))
     except OSError as unwritten:  # on a full disk, say, the rank must end all the same
         print(f"ALARM: the failure report could not be written: {unwritten}", flush=True)
     if is_ours:

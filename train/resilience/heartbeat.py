@@ -1,10 +1,10 @@
 """A heartbeat from each rank, once a second: the file by which others tell a rank that works from one that is gone."""
 
-import json
 import os
 import socket
 import time
 
+from store.run.records import HeartbeatRecord
 from train.context import RankContext
 
 HOST = socket.gethostname()
@@ -21,16 +21,13 @@ class Heartbeat:
     def write(self) -> None:
         """Whole or not at all; not flushed to the disk, as the next one is never far. Raises OSError."""
         progress = self.progress
-        beat = {
-            "time": time.time(),
-            "rank": self.rank,
-            "step": progress.step,
-            "doing": progress.activity,
-            "since": progress.since,
-            "host": HOST,
-            "pid": os.getpid(),
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".new")  # nobody but the owner may write in an attempt's folder
-        temporary.write_text(json.dumps(beat), encoding="utf-8")
-        os.replace(temporary, self.path)
+        beat = HeartbeatRecord(
+            rank=self.rank,
+            host=HOST,
+            pid=os.getpid(),
+            time=time.time(),
+            step=progress.step,
+            doing=progress.activity,
+            since=progress.since,
+        )
+        beat.write(self.path, durable=False)

@@ -4,12 +4,12 @@ A notice cannot interrupt a collective: where one rank hangs, the others wait fo
 heartbeat or progress is the oldest, name it, and leave before the machine is taken away.
 """
 
-import json
 import os
 import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from configs.errors import LockstepError
+from store.run.records import HeartbeatRecord, read_heartbeat
 from train.context import RankContext
 from train.progress import WAITING_FOR_OTHERS
 from train.resilience.failure import report_failure
@@ -57,22 +57,23 @@ class Watchdog:
     def find_stuck_rank(self) -> str:
         """Which rank to blame, as half a sentence: the one that has given no heartbeat for longest, or else the one
         that has made no progress for longest."""
-        beats: list[dict[str, Any]] = []
+        beats: list[HeartbeatRecord] = []
         for rank in range(self.context.world.size):
             try:
-                beats.append(json.loads(self.context.attempt.heartbeat_path(rank).read_text()))
-            except FileNotFoundError:
-                return f"rank {rank} never gave a heartbeat"
-            except (OSError, ValueError) as error:
+                beat = read_heartbeat(self.context.attempt.heartbeat_path(rank))
+            except (OSError, LockstepError) as error:
                 return f"nobody knows which, as the heartbeat of rank {rank} cannot be read ({error})"
+            if beat is None:
+                return f"rank {rank} never gave a heartbeat"
+            beats.append(beat)
         now = time.time()
-        silent = min(beats, key=lambda beat: beat["time"])
-        age = now - silent["time"]
+        silent = min(beats, key=lambda beat: beat.time)
+        age = now - silent.time
         if age > UNRESPONSIVE:
-            return f"rank {silent['rank']} is unresponsive (last heartbeat {age:.0f} s ago)"
-        stuck = min(beats, key=lambda beat: (beat["doing"].startswith(WAITING_FOR_OTHERS), beat["step"], beat["since"]))
-        place = f"after {stuck['step']} steps, for {now - stuck['since']:.0f} s"
-        return f"rank {stuck['rank']} has been {stuck['doing']}, {place}"
+            return f"rank {silent.rank} is unresponsive (last heartbeat {age:.0f} s ago)"
+        stuck = min(beats, key=lambda beat: (beat.doing.startswith(WAITING_FOR_OTHERS), beat.step, beat.since))
+        place = f"after {stuck.step} steps, for {now - stuck.since:.0f} s"
+        return f"rank {stuck.rank} has been {stuck.doing}, {place}"
 
     def abort(self, error: LockstepError) -> NoReturn:
         """End this process with a failure report; its main thread may hang in a collective."""

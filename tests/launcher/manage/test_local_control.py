@@ -74,7 +74,7 @@ def test_cancel_waits_for_a_run_that_has_saved(desk: Desk, run: RunDir) -> None:
     with launched(run) as launcher:
         [job] = backend.LocalBackend().query_jobs([str(run.path)]).values()
         assert (job.alive, job.source) == (True, "lock")
-        End("notice", 3, None, "stop asked for by Ada").write(attempt)
+        End("notice", 3, None, "stop asked for by Ada").write(attempt.end_path)
         backend.LocalBackend().cancel_job(job.id)
         assert launcher.poll() is None
 

@@ -172,7 +172,7 @@ def test_an_image_that_does_not_decode_ends_the_run_with_its_name(failed: Any) -
     assert shell.returncode == 2
     assert re.fullmatch(r"\S+\d\d\d\.png: does not decode \(.*\); fix or remove it, .*\n", shell.stderr)
     assert "decode" not in shell.stdout, "it is said once"
-    assert "Traceback" not in shell.stdout + shell.stderr + run.attempt(1).log(0).read_text()
+    assert "Traceback" not in shell.stdout + shell.stderr + run.attempt(1).log_path(0).read_text()
     assert not run.attempt(1).end.exists()
     assert processes_of(run.path) == []
 
@@ -186,6 +186,6 @@ def test_a_crash_shows_the_traceback_of_the_first_rank_and_its_log(failed: Any) 
         r"rank (\d) failed first(, and 1 more followed)?; its log is (.*)", shell.stderr.splitlines()[-1]
     )
     assert last, shell.stderr
-    assert Path(last[3]) == run.attempt(1).log(int(last[1]))
+    assert Path(last[3]) == run.attempt(1).log_path(int(last[1]))
     assert "Traceback" in Path(last[3]).read_text()
     assert processes_of(run.path) == []

@@ -75,7 +75,7 @@ def test_followed_from_the_middle(tmp_path: Path) -> None:
     second = add_attempt(run, on=("node2", "node3"), step=50)
     with started(said, "logs", run.path, "-f", "--rank", 1) as process:
         until(lambda: "rank 1 of attempt 2" in said.read_text(), 20)
-        FINISHED.write(second)
+        FINISHED.write(second.end_path)
         assert process.wait(20) == 0
     assert said.read_text().splitlines() == [
         "=== attempt 2 on node2, node3: first attempt",

@@ -1,7 +1,7 @@
 """`lockstep why`: the first failure in time and what follows of it, without accounting and without SLURM."""
 
-import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from configs.errors import UserError
 from launcher.monitor.why import explain_failure
 from launcher.run_lock import hold_run
 from store.run.end import End
+from store.run.records import HeartbeatRecord
 from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run
 from tests.shell import lockstep
@@ -58,8 +59,8 @@ def test_an_attempt_that_nobody_tells_anything_of(run: RunDir) -> None:
 
 def test_a_node_that_fell_silent(run: RunDir) -> None:
     attempt = add_attempt(run, on=("node1", "node2"), step=40, ranks=2, ago=99)
-    beat = json.loads(attempt.heartbeat_path(0).read_text())
-    attempt.heartbeat_path(0).write_text(json.dumps(beat | {"time": beat["time"] - 20}))
+    beat = HeartbeatRecord.read(attempt.heartbeat_path(0))
+    replace(beat, time=beat.time - 20).write(attempt.heartbeat_path(0))
     assert "attempt 1 of mine: node node1 was lost" in explain_failure(run)
 
 

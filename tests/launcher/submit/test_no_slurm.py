@@ -32,7 +32,7 @@ def test_a_job_whose_run_has_come_to_its_end_needs_no_slurm(desk: Desk, monkeypa
     run = desk.submitted()
     begun(run, end=End("notice", 4, None, "stop asked for by Ada"), step=4, ago=99)
     assert find_active_job(run) is None
-    JobRecord("8", Site(), 1, 0.0).write(run)  # submitted again since
+    JobRecord("8", Site(), 1, 0.0).write(run.job_path)  # submitted again since
     with pytest.raises(LockstepError, match="was given to job 8"):
         find_active_job(run)
 

@@ -52,7 +52,7 @@ def test_an_answer_that_there_is_no_such_job_is_enough_to_queue_again(desk: Desk
     code, output = desk.lockstep("submit", desk.file)
     assert code == 0, output
     assert len(desk.queued()) == 1
-    assert JobRecord.read(run).id == "8"
+    assert JobRecord.read(run.job_path).id == "8"
 
 
 def test_ranks_that_live_are_believed_before_a_slurm_that_knows_nothing(desk: Desk) -> None:
@@ -133,7 +133,7 @@ def test_a_held_job_that_is_released_meanwhile_is_not_cancelled(
     assert (code, desk.queued()) == (1, []), output
     said = "job 7 was released meanwhile" if scancel == "released" else "scancel 7: Kill job error: try again"
     assert said in output, output
-    assert (JobRecord.read(run).id, run.config_path.stat().st_ino) == ("7", before)
+    assert (JobRecord.read(run.job_path).id, run.config_path.stat().st_ino) == ("7", before)
 
 
 def test_a_sweep_that_nobody_noted_down_is_found_by_its_script(desk: Desk) -> None:
@@ -189,7 +189,7 @@ def test_the_id_is_the_one_that_squeue_shows(desk: Desk, lines: str) -> None:
     desk.does("sbatch", script)
     _, output = desk.lockstep("submit", desk.file)
     assert "mine is job 4;" in output, output
-    assert JobRecord.read(RunDir(desk.folder / "runs/mine")).id == "4"
+    assert JobRecord.read(RunDir(desk.folder / "runs/mine").job_path).id == "4"
 
 
 def test_a_job_inherits_nothing_of_the_job_that_submits_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_an_id_that_nobody_vouches_for_is_not_written_down(desk: Desk) -> None:
     assert code == 1
     assert "sbatch does not tell the job's id (your last job 1 used 3 hours)" in output
     run = RunDir(desk.folder / "runs/mine")
-    assert JobRecord.read(run).id is None
+    assert JobRecord.read(run.job_path).id is None
     desk.knows(f"4|PENDING|Priority||N/A|N/A|{run.slurm_path}/submission.sh")
     assert "mine is job 4 already" in desk.lockstep("submit", desk.file)[1]
     assert len(desk.queued()) == 1

@@ -82,12 +82,13 @@ def test_a_site_that_forbids_the_update_does_not_fail_a_run_that_is_done(lab: La
 def test_an_attempt_that_is_seen_has_its_nodes(lab: Lab, tmp_path: Path) -> None:
     """Looked for whenever the batch shell asks SLURM something while it opens the attempt."""
     run, seen = make_run(tmp_path, "mine"), tmp_path / "seen"
-    JobRecord(None, Site(), 0, 0.0).write(run)
-    Submission("/model", 100, "digest", "content").write(run)
+    JobRecord(None, Site(), 0, 0.0).write(run.job_path)
+    Submission("/model", 100, "digest", "content").write(run.submission_path)
     run.sbatch_path.parent.mkdir()
     run.sbatch_path.write_text("#!/bin/sh\n")
     first = run.attempt(1)
-    look = f'[ -e {first.plan_path} ] && {{ [ -e {first.allocation_path} ] && echo whole || echo half; }} >>{seen}; exec "$real" "$@"'
+    told = f"{{ [ -e {first.allocation_path} ] && echo whole || echo half; }}"
+    look = f'[ -e {first.plan_path} ] && {told} >>{seen}; exec "$real" "$@"'
     words = [
         "env",
         f"PATH={fake_scontrol(tmp_path, look)}",

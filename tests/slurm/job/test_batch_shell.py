@@ -56,11 +56,11 @@ def test_a_job_that_nobody_noted_down_is_noted_down_where_it_begins(in_job: Desk
     run = in_job.submitted(None)
     run.slurm_path.mkdir()
     run.sbatch_path.write_text("#!/bin/sh\n")
-    before = JobRecord.read(run)
+    before = JobRecord.read(run.job_path)
     done = begin(run.path)
     assert done.exit_code == 0, done
     assert run.attempt(1).sbatch_path.read_text() == "#!/bin/sh\n"
-    assert JobRecord.read(run) == JobRecord("7", before.site, before.after_attempt, before.submitted)
+    assert JobRecord.read(run.job_path) == JobRecord("7", before.site, before.after_attempt, before.submitted)
 
 
 def test_a_run_keeps_the_batch_it_was_begun_with_on_another_number_of_nodes(
@@ -76,7 +76,7 @@ def test_a_run_keeps_the_batch_it_was_begun_with_on_another_number_of_nodes(
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     done = begin(run.path)
     assert done.exit_code == 0, done
-    batch_plan = AttemptPlan.read(run.attempt(2)).batch_plan
+    batch_plan = AttemptPlan.read(run.attempt(2).plan_path).batch_plan
     assert batch_plan == BatchPlan(Shape(1, 1), 2, 4)
     assert batch_plan.batch == planned["batch"] == 8
 

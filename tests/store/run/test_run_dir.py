@@ -75,3 +75,13 @@ def test_a_log_is_appended_to(tmp_path: Path) -> None:
         with open(open_to_append(tmp_path / "log"), "ab") as file:
             file.write(text)
     assert (tmp_path / "log").read_bytes() == b"ab"
+
+
+def test_only_folders_with_an_attempts_name_are_attempts(tmp_path: Path) -> None:
+    """What people leave beside them is nobody's attempt."""
+    run = RunDir(tmp_path)
+    for name in ("0001", "0010", "12345", "0000", "2", "00012", "²", "٠٠٠٣", "0001.old"):
+        (tmp_path / "attempts" / name).mkdir(parents=True)
+        (tmp_path / "attempts" / name / "plan.json").touch()
+    assert [attempt.number for attempt in run.attempts()] == [1, 10, 12345]
+    assert run.open_attempt().number == 12346

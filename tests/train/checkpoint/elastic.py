@@ -46,7 +46,7 @@ class Case:
         self.name = f"{precision}-zero{zero}-ranks{world.size}"
         self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
         run, attempt = self.open(self.name, pipeline, images)
-        self.config, self.plan = load_config(run.config), AttemptPlan.read(attempt)
+        self.config, self.plan = load_config(run.config), AttemptPlan.read(attempt.plan_path)
         self.model = load_model(self.config, pipeline, world.device)
         noise_scheduler, dtype = self.model.noise_scheduler, self.model.dtype
         self.objective = make_objective(self.config, noise_scheduler, dtype, world.device)
@@ -120,7 +120,7 @@ class Case:
 
     def load(self, source: str) -> None:
         self.run, self.attempt = self.open(source)
-        self.plan = AttemptPlan.read(self.attempt)
+        self.plan = AttemptPlan.read(self.attempt.plan_path)
         resumed = resume_run(self._context(), self.engine, self.ema)
         assert resumed is not None
         assert resumed.step == SAVED

@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import LockstepError
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import ResumePoint
+from store.run.records import ResumePoint
 from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
@@ -37,7 +37,7 @@ def resumed(run: RunDir, steps: int = 7) -> tuple[list[int], str, ResumePoint | 
     attempt = next_attempt(run, 2, steps=steps)
     ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
     codes = ranks.wait()
-    return codes, ranks.said(), ResumePoint.read(attempt)
+    return codes, ranks.said(), ResumePoint.read_if_written(attempt.resume_path)
 
 
 def truncate(path: Path) -> None:
@@ -144,8 +144,8 @@ def test_a_run_whose_checkpoints_are_away_does_not_start_again(saved, tmp_path, 
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
     first = run.attempt(1)
     if record == "resume":
-        ResumePoint(4, "step-00000004-a0001", "x").write(first)
-    for path in {first.saved_path, first.end_path, first.resume_path} - {getattr(first, record)}:
+        ResumePoint(4, "step-00000004-a0001", "x").write(first.resume_path)
+    for path in {first.saved_path, first.end_path, first.resume_path} - {getattr(first, f"{record}_path")}:
         path.unlink(missing_ok=True)
     elsewhere = run.checkpoints_path.rename(tmp_path / "elsewhere")
     if away == "dangling link":
@@ -182,7 +182,7 @@ def test_what_an_older_attempt_adds_later_is_not_seen(saved, tmp_path):
     run = RunDir(shutil.copytree(saved[0].path, tmp_path / "run"))
     newest = checkpoints.list_checkpoints(run)[-1]
     attempt = next_attempt(run, 1)
-    ResumePoint(4, "step-00000004-a0001", "x").write(attempt)
+    ResumePoint(4, "step-00000004-a0001", "x").write(attempt.resume_path)
     assert newest.path.exists()
     assert [checkpoint.step for checkpoint in checkpoints.list_checkpoints(run)] == [2, 4]
 

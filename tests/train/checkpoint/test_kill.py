@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from store.checkpoint import checkpoints
-from store.checkpoint.checkpoints import ResumePoint
+from store.run.records import ResumePoint
 from store.run.run_dir import RunDir
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt, values
@@ -55,7 +55,7 @@ def check_visible(run: RunDir, newest: int) -> int:
 def check_exactly_once(run: RunDir, batch: int, steps: int) -> None:
     """Over all attempts, rolled-back steps discarded, the consumed positions are 0 … N−1, each once and in order."""
     attempts = run.attempts()
-    resumed = [ResumePoint.read(attempt) for attempt in attempts]
+    resumed = [ResumePoint.read_if_written(attempt.resume_path) for attempt in attempts]
     consumed: list[int] = []
     for attempt, record in zip(attempts, resumed, strict=True):
         if record is None:

@@ -14,7 +14,8 @@ import pytest
 
 from store.checkpoint import checkpoints
 from store.run.end import End
-from store.run.run_dir import RunDir, write_atomic, write_json
+from store.run.records import Allocation, read_failures
+from store.run.run_dir import RunDir, write_atomic
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt
 
@@ -137,7 +138,7 @@ def test_checkpoints_are_listed_at_the_start_and_to_prune(tmp_path, pipeline_fol
         listings = dict(re.findall(r"listings of rank (\d): *(.*)", ranks.said()))
         assert listings["0"].split() == ["_find_good"] + ["Saver._prune"] * commits
         assert listings["1"] == "", "the others are told"
-        end = End.read(attempt)
+        end = End.read_if_written(attempt.end_path)
         assert end is not None
         assert (end.step, end.checkpoint) == (steps, f"step-{steps:08d}-a{attempt.number:04d}")
         assert json.loads((run.pipeline_path / "lockstep.json").read_text())["step"] == steps
@@ -161,7 +162,7 @@ def test_a_notice_to_one_rank_stops_all_at_one_saved_step(tmp_path, pipeline_fol
     until(lambda: len(steps_of(run)) > 1 + seed)
     os.kill(ranks.pids[seed], [signal.SIGTERM, signal.SIGUSR2][seed])
     assert ranks.wait() == [75, 75], ranks.said()[-3000:]
-    end = End.read(run.attempt(1))
+    end = End.read_if_written(run.attempt(1).end_path)
     assert end is not None
     assert (end.reason, end.step) == ("notice", steps_of(run)[-1])
     assert check_all_verify(run) == [end.step], "not a step is lost"
@@ -180,7 +181,7 @@ def test_people_ask_for_a_checkpoint_and_then_for_the_end(tmp_path, pipeline_fol
     assert check_all_verify_but_temporary(run) == saved, "one request is one checkpoint"
     write_atomic(run.stop_request_path, "Ada on login1")
     assert ranks.wait() == [75, 75], ranks.said()[-3000:]
-    end = End.read(run.attempt(1))
+    end = End.read(run.attempt(1).end_path)
     assert end is not None
     assert (end.notice, end.requested_by_user) == ("stop requested by Ada on login1", True)
     assert check_all_verify(run) == [*saved, end.step]
@@ -189,10 +190,10 @@ def test_people_ask_for_a_checkpoint_and_then_for_the_end(tmp_path, pipeline_fol
 def test_a_time_limit_is_seen_before_slurm_tells(tmp_path, pipeline_folder, image_folder):
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, steps=100_000, **SETTINGS)
     attempt = next_attempt(run, 2)
-    write_json(attempt.allocation_path, {"time_is_over": time.time() + 30})
+    Allocation("1", ["node1"], time.time(), deadline=time.time() + 30).write(attempt.allocation_path)
     ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")
     assert ranks.wait() == [75, 75], ranks.said()[-3000:]
-    end = End.read(run.attempt(1))
+    end = End.read_if_written(run.attempt(1).end_path)
     assert end is not None
     assert (end.reason, end.step) == ("notice", steps_of(run)[-1])
     assert re.fullmatch(r"the time limit in \d+ s", str(end.notice))
@@ -210,9 +211,9 @@ def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder)
     os.kill(ranks.pids[0], signal.SIGUSR2)
     assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()[-3000:]
     assert time.monotonic() - began < 12 + 4, "before the machine is taken away, and the launcher's grace"
-    report = run.attempt(1).failures()[0]
+    report = read_failures(run.attempt(1))[0]
     late = "SIGUSR2 received, but the ranks did not stop within 6 s: rank 1 is unresponsive"
-    assert re.fullmatch(re.escape(late) + r" \(last heartbeat \d+ s ago\)", report["message"])
+    assert re.fullmatch(re.escape(late) + r" \(last heartbeat \d+ s ago\)", report.message)
     assert check_all_verify_but_temporary(run)
 
 
@@ -236,5 +237,5 @@ def test_a_stuck_writer_stops_no_training_and_no_notice(tmp_path, pipeline_folde
     assert 75 not in codes, "the last step could not be saved, so it does not say so"
     assert set(codes) <= {1, -signal.SIGKILL}
     assert check_all_verify_but_temporary(run) == [2]
-    first = run.attempt(1).failures()[0]["message"]
+    first = read_failures(run.attempt(1))[0].message
     assert "rank 1 has been writing its part of the checkpoint, after" in first, "and it says what hung"

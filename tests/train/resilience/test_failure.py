@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from configs.errors import LockstepError
+from store.run.records import read_failures
 from store.run.run_dir import Attempt
 from tests.ranks import run_ranks
 from train.resilience.failure import report_failure
@@ -25,8 +26,8 @@ CAUSES = ["CUDA error: uncorrectable ECC error encountered", "[Errno 88] Socket 
 @pytest.mark.parametrize("message", [*VICTIMS, *CAUSES])
 def test_a_rank_knows_a_victims_words(tmp_path, message):
     report_failure(Attempt(tmp_path / "0001"), 0, RuntimeError(message))
-    [found] = Attempt(tmp_path / "0001").failures()
-    assert found["peer_lost"] == (message in VICTIMS)
+    [found] = read_failures(Attempt(tmp_path / "0001"))
+    assert found.peer_lost == (message in VICTIMS)
 
 
 def test_a_store_that_nobody_answers_is_somebody_elses_fault(tmp_path):
@@ -35,15 +36,15 @@ def test_a_store_that_nobody_answers_is_somebody_elses_fault(tmp_path):
     with pytest.raises(dist.DistError) as lost:
         store.get("what rank 0 would say")
     report_failure(Attempt(tmp_path / "0001"), 1, lost.value)
-    assert Attempt(tmp_path / "0001").failures()[0]["peer_lost"], str(lost.value)
+    assert read_failures(Attempt(tmp_path / "0001"))[0].peer_lost, str(lost.value)
 
 
 def test_a_sentence_of_ours_is_told_without_a_traceback(tmp_path):
     report_failure(Attempt(tmp_path / "0001"), 0, LockstepError("the disk is away"))
     report_failure(Attempt(tmp_path / "0001"), 1, ValueError("a bug"))
-    ours, bug = Attempt(tmp_path / "0001").failures()
-    assert (ours["traceback"], ours["exit_code"], ours["message"]) == (None, 1, "the disk is away")
-    assert "ValueError: a bug" in bug["traceback"]
+    ours, bug = read_failures(Attempt(tmp_path / "0001"))
+    assert (ours.traceback, ours.exit_code, ours.message) == (None, 1, "the disk is away")
+    assert "ValueError: a bug" in str(bug.traceback)
 
 
 def test_a_report_that_cannot_be_written_keeps_no_rank_from_its_end(tmp_path, capfd):
@@ -60,6 +61,6 @@ def test_a_report_that_cannot_be_written_keeps_no_rank_from_its_end(tmp_path, ca
 def test_a_collective_that_timed_out_is_somebody_elses_fault(tmp_path):
     """In torch's own words of today: gloo waits two seconds for a rank that does not come."""
     run_ranks(2, Path(__file__).with_name("hang.py"), tmp_path / "0001")
-    [found] = Attempt(tmp_path / "0001").failures()
-    assert found["rank"] == 0
-    assert found["peer_lost"], found["message"]
+    [found] = read_failures(Attempt(tmp_path / "0001"))
+    assert found.rank == 0
+    assert found.peer_lost, found.message

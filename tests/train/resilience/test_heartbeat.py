@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from store.run.end import End
+from store.run.records import HeartbeatRecord, read_heartbeats
 from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
 from tests.runs import new_run, next_attempt
@@ -28,22 +29,22 @@ def test_they_go_on_until_the_export_is_done(tmp_path, pipeline_folder, image_fo
     attempt, gate = next_attempt(run, 2), tmp_path / "gate"
     ranks = start_ranks(2, PROGRAM, run.path, attempt.number, json.dumps({"export_waits_for": str(gate)}))
 
-    def beat(rank: int, activity: str, after: float = 0) -> dict | None:
+    def beat(rank: int, activity: str, after: float = 0) -> HeartbeatRecord | None:
         """The heartbeat of `rank`, once it says `activity` and is later than `after`, in seconds since the epoch."""
-        found = attempt.heartbeats().get(rank, {"doing": "", "time": 0})
-        return found if found["doing"] == activity and found["time"] > after else None
+        record = read_heartbeats(attempt).get(rank)
+        return record if record is not None and record.doing == activity and record.time > after else None
 
     try:
         first = until(lambda: beat(0, "exporting"))
         os.kill(ranks.pids[0], signal.SIGUSR2)
-        last = until(lambda: beat(0, "exporting", after=first["time"] + 8))
-        other = until(lambda: beat(1, "waiting for the other ranks to export", after=first["time"]))
-        assert first["step"] == last["step"] == other["step"] == STEPS
+        last = until(lambda: beat(0, "exporting", after=first.time + 8))
+        other = until(lambda: beat(1, "waiting for the other ranks to export", after=first.time))
+        assert first.step == last.step == other.step == STEPS
         assert not attempt.end_path.exists()
     finally:
         gate.touch()
     assert ranks.wait() == [0, 0], ranks.said()[-3000:]
-    assert End.read(attempt) == End("finished", STEPS, f"step-{STEPS:08d}-a0001")
+    assert End.read(attempt.end_path) == End("finished", STEPS, f"step-{STEPS:08d}-a0001")
 
 
 def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
@@ -55,7 +56,7 @@ def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("a heartbeat waits for the disk"))
     Heartbeat(context).write()
     Heartbeat(context).write()
-    [(rank, beat)] = context.attempt.heartbeats().items()
-    assert (rank, beat["step"], beat["doing"], beat["pid"]) == (3, 5, "waiting for samples", os.getpid())
-    assert beat["since"] <= beat["time"]
+    [(rank, beat)] = read_heartbeats(context.attempt).items()
+    assert (rank, beat.step, beat.doing, beat.pid) == (3, 5, "waiting for samples", os.getpid())
+    assert beat.since <= beat.time
     assert len(list(context.attempt.heartbeat_path(3).parent.iterdir())) == 1, "nothing is left beside it"
