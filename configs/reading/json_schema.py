@@ -12,6 +12,9 @@ def render_json_schema() -> str:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **RunConfig.model_json_schema(by_alias=True),
         "title": "A Lockstep run",
+        "$comment": "`changes` says what another value of a key changes: run (another run, which a resume refuses), "
+        "result (the same run with another curve, length or pipeline), cost (only how the same is computed and kept) "
+        "or view (only what is shown, and under which name and where).",
     }
     schema["required"].remove("name")  # the file's name stands in for it
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -12,13 +12,16 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from configs.changes import get_mark
 from configs.errors import ConfigError, Problem
 from configs.reading import messages
-from configs.reading.yaml_tree import Node, parse_scalar, read_file, read_value
-from configs.schema import DISAGREEMENT, LENGTHS, RunConfig, Section
+from configs.reading.yaml_tree import MAPPING, Node, parse_scalar, read_file, read_value
+from configs.schema import DISAGREEMENT, LENGTHS, Disagreement, RunConfig, Section
 
 COMMAND_LINE = "command line"
+RENAMED = {"schedule": "lr_schedule"}  # what a key was called in earlier versions: what they wrote is still read
 S = TypeVar("S", bound=Section)
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
@@ -33,30 +36,31 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     directory; the result holds absolute ones. The name defaults to the file's. Raises ConfigError with all problems.
     """
     file, problems = Path(path), list[Problem]()
-    tree = _read_group(file, RunConfig, problems)
+    tree = _with_present_names(_read_mapping(file, RunConfig, problems))
     for word in overrides:
         tree = _override(tree, word, problems)
     tree = _with_defaults(tree, file)
     tree = _resolve_paths(tree, file, problems)
-    return _validated(RunConfig, tree, problems)
+    return _validate(RunConfig, tree, problems)
 
 
 def load_section(path: Path, root: type[S]) -> S:
     """Read another file of keys by the same rules. Raises ConfigError with all problems."""
     problems = list[Problem]()
-    return _validated(root, _read_group(path, root, problems), problems)
+    return _validate(root, _read_mapping(path, root, problems), problems)
 
 
-def _read_group(file: Path, root: type[Section], problems: list[Problem]) -> Node:
+def _read_mapping(file: Path, root: type[Section], problems: list[Problem]) -> Node:
     tree = read_file(file, problems)
     if tree.value is None:
         raise ConfigError([Problem(tree.place, f"the file is empty; write at least {_least(root)}")])
     if not isinstance(tree.value, dict):
-        raise ConfigError([Problem(tree.place, f"must be a group of keys; write at least {_least(root)}")])
+        what = f"must be a mapping (key: value lines), not {tree.source}; write at least {_least(root)}"
+        raise ConfigError([Problem(tree.place, what)])
     return Node(tree.value, f"{file}:1:1", tree.source)
 
 
-def _validated(root: type[S], tree: Node, problems: list[Problem]) -> S:
+def _validate(root: type[S], tree: Node, problems: list[Problem]) -> S:
     read = None
     try:
         read = root.model_validate(tree.plain())
@@ -68,22 +72,25 @@ def _validated(root: type[S], tree: Node, problems: list[Problem]) -> S:
 
 
 def dump_config(config: RunConfig) -> str:
-    """`config` as YAML text that `load` reads back equal: defaults written out, paths absolute."""
-    data = _written(config)
-    # A shape the user left open stays open: the batch may decide it.
-    data["cluster"] = config.cluster.model_dump(mode="json", exclude_unset=True)
+    """`config` as YAML text that `load_config` reads back equal: defaults written out, paths absolute."""
     header = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
-    return header + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return header + yaml.dump(_written(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _written(section: Section) -> dict[str, Any]:
-    """The section's values for YAML, less the nulls that say no more than the default."""
+    """The section's values for YAML.
+
+    Without nulls that say no more than the default, and without the `cost` keys that the user left open: the batch may
+    decide the shape, and a later release the rest.
+    """
     data: dict[str, Any] = {}
     plain = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
             data[name] = _written(value)
+        elif get_mark(field) == "cost" and name not in section.model_fields_set:
+            continue
         elif value is not None or field.default is not None:
             data[name] = plain[name]
     return data
@@ -107,17 +114,25 @@ def _least(root: type[Section]) -> str:
     return " and ".join(messages.format_example(root, (name,)) for name in required)
 
 
+def _with_present_names(tree: Node) -> Node:
+    """`tree` with the names that keys have today; a name that is written both ways stays, and is refused."""
+    assert isinstance(tree.value, dict)
+    entries = {RENAMED.get(key, key) if RENAMED.get(key) not in tree.value else key: v for key, v in tree.value.items()}
+    return Node(entries, tree.place, tree.source, tree.key_place)
+
+
 def _override(tree: Node, word: str, problems: list[Problem]) -> Node:
     match = _OVERRIDE.fullmatch(word)
     if not match:
         problems.append(Problem(COMMAND_LINE, f"'{word}' is not key=value; write e.g. batch=256 or data.flip=true"))
         return tree
+    key = RENAMED.get(match[1], match[1])
     try:
         value = read_value(match[2], COMMAND_LINE, problems)
     except ConfigError as error:
-        problems += [Problem(COMMAND_LINE, f"{match[1]}: {problem.what}") for problem in error.problems]
+        problems += [Problem(COMMAND_LINE, f"{key}: {problem.what}") for problem in error.problems]
         return tree
-    return _put(_without_other_lengths(tree, match[1]), match[1].split("."), value)
+    return _put(_without_other_lengths(tree, key), key.split("."), value)
 
 
 def _without_other_lengths(tree: Node, key: str) -> Node:
@@ -130,13 +145,13 @@ def _without_other_lengths(tree: Node, key: str) -> Node:
 
 
 def _put(tree: Node, keys: list[str], value: Node) -> Node:
-    """`tree` with `value` at `keys`. A value that is no group gives way: `ema: true` then `ema.decay=0.999`."""
+    """`tree` with `value` at `keys`. A value that is no mapping gives way: `ema: true` then `ema.decay=0.999`."""
     if not keys:
         return Node(value.value, value.place, value.source, COMMAND_LINE)
     entries = dict(tree.value) if isinstance(tree.value, dict) else {}
-    below = entries.get(keys[0], Node({}, COMMAND_LINE, "a group of keys", COMMAND_LINE))
+    below = entries.get(keys[0], Node({}, COMMAND_LINE, MAPPING, COMMAND_LINE))
     entries[keys[0]] = _put(below, keys[1:], value)
-    return Node(entries, tree.place, "a group of keys", tree.key_place)
+    return Node(entries, tree.place, MAPPING, tree.key_place)
 
 
 def _with_defaults(tree: Node, file: Path) -> Node:
@@ -151,23 +166,21 @@ def _with_defaults(tree: Node, file: Path) -> Node:
 
 
 def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
+    """`tree` with absolute paths; a model that is no folder here must be a hub id."""
     for keys in (["data", "images"], ["runs"], ["model"]):
         node = tree.at(tuple(keys))
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         folder = Path.cwd() if node.place == COMMAND_LINE else file.absolute().parent
         path = os.path.normpath(folder / os.path.expanduser(node.value))
-        if keys == ["model"] and not node.value.startswith((".", "/", "~")) and not os.path.isdir(path):
-            if not _HUB_ID.fullmatch(node.value):
-                problems.append(
-                    Problem(
-                        node.place,
-                        f"model: '{node.value}' is neither a folder beside the config nor a hub id; "
-                        f"write {messages.format_example(RunConfig, ('model',))}, or the path of a diffusers folder",
-                    )
-                )
-            continue
-        tree = _replace(tree, keys, path)
+        is_path = keys != ["model"] or node.value.startswith((".", "/", "~")) or os.path.isdir(path)
+        if is_path:
+            tree = _replace(tree, keys, path)
+        elif not _HUB_ID.fullmatch(node.value):
+            example = messages.format_example(RunConfig, ("model",))
+            what = f"'{node.value}' is neither a folder beside the config nor a hub id"
+            cure = f"write {example}, or the path of a diffusers folder"
+            problems.append(Problem(node.place, f"model: {what}; {cure}"))
     return tree
 
 
@@ -181,34 +194,56 @@ def _replace(tree: Node, keys: list[str], value: str) -> Node:
 
 
 def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Problem]:
-    problems, missing, suggested = [], [], set()
-    for found in error.errors(include_url=False):
-        path, kind = found["loc"], found["type"]
-        node = tree.at(path)
-        context = found.get("ctx", {})
-        if kind == DISAGREEMENT:
-            for key, text in context["all"]:
-                stands = tree.at((key,))
-                problems.append(Problem(_key_place(stands) if stands else tree.place, text))
-        elif kind == "extra_forbidden" and node is not None:
-            text, key = messages.describe_unknown_key(root, path)
-            suggested.add(key)
-            problems.append(Problem(_key_place(node), text))
-        elif kind == "missing" and not isinstance(path[-1], int):
-            missing.append(path)
-        else:
-            if node is None:  # an entry that a list lacks
-                path, node = path[:-1], tree.at(path[:-1])
-            place, source = (node.place, node.source) if node else (tree.place, "")
-            given = node.value if node else None
-            problems.append(
-                Problem(place, messages.describe_wrong_value(root, kind, path, source, given, context, found["msg"]))
-            )
-    for path in missing:
-        if messages.format_key(path) not in suggested:  # a mistyped key answers for the key it stands for
-            parent = tree.at(path[:-1]) or tree
-            problems.append(Problem(_key_place(parent), messages.describe_missing_key(root, path)))
-    return problems
+    """All that pydantic found, and where each stands."""
+    errors = error.errors(include_url=False)
+    problems: list[Problem] = []
+    suggested: set[str] = set()
+    for found in errors:
+        if found["type"] == "extra_forbidden":
+            text, suggestion = messages.describe_unknown_key(root, found["loc"])
+            problems.append(Problem(_place_of_key(tree, found["loc"]), text))
+            suggested |= {suggestion} if suggestion else set()
+    for found in errors:
+        path = found["loc"]
+        if found["type"] == "missing" and not isinstance(path[-1], int):
+            if messages.format_key(path) not in suggested:  # a mistyped key answers for the key it stands for
+                problems.append(Problem(_place_of_key(tree, path[:-1]), messages.describe_missing_key(root, path)))
+        elif found["type"] not in ("extra_forbidden", DISAGREEMENT):
+            problems.append(_explain_value(root, found, tree))
+    wrong = {str(found["loc"][0]) for found in errors if found["loc"]} | {key.partition(".")[0] for key in suggested}
+    return problems + _explain_disagreements(root, wrong, tree)
+
+
+def _explain_value(root: type[Section], error: ErrorDetails, tree: Node) -> Problem:
+    node = tree.at(error["loc"])
+    if node is None:  # an entry that a list lacks
+        error = {**error, "loc": error["loc"][:-1]}
+        node = tree.at(error["loc"])
+    if node is None:
+        return Problem(tree.place, messages.describe_wrong_value(root, error, "", None))
+    return Problem(node.place, messages.describe_wrong_value(root, error, node.source, node.plain()))
+
+
+def _explain_disagreements(root: type[Section], wrong: set[str], tree: Node) -> list[Problem]:
+    """Keys that are right alone and wrong together. Pydantic looks for them only where every key is right: so once more
+    without those that are `wrong`; what disagrees with one of these is not told."""
+    plain = tree.plain()
+    assert isinstance(plain, dict)
+    rest = {key: value for key, value in plain.items() if key not in wrong}
+    required = [name for name, field in root.model_fields.items() if field.is_required()]
+    examples = {name: messages.find_example(root, (name,)) for name in required if name not in rest}
+    found: list[Disagreement] = []
+    try:
+        root.model_validate(rest | examples)
+    except ValidationError as error:
+        found = [each for part in error.errors() if part["type"] == DISAGREEMENT for each in part["ctx"]["all"]]
+    told = [disagreement for disagreement in found if wrong.isdisjoint(disagreement.keys)]
+    return [Problem(_place_of_key(tree, disagreement.keys[:1]), disagreement.sentence) for disagreement in told]
+
+
+def _place_of_key(tree: Node, path: tuple[str | int, ...]) -> str:
+    node = tree.at(path)
+    return _key_place(node) if node is not None else tree.place
 
 
 def _key_place(node: Node) -> str:

@@ -3,13 +3,13 @@
 import difflib
 import json
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from configs.reading.synonyms import SYNONYMS
-from configs.schema import Section
+from configs.schema import Section, get_section
 
 Path = tuple[str | int, ...]
 Root = type[Section]  # the model that paths start from
@@ -21,7 +21,7 @@ _KINDS = {
     "string_type": "must be text",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
-    "model_type": "must be a group of keys",
+    "model_type": "must be a mapping (key: value lines)",
     "finite_number": "must be a finite number",
 }
 _BOUNDS = {
@@ -43,7 +43,7 @@ def find_section(root: Root, path: Path) -> type[Section] | None:
     section: type[Section] | None = root
     for part in path:
         field = section.model_fields.get(str(part)) if section else None
-        section = _section_of(field) if field else None
+        section = get_section(field) if field else None
     return section
 
 
@@ -58,34 +58,40 @@ def list_keys(section: Root, prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if inner := _section_of(field):
+        if inner := get_section(field):
             keys += list_keys(inner, f"{prefix}{name}.")
     return keys
 
 
 def describe_unknown_key(root: Root, path: Path) -> tuple[str, str | None]:
     """The answer to a key that does not exist, and the dotted key it suggests, if one stands out."""
-    key, here = str(path[-1]), path[:-1]
-    said = f"unknown key {format_key(path)}"
-    section = find_section(root, here)
-    siblings = [format_key((*here, name)) for name in section.model_fields] if section else []
-    keys = list_keys(root)
-    if (known := SYNONYMS.get(key.lower().replace("-", "_"))) and known not in (format_key(path), key):
-        is_key = known in keys
-        return f"{said}; here it is {known}" if is_key else f"{said}; {known}", known if is_key else None
-    elsewhere = [other for other in keys if other.rpartition(".")[2] == key]
+    cure, suggestion = _find_meant_key(root, path)
+    return f"unknown key {format_key(path)}; {cure}", suggestion
+
+
+def _find_meant_key(root: Root, path: Path) -> tuple[str, str | None]:
+    """What other trainers call so, else the same key elsewhere, else one that is spelled alike, here or elsewhere."""
+    key, name, keys = format_key(path), str(path[-1]), list_keys(root)
+    synonym = SYNONYMS.get(name.lower().replace("-", "_"))
+    if synonym is not None and synonym not in (key, name):
+        return (f"here it is {synonym}", synonym) if synonym in keys else (synonym, None)
+    elsewhere = [other for other in keys if other.rpartition(".")[2] == name]
     if len(elsewhere) == 1:
-        top, _, sub = elsewhere[0].rpartition(".")
-        written = f"{top}: {{{sub}: …}}" if top else f"{sub}: … at the left margin"
-        return f"{said}; its place is {elsewhere[0]}, so write {written}", elsewhere[0]
+        section, _, inner = elsewhere[0].rpartition(".")
+        line = f"{section}: {{{inner}: …}}" if section else f"{inner}: … at the left margin"
+        return f"its place is {elsewhere[0]}, so write {line}", elsewhere[0]
     if elsewhere:
-        return f"{said}; its place is {' or '.join(elsewhere)}", None
-    if near := difflib.get_close_matches(format_key(path), siblings, n=1, cutoff=0.6):
-        return f"{said}; did you mean {near[0]}?", near[0]
-    leaves = {other.rpartition(".")[2]: other for other in keys}
-    if near := difflib.get_close_matches(key, leaves, n=1, cutoff=0.75):
-        return f"{said}; did you mean {leaves[near[0]]}?", leaves[near[0]]
-    return f"{said}; the keys here are {', '.join(section.model_fields if section else [])}", None
+        return f"its place is {' or '.join(elsewhere)}", None
+    section_here = find_section(root, path[:-1])
+    siblings = [format_key((*path[:-1], sibling)) for sibling in section_here.model_fields] if section_here else []
+    alike = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
+    if alike:
+        return f"did you mean {alike[0]}?", alike[0]
+    by_last_name = {other.rpartition(".")[2]: other for other in keys}
+    alike = difflib.get_close_matches(name, by_last_name, n=1, cutoff=0.75)
+    if alike:
+        return f"did you mean {by_last_name[alike[0]]}?", by_last_name[alike[0]]
+    return f"the keys here are {', '.join(section_here.model_fields if section_here else [])}", None
 
 
 def describe_missing_key(root: Root, path: Path) -> str:
@@ -94,24 +100,22 @@ def describe_missing_key(root: Root, path: Path) -> str:
     return f"missing key {format_key(path)}{what}; write {format_example(root, path)}"
 
 
-def describe_wrong_value(
-    root: Root, kind: str, path: Path, written: str, given: object, context: Mapping[str, Any], message: str
-) -> str:
-    """One sentence about a value: `kind` and `context` are pydantic's, `written` is the source text."""
+def describe_wrong_value(root: Root, error: ErrorDetails, written: str, given: object) -> str:
+    """One sentence about the value `given`, for which the source text is `written`."""
+    path = error["loc"]
     name = format_key(path)
     if given is None:
         return f"{name}: is empty; write {format_example(root, path)}, or remove the line"
-    if kind in ("too_short", "too_long", "missing"):
+    if error["type"] in ("too_short", "too_long", "missing"):
         return f"{name}: the list has the wrong length; write {format_example(root, path)}"
-    shown = written if not isinstance(given, str) else f"'{written}'"
-    must, cure = _must(root, kind, path, given, context, message)
+    shown = f"'{written}'" if isinstance(given, str) else written
+    must, cure = _must(root, error, given)
     return f"{name}: {must}, not {shown}" + (f"; {cure}" if cure else "")
 
 
-def _must(
-    root: Root, kind: str, path: Path, given: object, context: Mapping[str, Any], message: str
-) -> tuple[str, str]:
+def _must(root: Root, error: ErrorDetails, given: object) -> tuple[str, str]:
     """What the value must be, and the cure."""
+    kind, path, context = error["type"], error["loc"], error.get("ctx", {})
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         bound = context[key]
@@ -119,41 +123,44 @@ def _must(
     if kind == "multiple_of" and isinstance(given, int):
         unit = int(context["multiple_of"])
         below = given // unit * unit
-        return (
-            f"must be a multiple of {unit}",
-            f"nearest: {' and '.join(str(n) for n in (below, below + unit) if n > 0)}",
-        )
+        nearest = " and ".join(str(multiple) for multiple in (below, below + unit) if multiple > 0)
+        return f"must be a multiple of {unit}", f"nearest: {nearest}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}", _nearest_choice(root, path, given)
     if kind == "string_too_short":
         return "must be at least one character long", f"write {format_example(root, path)}"
     if kind == "value_error":
-        return message.removeprefix("Value error, "), ""
+        return error["msg"].removeprefix("Value error, "), ""
     if kind == "int_type" and isinstance(given, float) and given.is_integer():
         return "must be a whole number", f"write {int(given)}"
     if kind == "string_type" and isinstance(given, int | float):
         return "must be text", "put it in quotes"
     if kind == "model_type" and _may_be_switched(root, path):
-        return "must be true, false or a group of keys", f"write {format_example(root, path)}"
-    if kind in _KINDS:
-        return _KINDS[kind], f"write e.g. {format_example(root, path)}"
-    return message[:1].lower() + message[1:], f"write e.g. {format_example(root, path)}"
+        return "must be true, false or a mapping (key: value lines)", f"write {format_example(root, path)}"
+    must = _KINDS.get(kind, error["msg"][:1].lower() + error["msg"][1:])
+    return must, f"write e.g. {format_example(root, path)}"
 
 
 def format_example(root: Root, path: Path) -> str:
     """`key: value` for the field at `path`, with its example or its default."""
-    names = tuple(part for part in path if isinstance(part, str))
-    field = find_field(root, names)
-    if field is None:
-        return format_key(names)
-    section = _section_of(field)
-    value: Any = field.examples[0] if field.examples else None
-    if value is None and section:
-        inner = {n: f.examples[0] for n, f in section.model_fields.items() if f.is_required() and f.examples}
-        value = inner or {n: f.default for n, f in list(section.model_fields.items())[:1]}
-    elif value is None:
-        value = field.default
-    return f"{format_key(names)}: {_flow(value)}"
+    keys = tuple(part for part in path if isinstance(part, str))
+    if find_field(root, keys) is None:
+        return format_key(keys)
+    return f"{format_key(keys)}: {_flow(find_example(root, keys))}"
+
+
+def find_example(root: Root, path: Path) -> Any:
+    """A value that the key at `path` may have: its example, or that of the keys it needs, or its default."""
+    field = find_field(root, path)
+    assert field is not None
+    if field.examples:
+        return field.examples[0]
+    section = get_section(field)
+    if section is None:
+        return field.default
+    fields = section.model_fields.items()
+    required = {name: inner.examples[0] for name, inner in fields if inner.is_required() and inner.examples}
+    return required or {name: inner.default for name, inner in list(fields)[:1]}
 
 
 def _flow(value: Any) -> str:
@@ -181,10 +188,3 @@ def _choices(annotation: Any) -> list[Any]:
 def _may_be_switched(root: Root, path: Path) -> bool:
     field = find_field(root, path)
     return bool(field and field.examples and field.examples[0] is True)
-
-
-def _section_of(field: FieldInfo) -> type[Section] | None:
-    for part in (field.annotation, *typing.get_args(field.annotation)):
-        if isinstance(part, type) and issubclass(part, Section):
-            return part
-    return None

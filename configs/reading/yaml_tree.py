@@ -17,6 +17,8 @@ from configs.errors import ConfigError, Problem
 Scalar = str | int | float | bool | None
 Plain = Scalar | list["Plain"] | dict[str, "Plain"]
 
+MAPPING = "a mapping"  # the source of a Node that holds keys
+
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*(?:_[0-9]+)*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
@@ -165,7 +167,7 @@ class _Builder:
                 items.append(self.node(inner))
             built = Node(items, place, "a list")
         else:
-            built = Node(self.mapping(), place, "a group of keys")
+            built = Node(self.mapping(), place, MAPPING)
         if event.anchor:
             self.anchors[event.anchor] = built
         return built

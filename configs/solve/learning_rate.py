@@ -13,9 +13,9 @@ def compute_learning_rate(config: RunConfig, step: int, total_steps: int) -> flo
     """
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
-    if config.schedule == "constant":
+    if config.lr_schedule == "constant":
         return config.lr
     progress = (step - config.warmup_steps) / (total_steps + 1 - config.warmup_steps)
-    if config.schedule == "linear":
+    if config.lr_schedule == "linear":
         return config.lr * (1 - progress)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))

@@ -169,10 +169,10 @@ def _learning_rate(plan: RunPlan) -> str:
     if warmup >= total:
         return f"0 → {last_rate} at step {total:,}, all of it warm-up"
     start = f"0 → {format_rate(config.lr)} at step {warmup:,}, then " if warmup else ""
-    if config.schedule == "constant":
+    if config.lr_schedule == "constant":
         return f"{start}constant" if warmup else f"{format_rate(config.lr)}, constant"
     points = [f"{format_rate(rate)} at {step:,}" for step, rate in plan.lr if step > warmup or step == total]
-    return f"{start}{config.schedule}: {', '.join(points)}"
+    return f"{start}{config.lr_schedule}: {', '.join(points)}"
 
 
 def _memory(plan: RunPlan) -> str:

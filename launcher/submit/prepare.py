@@ -1,9 +1,12 @@
 """From a config to an attempt that is ready to start: everything is checked first, then everything is written."""
 
+import json
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from configs.changes import select_values
 from configs.errors import UserError
 from configs.pipelines import check_objective
 from configs.reading.load import dump_config, load_config
@@ -63,16 +66,32 @@ def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: 
     text, digest = inputs.share_text(format_samples(samples))
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
-    submission = Submission(model, len(samples), digest, _content(config, model, digest, inputs.code_digest))
+    meanings = _meanings(config, model, digest, batch_plan, total_steps)
+    submission = Submission(model, len(samples), digest, _digest_content(config, meanings, inputs.code_digest))
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, text, listing.problems)
     check_same_run(ready)
     return ready
 
 
-def _content(config: RunConfig, model: str, dataset_digest: str, code_digest: str) -> str:
+def _meanings(
+    config: RunConfig, model_folder: str, dataset_digest: str, batch_plan: BatchPlan, total_steps: int
+) -> dict[str, object]:
+    """What the keys stand for that can be spelled in several ways."""
+    return {
+        "model": os.path.realpath(model_folder),
+        "data.images": dataset_digest,
+        "batch": batch_plan.batch,
+        "steps": total_steps,
+        "epochs": None,
+        "samples": None,
+        "export": config.exported,
+    }
+
+
+def _digest_content(config: RunConfig, meanings: dict[str, object], code_digest: str) -> str:
     """A digest of all that decides what comes of a run. Its name, its place and its shape do not."""
-    decides = config.model_copy(update={"name": "", "runs": "", "model": model, "cluster": type(config.cluster)()})
-    return sha256("\0".join([dump_config(decides), code_digest, dataset_digest]).encode()).hexdigest()
+    values = select_values(config, {"run", "result"}, meanings)
+    return sha256(json.dumps([values, code_digest], sort_keys=True).encode()).hexdigest()
 
 
 def is_finished(ready: PreparedRun) -> bool:
@@ -90,17 +109,16 @@ def check_same_run(ready: PreparedRun) -> None:
     run, config, attempts = ready.run, ready.config, ready.run.attempts()
     if not run.config_path.is_file() or not attempts:
         return
-    before = load_config(run.config_path)
-    changed = [
-        f"{name}: {old} → {new}"
-        for name, old, new in zip(_FIXED, _fixed(before), _fixed(config), strict=True)
-        if old != new
-    ]
-    last = AttemptPlan.read(attempts[-1].plan_path)
-    if last.batch_plan.batch != ready.batch_plan.batch:
-        changed.append(f"batch: {last.batch_plan.batch} → {ready.batch_plan.batch}")
-    if last.dataset_digest != ready.submission.dataset_digest:
-        changed.append(f"the samples in {config.data.images}")
+    before, last = load_config(run.config_path), AttemptPlan.read(attempts[-1].plan_path)
+    submission = ready.submission
+    folder = submission.model_folder if before.model == config.model else last.model_folder  # a hub id stays itself
+    was = _meanings(before, folder, last.dataset_digest, last.batch_plan, last.total_steps)
+    now = _meanings(config, submission.model_folder, submission.dataset_digest, ready.batch_plan, ready.total_steps)
+    old = select_values(before, {"run"}, was)
+    new = select_values(config, {"run"}, now)
+    differing = [key for key in old if old[key] != new[key]]
+    old, new = old | {"model": before.model}, new | {"model": config.model}  # as they were written
+    changed = [_describe_change(ready, key, old[key], new[key]) for key in differing]
     if changed:
         listed = "\n  ".join(changed)
         cure = f"give this one another name; with --fork {run.path} it starts from that run's weights"
@@ -111,11 +129,12 @@ def check_same_run(ready: PreparedRun) -> None:
         raise UserError(f"{run.path}: is trained to step {saved[-1].step:,} already, and {length}; ask for more")
 
 
-_FIXED = ("model", "seed", "prediction", "precision", "ema", "resolution", "crop", "flip", "caption_dropout")
+def _describe_change(ready: PreparedRun, key: str, old: object, new: object) -> str:
+    if key == "data.images":
+        return f"data.images: other samples than before are in {ready.config.data.images}"
+    return f"{key}: {_format_value(old)} → {_format_value(new)}"
 
 
-def _fixed(config: RunConfig) -> tuple[object, ...]:
-    """What makes a run this run, beside its batch and dataset, in the order of _FIXED."""
-    data = config.data
-    own = (config.model, config.seed, config.prediction, config.precision, config.ema is not None)
-    return (*own, data.resolution, data.crop, data.flip, data.caption_dropout)
+def _format_value(value: object) -> str:
+    """As a person writes it in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)

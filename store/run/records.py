@@ -45,7 +45,7 @@ class Record:
         """As `read`; None where there is no file."""
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise LockstepError(f"{path}: cannot be read ({error.strerror})") from None

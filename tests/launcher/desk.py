@@ -103,7 +103,8 @@ def begun(run: RunDir, **changes: Any) -> Attempt:
     """An attempt that SLURM started on this very dataset."""
     attempt = add_attempt(run, on=("node1",), **changes)
     plan = AttemptPlan.read(attempt.plan_path)
-    plan = replace(plan, dataset_digest=Submission.read(run.submission_path).dataset_digest)
+    submission = Submission.read(run.submission_path)
+    plan = replace(plan, dataset_digest=submission.dataset_digest, model_folder=submission.model_folder)
     plan.write(attempt.plan_path)
     return attempt
 

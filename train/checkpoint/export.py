@@ -137,7 +137,7 @@ image = pipeline("a prompt").images[0]
 | dataset | {plan.dataset_size:,} samples, digest `{plan.dataset_digest[:16]}` |
 | batch | {batch} = {passes}{world} rank{"s" * (world > 1)} |
 | length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
-| learning rate | {config.lr:g}, {config.schedule}, {config.warmup_steps} warm-up steps |
+| learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
 | prediction | {prediction} |
 | loss weighting | {weighting} |
 | precision | {config.precision}, ZeRO-{config.zero} |

@@ -20,9 +20,9 @@ def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
     assert rates(3) == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_decay_falls_all_the_way_and_the_last_step_still_learns(schedule: str) -> None:
-    found = rates(100, schedule=schedule, warmup_steps=10)
+@pytest.mark.parametrize("lr_schedule", ["linear", "cosine"])
+def test_decay_falls_all_the_way_and_the_last_step_still_learns(lr_schedule: str) -> None:
+    found = rates(100, lr_schedule=lr_schedule, warmup_steps=10)
     assert found[9] == 1.0
     after = found[9:]
     assert after == sorted(after, reverse=True)
@@ -30,9 +30,9 @@ def test_decay_falls_all_the_way_and_the_last_step_still_learns(schedule: str) -
 
 
 def test_known_values() -> None:
-    assert rates(3, schedule="linear") == pytest.approx([0.75, 0.5, 0.25])
-    assert rates(3, schedule="cosine") == pytest.approx([0.853553, 0.5, 0.146447], rel=1e-5)
+    assert rates(3, lr_schedule="linear") == pytest.approx([0.75, 0.5, 0.25])
+    assert rates(3, lr_schedule="cosine") == pytest.approx([0.853553, 0.5, 0.146447], rel=1e-5)
 
 
 def test_a_warm_up_longer_than_the_run_ends_on_its_way() -> None:
-    assert rates(2, schedule="cosine", warmup_steps=4) == [0.25, 0.5]
+    assert rates(2, lr_schedule="cosine", warmup_steps=4) == [0.25, 0.5]

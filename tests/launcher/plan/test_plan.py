@@ -113,7 +113,7 @@ def test_json_has_the_numbers_and_the_deepspeed_config(lockstep: Lockstep) -> No
     for shape in found["shapes"]:
         ranks = shape["nodes"] * shape["gpus_per_node"]
         assert ranks * shape["micro_batch"] * shape["gradient_accumulation_steps"] == 256
-    assert len(plan_json(lockstep, "schedule=cosine", "--samples", "10000")["lr"]) == 5
+    assert len(plan_json(lockstep, "lr_schedule=cosine", "--samples", "10000")["lr"]) == 5
     assert json.loads(lockstep("plan", "pokemon.yaml", "--samples", "10000", "--deepspeed").out) == found["deepspeed"]
 
 

@@ -39,6 +39,7 @@ def everything_in(folder: Path) -> dict[Path, tuple[int, bytes]]:
 def test_it_ends_with_0_and_leaves_nothing_running(trained: Trained) -> None:
     assert (trained.ended.returncode, trained.ended.stderr) == (0, ""), trained.ended
     assert end_of(trained.run, 1) == {
+        "schema": 1,
         "reason": "finished",
         "step": STEPS,
         "checkpoint": f"step-{STEPS:08d}-a0001",
@@ -162,7 +163,7 @@ def test_another_config_under_the_same_name_is_refused(trained: Trained) -> None
     before = everything_in(trained.run.path)
     other = lockstep("submit", trained.file, *LOCAL, 2, "seed=1", "batch=4")
     assert (other.returncode, other.stdout) == (2, "")
-    assert "holds another run:\n  seed: 0 → 1\n  batch: 2 → 4\n" in other.stderr
+    assert "holds another run:\n  batch: 2 → 4\n  seed: 0 → 1\n" in other.stderr
     assert f"--fork {trained.run.path}" in other.stderr
     assert "Traceback" not in other.stderr
     assert everything_in(trained.run.path) == before

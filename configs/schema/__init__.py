@@ -1,0 +1,32 @@
+"""The config: every key a user may write, its unit, its default, one line of meaning and what it changes.
+
+`lockstep schema` prints these models as JSON Schema. Checks that need one field stand on the field, checks that need
+two stand in a model validator, checks that need the machine or the data stand with whoever asks for them.
+"""
+
+from configs.schema.base import Section, get_section
+from configs.schema.run import DISAGREEMENT, LENGTHS, Disagreement, Prediction, RunConfig
+from configs.schema.sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EmaConfig,
+    OptimizerConfig,
+    PicturesConfig,
+)
+
+__all__ = [
+    "DISAGREEMENT",
+    "LENGTHS",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "Disagreement",
+    "EmaConfig",
+    "OptimizerConfig",
+    "PicturesConfig",
+    "Prediction",
+    "RunConfig",
+    "Section",
+    "get_section",
+]

@@ -1,0 +1,225 @@
+"""A run's config, and the keys in it that are right alone and wrong together."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EmaConfig,
+    OptimizerConfig,
+    PicturesConfig,
+)
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+def _on_off(section: type[Section]) -> BeforeValidator:
+    """`ema: true` means the section with its defaults, `ema: false` means none."""
+
+    def expand(value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    return BeforeValidator(expand, json_schema_input_type=bool | section | None)
+
+
+def _is_run_id(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            "must start with a letter or digit and hold only letters, digits, '.', '_' and '-' (at most 100)"
+        )
+    return name
+
+
+class RunConfig(Section):
+    """One run. A batch is micro-batch × gradient accumulation steps × world size; steps count parameter updates."""
+
+    name: Annotated[str, BeforeValidator(lambda v: _is_run_id(v) if isinstance(v, str) else v)] = Field(
+        examples=["pokemon"],
+        description="the run's name and id: the same name continues the same run",
+        json_schema_extra=VIEW,
+    )
+    model: str = Field(
+        min_length=1,
+        examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
+        description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
+        json_schema_extra=RUN,
+    )
+    data: DataConfig = Field(description="what to train on")
+
+    batch: int | None = Field(
+        None, ge=1, examples=[256], description="samples per step, on any cluster shape", json_schema_extra=RUN
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        examples=[8],
+        description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range",
+        json_schema_extra=COST,
+    )
+    gradient_accumulation_steps: int | None = Field(
+        None,
+        ge=1,
+        examples=[4],
+        description="micro-batches per rank and step; solved from the batch when left out",
+        json_schema_extra=COST,
+    )
+
+    steps: int | None = Field(
+        None, ge=1, examples=[10_000], description="length of the run in steps", json_schema_extra=RESULT
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        examples=[20],
+        description="length of the run in passes over the dataset; 1 where no length is given",
+        json_schema_extra=RESULT,
+    )
+    samples: int | None = Field(
+        None, ge=1, examples=[2_000_000], description="length of the run in samples", json_schema_extra=RESULT
+    )
+
+    lr: float = Field(1e-5, gt=0, description="peak learning rate", json_schema_extra=RESULT)
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after warm-up", json_schema_extra=RESULT
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="steps in which the learning rate rises from 0 to lr", json_schema_extra=RESULT
+    )
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
+    grad_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient", json_schema_extra=RESULT)
+    prediction: Prediction | None = Field(
+        None,
+        examples=["v_prediction"],
+        description="what the UNet predicts: the noise (epsilon), the velocity (v_prediction) or the clean latents "
+        "(sample); null: as the model's scheduler says",
+        json_schema_extra=RUN,
+    )
+    loss_weighting: Literal["uniform", "min_snr"] = Field(
+        "uniform",
+        description="how much a sample's loss counts: the same at every timestep (uniform), or by its signal-to-noise "
+        "ratio, up to min_snr_gamma (min_snr; Hang et al. 2023)",
+        json_schema_extra=RUN,
+    )
+    min_snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        examples=[5.0],
+        description="largest signal-to-noise ratio that min_snr weighting tells apart; null: 5, as in the paper",
+        json_schema_extra=RUN,
+    )
+    ema: Annotated[EmaConfig | None, _on_off(EmaConfig)] = Field(
+        None,
+        examples=[True],
+        description="keep an exponential moving average of the weights; true, or its settings",
+        json_schema_extra=RUN,
+    )
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="dtype of the UNet's passes; masters stay fp32", json_schema_extra=RUN
+    )
+    zero: Literal[0, 1, 2, 3] = Field(
+        2, description="DeepSpeed ZeRO stage: what is sharded over the ranks", json_schema_extra=COST
+    )
+    offload: bool = Field(
+        False, description="keep the optimizer's state in CPU memory (ZeRO 1 to 3)", json_schema_extra=COST
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, about a third slower", json_schema_extra=COST
+    )
+    deterministic: bool = Field(
+        False, description="same bits on a GPU too, where torch has deterministic kernels", json_schema_extra=COST
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**64,
+        description="all randomness of the run comes from this number and positions",
+        json_schema_extra=RUN,
+    )
+
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(), description="when the run's state is saved and how much is kept"
+    )
+    pictures: PicturesConfig | None = Field(
+        None,
+        examples=[{"prompts": ["a red dragon"]}],
+        description="sample pictures while training",
+        json_schema_extra=VIEW,
+    )
+    report_every_steps: int = Field(10, ge=1, description="steps between two lines of metrics", json_schema_extra=VIEW)
+    export: Literal["ema", "raw"] | None = Field(
+        None,
+        examples=["raw"],
+        description="weights of the exported pipeline; null: ema where there is one",
+        json_schema_extra=RESULT,
+    )
+    cluster: ClusterConfig = Field(ClusterConfig(), description="where the run runs")
+    runs: str = Field(
+        "./runs",
+        min_length=1,
+        description="folder that holds the run's folder; relative to the config file",
+        json_schema_extra=VIEW,
+    )
+
+    @property
+    def exported(self) -> Literal["ema", "raw"]:
+        """Which weights the pipeline gets."""
+        return self.export or ("ema" if self.ema else "raw")
+
+    @property
+    def snr_gamma(self) -> float:
+        """γ of min-SNR weighting."""
+        return 5.0 if self.min_snr_gamma is None else self.min_snr_gamma
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "RunConfig":
+        found = list(_find_disagreements(self))
+        if found:
+            text = "; ".join(disagreement.sentence for disagreement in found)
+            raise PydanticCustomError(DISAGREEMENT, "{text}", {"text": text, "all": found})
+        return self
+
+
+LENGTHS = ("steps", "epochs", "samples")  # the units of a run's length; a config names one of them
+
+# The error type under which a reader finds every Disagreement in the error's context, as `all`.
+DISAGREEMENT = "disagreement"
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Keys that are right alone and wrong together: the one to change first, and why and how."""
+
+    keys: tuple[str, ...]
+    sentence: str
+
+
+def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
+    lengths = [key for key in LENGTHS if getattr(config, key) is not None]
+    if len(lengths) > 1:
+        sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
+        yield Disagreement(tuple(reversed(lengths)), sentence)
+    if config.zero == 0 and config.precision != "fp32":
+        yield Disagreement(
+            ("zero", "precision"),
+            f"zero: 0 with precision {config.precision} makes DeepSpeed take another optimizer, which sums gradients "
+            f"in {config.precision}; write zero: 1",
+        )
+    if config.zero == 0 and config.offload:
+        yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")
+    if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
+        yield Disagreement(
+            ("min_snr_gamma", "loss_weighting"),
+            f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
+            "write loss_weighting: min_snr, or leave it out",
+        )
+    if config.export == "ema" and config.ema is None:
+        yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")

@@ -1,0 +1,125 @@
+"""The groups of keys in a run's config: data, optimizer, average, checkpoints, sample pictures and cluster."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from configs.scalars import NodeRange, Nodes, TimeLimit
+from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+
+
+class DataConfig(Section):
+    images: str = Field(
+        min_length=1,
+        examples=["./pokemon"],
+        description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
+        "relative to the config file; linked folders are followed, transparent parts shown on white",
+        json_schema_extra=RUN,
+    )
+    resolution: int = Field(
+        512, ge=8, multiple_of=8, description="side of the square training image, in pixels", json_schema_extra=RUN
+    )
+    crop: Literal["center", "random"] = Field(
+        "center", description="which square is cut after the short side is resized", json_schema_extra=RUN
+    )
+    flip: bool = Field(False, description="mirror half of the samples left to right", json_schema_extra=RUN)
+    caption_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of samples trained with the empty caption, for classifier-free guidance",
+        json_schema_extra=RUN,
+    )
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error",
+        description="an image that is missing or does not decode: stop (error), or leave it out and name it (skip); "
+        "a folder that cannot be listed always stops: nobody knows what would be left out",
+        json_schema_extra=RESULT,
+    )
+    workers: int = Field(
+        2,
+        ge=0,
+        description="processes per rank that decode images; 0 decodes in the training process",
+        json_schema_extra=COST,
+    )
+
+
+class OptimizerConfig(Section):
+    name: ClassVar[str] = "adamw"  # its row in configs/optimizers.py; the only one so far, so no key yet
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999),
+        description="AdamW's decay rates of the first and second moment",
+        strict=False,
+        json_schema_extra=RESULT,
+    )
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon", json_schema_extra=RESULT)
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay", json_schema_extra=RESULT)
+
+
+class EmaConfig(Section):
+    decay: float = Field(
+        0.9999,
+        gt=0,
+        lt=1,
+        description="largest share of the average kept per step; warmed up as (1 + k) / (10 + k)",
+        json_schema_extra=RESULT,
+    )
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(
+        500, ge=1, description="steps between two checkpoints; null: only at the end", json_schema_extra=COST
+    )
+    every_minutes: float | None = Field(
+        None, gt=0, description="minutes between two checkpoints, whichever comes first", json_schema_extra=COST
+    )
+    keep: int = Field(3, ge=1, description="newest checkpoints kept on disk", json_schema_extra=COST)
+    keep_every: int | None = Field(
+        None, ge=1, description="also keep every checkpoint whose step this divides, for good", json_schema_extra=COST
+    )
+    mode: Literal["async", "sync"] = Field(
+        "async", description="write while training goes on, or stand still for it", json_schema_extra=COST
+    )
+    notice_seconds: float = Field(
+        300,
+        gt=0,
+        description="seconds that SLURM's notice comes before the machine's end: a rank that hangs is named before; "
+        "a run whose steps and saves take longer stops by itself in time",
+        json_schema_extra=COST,
+    )
+
+
+class PicturesConfig(Section):
+    every_steps: int = Field(500, ge=1, description="steps between two sets of sample pictures", json_schema_extra=VIEW)
+    prompts: list[str] = Field(
+        min_length=1,
+        examples=[["a red dragon", "a blue fox"]],
+        description="one picture per prompt, always with the prompt's own seed",
+        json_schema_extra=VIEW,
+    )
+    timesteps: int = Field(25, ge=1, description="timesteps the sampler visits for one picture", json_schema_extra=VIEW)
+    guidance: float = Field(
+        7.5, ge=0, description="classifier-free guidance scale of the pictures", json_schema_extra=VIEW
+    )
+
+
+class ClusterConfig(Section):
+    site: str | None = Field(
+        None,
+        examples=["mycluster"],
+        description="name of the site profile: partition, account, container, scratch",
+        json_schema_extra=COST,
+    )
+    nodes: Nodes = Field(
+        NodeRange(1, 1),
+        examples=["2-8"],
+        description="nodes, such as 4, or a range such as 2-8",
+        json_schema_extra=COST,
+    )
+    gpus_per_node: int = Field(1, ge=1, description="GPUs, and so ranks, per node", json_schema_extra=COST)
+    time: TimeLimit | None = Field(
+        None,
+        examples=["12:00:00"],
+        description="wall-clock limit of one attempt, HH:MM:SS or D-HH:MM:SS",
+        json_schema_extra=COST,
+    )
