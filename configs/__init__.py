@@ -1,1 +1,1 @@
-"""What launcher and ranks must agree on. Imports no torch."""
+"""What a user writes, and what follows from it. Imports no torch."""

@@ -109,15 +109,19 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _least(root: type[Section]) -> str:
+    """The lines that a file needs, or the first key where it needs none."""
     required = [name for name, field in root.model_fields.items() if field.is_required() and name != "name"]
-    required = required or list(root.model_fields)[:1]
-    return " and ".join(messages.format_example(root, (name,)) for name in required)
+    shown = required or list(root.model_fields)[:1]
+    return " and ".join(messages.format_example(root, (name,)) for name in shown)
 
 
 def _with_present_names(tree: Node) -> Node:
-    """`tree` with the names that keys have today; a name that is written both ways stays, and is refused."""
+    """`tree` with the names that keys have today; a key that is there under both stays, and is refused."""
     assert isinstance(tree.value, dict)
-    entries = {RENAMED.get(key, key) if RENAMED.get(key) not in tree.value else key: v for key, v in tree.value.items()}
+    entries = {}
+    for key, node in tree.value.items():
+        name = RENAMED.get(key, key)
+        entries[key if name in tree.value else name] = node
     return Node(entries, tree.place, tree.source, tree.key_place)
 
 
@@ -202,15 +206,18 @@ def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Pr
         if found["type"] == "extra_forbidden":
             text, suggestion = messages.describe_unknown_key(root, found["loc"])
             problems.append(Problem(_place_of_key(tree, found["loc"]), text))
-            suggested |= {suggestion} if suggestion else set()
+            if suggestion is not None:
+                suggested.add(suggestion)
     for found in errors:
         path = found["loc"]
-        if found["type"] == "missing" and not isinstance(path[-1], int):
-            if messages.format_key(path) not in suggested:  # a mistyped key answers for the key it stands for
-                problems.append(Problem(_place_of_key(tree, path[:-1]), messages.describe_missing_key(root, path)))
-        elif found["type"] not in ("extra_forbidden", DISAGREEMENT):
+        if found["type"] in ("extra_forbidden", DISAGREEMENT):
+            continue
+        if found["type"] != "missing" or isinstance(path[-1], int):
             problems.append(_explain_value(root, found, tree))
-    wrong = {str(found["loc"][0]) for found in errors if found["loc"]} | {key.partition(".")[0] for key in suggested}
+        elif messages.format_key(path) not in suggested:  # a mistyped key answers for the key it stands for
+            problems.append(Problem(_place_of_key(tree, path[:-1]), messages.describe_missing_key(root, path)))
+    wrong = {str(found["loc"][0]) for found in errors if found["loc"]}
+    wrong |= {key.partition(".")[0] for key in suggested}
     return problems + _explain_disagreements(root, wrong, tree)
 
 
@@ -225,20 +232,28 @@ def _explain_value(root: type[Section], error: ErrorDetails, tree: Node) -> Prob
 
 
 def _explain_disagreements(root: type[Section], wrong: set[str], tree: Node) -> list[Problem]:
-    """Keys that are right alone and wrong together. Pydantic looks for them only where every key is right: so once more
-    without those that are `wrong`; what disagrees with one of these is not told."""
+    """Keys that are right alone and wrong together.
+
+    Pydantic looks for them only where every key is right: so once more without those that are `wrong`, with an example
+    in the place of each that must be there. What disagrees with a wrong key is not told.
+    """
     plain = tree.plain()
     assert isinstance(plain, dict)
-    rest = {key: value for key, value in plain.items() if key not in wrong}
-    required = [name for name, field in root.model_fields.items() if field.is_required()]
-    examples = {name: messages.find_example(root, (name,)) for name in required if name not in rest}
-    found: list[Disagreement] = []
+    right: dict[str, Any] = {key: value for key, value in plain.items() if key not in wrong}
+    for name, field in root.model_fields.items():
+        if field.is_required() and name not in right:
+            right[name] = messages.find_example(root, (name,))
+    disagreements: list[Disagreement] = []
     try:
-        root.model_validate(rest | examples)
+        root.model_validate(right)
     except ValidationError as error:
-        found = [each for part in error.errors() if part["type"] == DISAGREEMENT for each in part["ctx"]["all"]]
-    told = [disagreement for disagreement in found if wrong.isdisjoint(disagreement.keys)]
-    return [Problem(_place_of_key(tree, disagreement.keys[:1]), disagreement.sentence) for disagreement in told]
+        for found in error.errors(include_url=False):
+            disagreements += found["ctx"]["all"] if found["type"] == DISAGREEMENT else []
+    return [
+        Problem(_place_of_key(tree, disagreement.keys[:1]), disagreement.sentence)
+        for disagreement in disagreements
+        if wrong.isdisjoint(disagreement.keys)
+    ]
 
 
 def _place_of_key(tree: Node, path: tuple[str | int, ...]) -> str:

@@ -48,9 +48,12 @@ def find_section(root: Root, path: Path) -> type[Section] | None:
 
 
 def find_field(root: Root, path: Path) -> FieldInfo | None:
+    """The field of the key that `path` leads to; list indices in it do not matter."""
     names = tuple(part for part in path if isinstance(part, str))
-    section = find_section(root, names[:-1]) if names else None
-    return section.model_fields.get(names[-1]) if section else None
+    if not names:
+        return None
+    section = find_section(root, names[:-1])
+    return section.model_fields.get(names[-1]) if section is not None else None
 
 
 def list_keys(section: Root, prefix: str = "") -> list[str]:
@@ -96,8 +99,9 @@ def _find_meant_key(root: Root, path: Path) -> tuple[str, str | None]:
 
 def describe_missing_key(root: Root, path: Path) -> str:
     field = find_field(root, path)
-    what = f" ({field.description.partition(';')[0]})" if field and field.description else ""
-    return f"missing key {format_key(path)}{what}; write {format_example(root, path)}"
+    meaning = field.description.partition(";")[0] if field is not None and field.description else None
+    explained = f" ({meaning})" if meaning else ""
+    return f"missing key {format_key(path)}{explained}; write {format_example(root, path)}"
 
 
 def describe_wrong_value(root: Root, error: ErrorDetails, written: str, given: object) -> str:
@@ -174,9 +178,9 @@ def _flow(value: Any) -> str:
 
 def _nearest_choice(root: Root, path: Path, given: object) -> str:
     field = find_field(root, path)
-    choices = [str(c) for c in _choices(field.annotation)] if field else []
-    near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else ""
+    choices = [str(choice) for choice in _choices(field.annotation)] if field is not None else []
+    alike = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+    return f"did you mean {alike[0]}?" if alike else ""
 
 
 def _choices(annotation: Any) -> list[Any]:

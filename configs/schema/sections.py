@@ -20,7 +20,7 @@ class DataConfig(Section):
         512, ge=8, multiple_of=8, description="side of the square training image, in pixels", json_schema_extra=RUN
     )
     crop: Literal["center", "random"] = Field(
-        "center", description="which square is cut after the short side is resized", json_schema_extra=RUN
+        "center", description="which square is taken after the short side is resized", json_schema_extra=RUN
     )
     flip: bool = Field(False, description="mirror half of the samples left to right", json_schema_extra=RUN)
     caption_dropout: float = Field(
@@ -78,7 +78,9 @@ class CheckpointConfig(Section):
         None, ge=1, description="also keep every checkpoint whose step this divides, for good", json_schema_extra=COST
     )
     mode: Literal["async", "sync"] = Field(
-        "async", description="write while training goes on, or stand still for it", json_schema_extra=COST
+        "async",
+        description="async: write in the background; sync: pause training while writing",
+        json_schema_extra=COST,
     )
     notice_seconds: float = Field(
         300,

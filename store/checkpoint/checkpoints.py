@@ -35,7 +35,7 @@ class Checkpoint:
     attempt: int
 
     def read_manifest(self) -> Manifest:
-        """Raises ValueError, naming the file, where it does not read."""
+        """Raises ValueError, naming the file, where it cannot be read."""
         path = self.path / MANIFEST_NAME
         try:
             manifest = Manifest.from_text(path.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ class Checkpoint:
                 return f"{path}: holds {size} bytes, not {file.size}"
             return None if digest_file(path) == file.sha256 else f"{path}: does not match its digest"
         except OSError as error:
-            return f"{path}: does not read ({error.strerror})"
+            return f"{path}: cannot be read ({error.strerror})"
 
     def verify(self) -> list[str]:
         """All that is wrong with it; empty where it verifies. Reads every byte."""
@@ -67,29 +67,32 @@ class Checkpoint:
             manifest = self.read_manifest()
         except ValueError as error:
             return [str(error)]
-        return [problem for file in manifest.files if (problem := self.verify_file(file))] or self.identity_problems(
-            manifest
-        )
+        found = [self.verify_file(file) for file in manifest.files]
+        problems = [problem for problem in found if problem is not None]
+        return problems or self.identity_problems(manifest)
 
     def identity_problems(self, manifest: Manifest) -> list[str]:
         """What digests do not tell, where these are right: files and values that belong elsewhere, or are missing."""
         identity, run = manifest.identity, RunDir(self.path.parent.parent)
         if identity.run != run.path.name:
             return [f"{self.path}: belongs to the run {identity.run}"]
-        plan = run.attempt(self.attempt).plan_path
-        if plan.is_file() and AttemptPlan.read(run.attempt(self.attempt).plan_path).nonce != identity.nonce:
+        plan = AttemptPlan.read_if_written(run.attempt(self.attempt).plan_path)
+        if plan is not None and plan.nonce != identity.nonce:
             return [f"{self.path}: belongs to another attempt {self.attempt} of a run of this name"]
         listed = {file.name for file in manifest.files}
-        if unlisted := [path for path in sorted(self.path.glob("fragments-*")) if path.name not in listed]:
-            return [f"{unlisted[0]}: is not in the manifest"]
+        for path in sorted(self.path.glob("fragments-*")):
+            if path.name not in listed:
+                return [f"{path}: is not in the manifest"]
         try:
             reader = self.open_reader()
             sizes = {kind: reader.sizes(kind) for kind in manifest.kinds}
         except ValueError as error:
             return [str(error)]
-        if foreign := [path for path, carried in reader.metadata().items() if carried != identity.as_text()]:
-            return [f"{foreign[0]}: belongs to another checkpoint"]
-        return [f"{self.path}: {kind} is not whole" for kind in sizes if digest_layout(sizes[kind]) != identity.layout]
+        for path, carried in reader.metadata().items():
+            if carried != identity.as_text():
+                return [f"{path}: belongs to another checkpoint"]
+        incomplete = [kind for kind in sizes if digest_layout(sizes[kind]) != identity.layout]
+        return [f"{self.path}: {kind} is incomplete" for kind in incomplete]
 
     def quarantine(self) -> Path:
         """Take it out of sight and keep it for whoever wants to know what happened."""
@@ -104,10 +107,11 @@ class Checkpoint:
 def list_checkpoints(run: RunDir) -> list[Checkpoint]:
     """The committed checkpoints that count, oldest first."""
     found = []
-    for path in run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ():
+    paths = run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ()
+    for path in paths:
         match = _NAME.fullmatch(path.name)
         if match is not None:
-            found.append(Checkpoint(path, int(match[1]), int(match[2])))
+            found.append(Checkpoint(path, step=int(match[1]), attempt=int(match[2])))
     starts = {attempt.number: ResumePoint.read_if_written(attempt.resume_path) for attempt in run.attempts()}
     fences = {number: start.step for number, start in starts.items() if start is not None}
 
@@ -136,12 +140,14 @@ def find_recorded_checkpoint(run: RunDir) -> str | None:
 
 def find_checkpoint(run: RunDir, step: int | None) -> Checkpoint:
     """The checkpoint of `step`, or the newest. Raises UserError where there is none."""
-    there = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run)}
-    if not there:
+    by_step = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run)}
+    if not by_step:
         raise UserError(f"{run.path}: has no checkpoint yet")
-    if step is not None and step not in there:
-        raise UserError(f"{run.path}: has no checkpoint of step {step}; there are: {', '.join(map(str, there))}")
-    return there[max(there) if step is None else step]
+    if step is None:
+        return by_step[max(by_step)]
+    if step not in by_step:
+        raise UserError(f"{run.path}: has no checkpoint of step {step}; there are: {', '.join(map(str, by_step))}")
+    return by_step[step]
 
 
 def list_quarantined(run: RunDir) -> list[Path]:

@@ -4,7 +4,7 @@ from configs.schema import CheckpointConfig
 
 
 def should_save(policy: CheckpointConfig, step: int, seconds: float) -> bool:
-    """Whether to save after `step`, `seconds` after the last save: whichever comes first."""
+    """Whether to save after `step`, `seconds` after the last save: by steps or by time, whichever comes first."""
     by_steps = policy.every_steps is not None and step % policy.every_steps == 0
     by_time = policy.every_minutes is not None and seconds >= 60 * policy.every_minutes
     return by_steps or by_time
@@ -12,5 +12,9 @@ def should_save(policy: CheckpointConfig, step: int, seconds: float) -> bool:
 
 def steps_to_prune(policy: CheckpointConfig, steps: list[int]) -> list[int]:
     """The steps, of those that are there, whose checkpoints may go: never the newest, nor one every `keep_every`."""
-    kept = set(sorted(steps)[-policy.keep :])
-    return [s for s in sorted(steps) if s not in kept and not (policy.keep_every and s % policy.keep_every == 0)]
+    newest = set(sorted(steps)[-policy.keep :])
+
+    def is_kept(step: int) -> bool:
+        return step in newest or (policy.keep_every is not None and step % policy.keep_every == 0)
+
+    return [step for step in sorted(steps) if not is_kept(step)]

@@ -23,6 +23,7 @@ from configs.schema import DataConfig
 # else that it says is about this machine, now.
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EOVERFLOW}
 _OF_THE_FILE |= {errno.ENAMETOOLONG, errno.EILSEQ}
+SHOWN = 10  # bad samples that are named
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -97,11 +98,13 @@ def check_machine(path: Path, error: Exception) -> None:
 
 def select_samples(data: DataConfig, listing: DatasetListing) -> list[Sample]:
     """The samples to train on: all of them, or with `on_bad_sample: skip` those that are whole."""
-    if listing.problems and data.on_bad_sample == "error":
-        shown = listing.problems[:10]
-        more = [f"and {len(listing.problems) - 10} more"] if len(listing.problems) > 10 else []
-        cure = "mend or remove them, or write data.on_bad_sample: skip"
-        raise UserError("\n".join([*shown, *more, f"{len(listing.problems)} bad samples in {data.images}; {cure}"]))
+    count = len(listing.problems)
+    if count and data.on_bad_sample == "error":
+        lines = listing.problems[:SHOWN]
+        if count > SHOWN:
+            lines.append(f"and {count - SHOWN} more")
+        cure = "fix or remove them, or write data.on_bad_sample: skip"
+        raise UserError("\n".join([*lines, f"{count} bad samples in {data.images}; {cure}"]))
     if not listing.samples:
         raise UserError(f"{data.images}: every sample is bad, so the dataset is empty; first: {listing.problems[0]}")
     return listing.samples

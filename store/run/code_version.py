@@ -22,6 +22,7 @@ class CodeVersion:
 
 
 def read_code_version() -> CodeVersion:
+    """Of the code that runs: reads every source file, and asks git twice."""
     return CodeVersion(version("lockstep"), _digest(), *_git())
 
 
@@ -39,16 +40,18 @@ def _digest() -> str:
 
 def _git() -> tuple[str | None, str]:
     """Commit and diff; none where this is not a clone of its own, such as an installation inside somebody's project."""
-    top = _asked("rev-parse", "--show-toplevel", "HEAD").split("\n")
+    top = _ask_git("rev-parse", "--show-toplevel", "HEAD").split("\n")
     if Path(top[0]) != ROOT:
         return None, ""
-    return top[1], _asked("diff", "HEAD", "--", ENTRY, *PACKAGES)
+    return top[1], _ask_git("diff", "HEAD", "--", ENTRY, *PACKAGES)
 
 
-def _asked(*words: str) -> str:
+def _ask_git(*arguments: str) -> str:
     """What git answers; nothing where there is no git, or it does not trust the folder's owner."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=60
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.rstrip("\n") if done.returncode == 0 else ""

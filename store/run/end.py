@@ -1,4 +1,4 @@
-"""Contract 5: how an attempt ended. The record decides; process exit codes on the way can lie."""
+"""The end record of an attempt (docs/design.md, contract 5). It decides: process exit codes on the way can lie."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from store.run.records import Record
 
 TIME_LIMIT = "the time limit"  # how a notice begins that the ranks give themselves
-FINISHED, ON_NOTICE, WRONG, FAILED = 0, 75, 2, 1
+FINISHED, ON_NOTICE, FAILED = 0, 75, 1  # exit codes; that of a user's mistake is UserError.exit_code
 
 
 @dataclass(frozen=True)

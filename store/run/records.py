@@ -163,8 +163,8 @@ class FailureReport(Record):
 def read_heartbeats(attempt: Attempt) -> dict[int, HeartbeatRecord]:
     """The last sign of life of every rank that gave one, by rank. Raises LockstepError for one that is damaged."""
     paths = (attempt.path / "heartbeats").glob("rank-*.json")
-    found = [beat for path in paths if (beat := read_heartbeat(path)) is not None]
-    return {beat.rank: beat for beat in sorted(found, key=lambda beat: beat.rank)}
+    records = [record for record in map(read_heartbeat, paths) if record is not None]
+    return {record.rank: record for record in sorted(records, key=lambda record: record.rank)}
 
 
 def read_heartbeat(path: Path) -> HeartbeatRecord | None:

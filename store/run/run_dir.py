@@ -1,4 +1,4 @@
-"""Contract 4: the run directory. One class names every path in it.
+"""The run directory (docs/design.md, contract 4): one class names every path in it.
 
 State files are written atomically; logs and metrics are append-only files of one attempt.
 """
@@ -163,7 +163,7 @@ class RunDir:
         """The run in `folder`. Raises UserError where there is none."""
         run = cls(Path(os.path.abspath(folder)))  # without `..`, as its jobs' scripts have it
         if not run.config_path.is_file():
-            raise UserError(f"{folder}: is no run's folder (it holds no run.yaml)")
+            raise UserError(f"{folder}: is not a run directory (no run.yaml)")
         return run
 
     @classmethod
@@ -244,9 +244,9 @@ class RunDir:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first. A folder without a plan is of one that was never opened to its end."""
-        folders = [path.parent for path in (self.path / "attempts").glob("*/plan.json")]
-        numbers = [int(folder.name) for folder in folders if _ATTEMPT.fullmatch(folder.name)]
-        return [self.attempt(number) for number in sorted(numbers)]
+        plans = (self.path / "attempts").glob("*/plan.json")
+        names = [plan.parent.name for plan in plans]
+        return [self.attempt(number) for number in sorted(int(name) for name in names if _ATTEMPT.fullmatch(name))]
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / f"{number:04d}")

@@ -37,7 +37,7 @@ class Submission(Record):
 
 
 def plan_batch(run: RunDir, config: RunConfig, shape: Shape | None = None) -> BatchPlan:
-    """How `config` cuts the batch on `shape`, or its own; a run that was begun keeps the batch it was begun with."""
+    """The batch plan of `config` on `shape`, or on its own; a run that was begun keeps the batch it was begun with."""
     attempts = run.attempts()
     return solve_batch(config, shape, begun=AttemptPlan.read(attempts[-1].plan_path).batch_plan if attempts else None)
 

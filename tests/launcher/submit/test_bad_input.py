@@ -97,7 +97,7 @@ def test_bad_samples_are_all_named_and_counted(file: Path) -> None:
     assert f"{images}/0.png: does not decode as an image" in message
     assert f"{images}/1.png: has no caption; write 1.txt beside it" in message
     assert f"{images}/2.txt: the image it captions is missing" in message
-    assert f"3 bad samples in {images}; mend or remove them, or write data.on_bad_sample: skip" in message
+    assert f"3 bad samples in {images}; fix or remove them, or write data.on_bad_sample: skip" in message
     (images / "3.png").write_text("nor is this")
     assert "every sample is bad, so the dataset is empty" in refusal(
         file, "--local", "--ranks", 1, "data.on_bad_sample=skip"

@@ -15,7 +15,7 @@ WORDS = ("lr=1e-5,2e-5,3e-5,4e-5", "data.flip=true,false")
 def test_one_listing_and_one_code_version_for_all_points(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     git_calls: list[tuple[str, ...]] = []
-    open_image, ask_git = Image.open, code_version._asked
+    open_image, ask_git = Image.open, code_version._ask_git
 
     def count_open(path: Path, *words: object, **options: object) -> Image.Image:
         opened.append(path)
@@ -26,7 +26,7 @@ def test_one_listing_and_one_code_version_for_all_points(desk: Desk, monkeypatch
         return ask_git(*words)
 
     monkeypatch.setattr(Image, "open", count_open)
-    monkeypatch.setattr(code_version, "_asked", count_git)
+    monkeypatch.setattr(code_version, "_ask_git", count_git)
     code, output = desk.lockstep("sweep", desk.file, *WORDS)
     assert code == 0, output
     assert output.count("is job 8_") == 8
