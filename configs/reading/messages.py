@@ -98,6 +98,7 @@ def _find_meant_key(root: Root, path: Path) -> tuple[str, str | None]:
 
 
 def describe_missing_key(root: Root, path: Path) -> str:
+    """One sentence: the key, its meaning, and a line that would do."""
     field = find_field(root, path)
     meaning = field.description.partition(";")[0] if field is not None and field.description else None
     explained = f" ({meaning})" if meaning else ""

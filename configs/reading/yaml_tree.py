@@ -45,6 +45,7 @@ class Node:
     key_place: str = ""  # where the key of this value stands, in a mapping
 
     def plain(self) -> Plain:
+        """The values alone, as pydantic takes them."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):

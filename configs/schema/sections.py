@@ -9,6 +9,8 @@ from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 
 
 class DataConfig(Section):
+    """The images and captions, and how a sample is made of them."""
+
     images: str = Field(
         min_length=1,
         examples=["./pokemon"],
@@ -45,6 +47,8 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
     name: ClassVar[str] = "adamw"  # its row in configs/optimizers.py; the only one so far, so no key yet
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999),
@@ -57,6 +61,8 @@ class OptimizerConfig(Section):
 
 
 class EmaConfig(Section):
+    """The exponential moving average of the weights."""
+
     decay: float = Field(
         0.9999,
         gt=0,
@@ -67,6 +73,8 @@ class EmaConfig(Section):
 
 
 class CheckpointConfig(Section):
+    """When the run's state is saved, how, and how much of it is kept."""
+
     every_steps: int | None = Field(
         500, ge=1, description="steps between two checkpoints; null: only at the end", json_schema_extra=COST
     )
@@ -92,6 +100,8 @@ class CheckpointConfig(Section):
 
 
 class PicturesConfig(Section):
+    """Sample images while training (diffusers: validation prompts)."""
+
     every_steps: int = Field(500, ge=1, description="steps between two sets of sample pictures", json_schema_extra=VIEW)
     prompts: list[str] = Field(
         min_length=1,
@@ -106,6 +116,8 @@ class PicturesConfig(Section):
 
 
 class ClusterConfig(Section):
+    """The machines that a run asks for."""
+
     site: str | None = Field(
         None,
         examples=["mycluster"],

@@ -19,6 +19,7 @@ class Shape:
 
     @property
     def world_size(self) -> int:
+        """Ranks: one per GPU."""
         return self.nodes * self.gpus_per_node
 
     def __str__(self) -> str:
@@ -35,6 +36,7 @@ class BatchPlan:
 
     @property
     def batch(self) -> int:
+        """Samples per step."""
         return self.micro_batch * self.accumulation * self.shape.world_size
 
 
@@ -79,6 +81,7 @@ def list_batch_plans(batch: int, shape: Shape) -> list[BatchPlan]:
 
 
 def list_divisors(n: int) -> list[int]:
+    """All divisors of `n` (at least 1), smallest first."""
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
 

@@ -18,10 +18,12 @@ class Length:
 
     @property
     def samples(self) -> int:
+        """Samples consumed by the whole run."""
         return self.steps * self.batch
 
     @property
     def steps_per_epoch(self) -> Fraction | None:
+        """Exactly, for a batch may cross an epoch's boundary; None where the dataset's size is not known."""
         return Fraction(self.dataset, self.batch) if self.dataset else None
 
     def epochs_after(self, step: int) -> float | None:

@@ -112,6 +112,7 @@ class ModelStates:
 
     @property
     def label(self) -> str:
+        """As `plan` shows it: `ZeRO-2 + offload`."""
         return f"ZeRO-{self.zero}" + (" + offload" if self.offload else "")
 
 

@@ -151,10 +151,12 @@ def find_checkpoint(run: RunDir, step: int | None) -> Checkpoint:
 
 
 def list_quarantined(run: RunDir) -> list[Path]:
+    """Folders of checkpoints that did not verify, by name."""
     return sorted(run.checkpoints_path.glob(_QUARANTINE + "*"))
 
 
 def committed_path(run: RunDir, step: int, attempt: int) -> Path:
+    """The folder of a checkpoint that `attempt` committed."""
     return run.checkpoints_path / f"step-{step:08d}-a{attempt:04d}"
 
 

@@ -45,6 +45,7 @@ class _Location:
 
 
 def fragment_file_name(rank: int) -> str:
+    """The file that `rank` writes in a checkpoint's folder."""
     return f"fragments-{rank:05d}.safetensors"
 
 
@@ -110,6 +111,7 @@ class FragmentReader:
         return {path: file.metadata() or {} for path, file in self._files.items()}
 
     def kinds(self) -> set[str]:
+        """Which of weights, exp_avg, exp_avg_sq and ema there are."""
         return {kind for kind, _ in self._locations}
 
     def sizes(self, kind: str) -> dict[str, int]:

@@ -49,9 +49,11 @@ class Manifest:
 
     @property
     def size(self) -> int:
+        """Bytes of all its files."""
         return sum(file.size for file in self.files)
 
     def to_text(self) -> str:
+        """The file's content, with its schema number and the digest of all the rest."""
         body = {"schema": MANIFEST_SCHEMA, **asdict(self)}
         return json.dumps({**body, "digest": _digest(body)}, indent=2) + "\n"
 
@@ -80,6 +82,7 @@ def digest_layout(sizes: dict[str, int]) -> str:
 
 
 def digest_file(path: Path) -> str:
+    """SHA-256 of the whole file, as hexadecimal text. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -116,6 +116,7 @@ def format_samples(samples: Iterable[Sample]) -> str:
 
 
 def parse_samples(text: str) -> list[Sample]:
+    """What `format_samples` wrote."""
     # Not splitlines(): JSON leaves U+2028 and its like as they are, and a caption may hold them.
     return [Sample(**json.loads(line)) for line in text.split("\n") if line]
 

@@ -90,6 +90,7 @@ class Attempt:
 
     @property
     def number(self) -> int:
+        """From 1 on."""
         return int(self.path.name)
 
     @property
@@ -111,6 +112,7 @@ class Attempt:
 
     @property
     def resume_path(self) -> Path:
+        """Where the attempt starts from: its first act, by which readers ignore what older ones add later."""
         return self.path / "resume.json"
 
     @property
@@ -128,14 +130,17 @@ class Attempt:
 
     @property
     def rendezvous_path(self) -> Path:
+        """Where rank 0 says how the others reach it."""
         return self.path / "rendezvous.json"
 
     @property
     def sbatch_path(self) -> Path:
+        """A copy of the script that started it."""
         return self.path / "job.sbatch"
 
     @property
     def allocation_path(self) -> Path:
+        """Written where SLURM started the attempt, not where a person did."""
         return self.path / "nodes.json"
 
     @property
