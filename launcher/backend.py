@@ -1,7 +1,7 @@
 """Whoever starts runs and knows what became of them: this machine, or SLURM. People's commands ask them alike.
 
 The only way from the launcher to SLURM, but for `doctor` and `lab`, which are about SLURM itself. Another scheduler is
-one class with these methods and one line in BACKENDS.
+one class with these methods, one line in BACKENDS, and what here and in monitor/records.py goes by the names of two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +68,7 @@ class BackendJob(Protocol):
 
     @property
     def held(self) -> bool:
-        """Whether it waits for people after repeated failures, so that submitting the run again may replace it."""
+        """Whether it waits for people, so that submitting the run again may replace it."""
 
     @property
     def needs_release(self) -> bool:

@@ -29,6 +29,7 @@ class LockHolder(Record):
     host: str
     pid: int
     time: float  # when it was taken, in seconds since the epoch
+    attempt: int | None = None  # that it trains, on this machine; None: it does something else, or has yet to begin
 
 
 @contextmanager
@@ -46,10 +47,27 @@ def hold_run(run: RunDir) -> Iterator[int]:
         if not _try_lock(file.fileno()):
             file.seek(0)
             raise RunHeldError(_describe_holder(run, _parse_holder(run, file.read())))
-        file.truncate(0)
-        file.write(LockHolder(socket.gethostname(), os.getpid(), time.time()).to_text().encode())
-        file.flush()
+        _write_holder(file.fileno(), None)
         yield file.fileno()
+
+
+def name_attempt(lock: int, attempt: int) -> None:
+    """Note down that whoever has the run's lock, whose descriptor is `lock`, trains `attempt` from now on."""
+    _write_holder(lock, attempt)
+
+
+def _write_holder(lock: int, attempt: int | None) -> None:
+    os.ftruncate(lock, 0)
+    os.write(lock, LockHolder(socket.gethostname(), os.getpid(), time.time(), attempt).to_text().encode())
+
+
+def read_trained_attempt(run: RunDir) -> int | None:
+    """The attempt that whoever had the run's lock last trains or trained here; None where it did something else."""
+    try:
+        holder = _parse_holder(run, run.lock_path.read_bytes())
+    except OSError:
+        return None
+    return holder.attempt if holder is not None else None
 
 
 def is_run_held(run: RunDir) -> bool | None:

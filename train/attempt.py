@@ -13,6 +13,7 @@ from store.checkpoint.checkpoints import Checkpoint
 from store.dataset.listing import Sample, digest_samples, parse_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
+from store.run.records import EXPORTING
 from store.run.run_dir import Attempt, RunDir
 from train import process_group
 from train.checkpoint.export import export_pipeline
@@ -105,7 +106,8 @@ def _export(context: RankContext, newest: Checkpoint | None) -> None:
     if not context.world.is_main_process:
         context.progress.set_activity(f"{WAITING_FOR_OTHERS} to export")
         return
-    context.progress.set_activity("exporting")
+    context.progress.set_activity(EXPORTING)
     assert newest is not None  # a run that is finished has saved its last step
-    export_pipeline(context.config, context.plan, newest, context.config.exported, context.run.pipeline_path)
+    plan = AttemptPlan.read(context.run.attempt(newest.attempt).plan_path)  # this attempt may have made no step
+    export_pipeline(context.config, plan, newest, context.config.exported, context.run.pipeline_path)
     print(f"exported {context.run.pipeline_path}", flush=True)

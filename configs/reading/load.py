@@ -72,7 +72,8 @@ def _validate(root: type[S], tree: Node, problems: list[Problem]) -> S:
 
 
 def dump_config(config: RunConfig) -> str:
-    """`config` as YAML text that `load_config` reads back equal: defaults written out, paths absolute."""
+    """`config` as YAML text that `load_config` reads back equal: paths absolute, defaults written out but for those of
+    keys that only cost, which the machine of a resume may decide anew."""
     header = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
     return header + yaml.dump(_written(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 

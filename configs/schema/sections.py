@@ -121,7 +121,7 @@ class ClusterConfig(Section):
     site: str | None = Field(
         None,
         examples=["mycluster"],
-        description="name of the site profile: partition, account, container, scratch",
+        description="name of the site profile: partition, account, container",
         json_schema_extra=COST,
     )
     nodes: Nodes = Field(

@@ -1,7 +1,7 @@
 """The batch (docs/design.md, contract 1): batch = micro-batch × gradient accumulation steps × world size, exactly.
 
-The user gives any set that determines the rest; `solve` finds what is missing and refuses what does not divide, naming
-the nearest values that do.
+The user gives any set that determines the rest; `solve_batch` finds what is missing and refuses what does not divide,
+naming the nearest values that do.
 """
 
 from dataclasses import dataclass

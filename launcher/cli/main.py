@@ -181,7 +181,8 @@ def try_cluster(folder: str, site: str, wait: int) -> None:
     """Test this cluster with a short job, which is requeued.
 
     The job runs for up to two minutes in FOLDER, which all nodes must share. Writes the site profile where there is
-    none yet. The exit code is 0 if everything works, else 1.
+    none yet. The exit code is 0 if everything works, 1 if something does not, 2 if nothing could be
+    tried.
     """
     from pathlib import Path
 

@@ -24,6 +24,7 @@ from configs.solve.learning_rate import compute_learning_rate
 from launcher.format import format_count, format_rate
 from launcher.local.job import LocalJob
 from launcher.local.live_log import LiveLog
+from launcher.run_lock import name_attempt
 from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
@@ -70,6 +71,7 @@ def start_attempt(prepared: "PreparedRun", notices: "SignalCounter", lock: int) 
     """Write the run, open its next attempt, and start the ranks. `lock`: the descriptor of the run's lock."""
     prepared.write()
     attempt = open_attempt(prepared.run, prepared.config, prepared.batch_plan)
+    name_attempt(lock, attempt.number)
     live_log = LiveLog(attempt)
     for problem in prepared.problems:
         live_log.say(f"skipped {problem}")

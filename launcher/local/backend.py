@@ -13,7 +13,7 @@ from configs.errors import LockstepError
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from launcher.local.job import LocalJob
-from launcher.run_lock import is_run_held
+from launcher.run_lock import is_run_held, read_trained_attempt
 from store.run.liveness import find_training_attempt
 from store.run.records import read_heartbeats
 from store.run.run_dir import Attempt, RunDir
@@ -55,7 +55,11 @@ class LocalBackend:
         return None
 
     def query_jobs(self, ids: Sequence[str]) -> dict[str, LocalJob]:
-        return {folder: _look(RunDir(Path(folder))) for folder in ids}
+        jobs = {}
+        for folder in ids:
+            with contextlib.suppress(LockstepError):  # a damaged run has no answer, and hides no other run's
+                jobs[folder] = _look(RunDir(Path(folder)))
+        return jobs
 
     def find_active_job(self, run: RunDir) -> LocalJob | None:
         job = _look(run)
@@ -87,9 +91,10 @@ def _look(run: RunDir) -> LocalJob:
     if not newest or newest[0].allocation_path.is_file() or newest[0].end_path.is_file():
         return LocalJob(str(run.path), "UNKNOWN", "lock")
     held = is_run_held(run)
-    if held:
+    if held and read_trained_attempt(run) == newest[0].number:  # not a submit or a prune, which take the lock, too
         return LocalJob(str(run.path), "RUNNING", "lock", nodes="this machine")
-    if held is None and (attempt := find_training_attempt(run)) is not None:
+    attempt = find_training_attempt(run) if held is not False else None
+    if attempt is not None:
         hosts = sorted({beat.host for beat in read_heartbeats(attempt).values()})
         return LocalJob(str(run.path), "RUNNING", "heartbeat", nodes=", ".join(hosts))
     return LocalJob(str(run.path), "UNKNOWN", "lock")

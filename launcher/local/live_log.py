@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from store.run.attempt_plan import AttemptPlan
+from store.run.records import FailureReport
 from store.run.run_dir import Attempt
 
 
@@ -49,10 +50,9 @@ class LiveLog:
         with open(path, "rb") as file:
             file.seek(start)
             content = file.read()
-        if path == self.log and self.failure.exists():
-            # how a run failed is told once, at its end and with the first cause
-            before_failure = json.loads(self.failure.read_text())["log_size"]
-            content = content[: max(0, before_failure - start)]
+        report = FailureReport.read_if_written(self.failure) if path == self.log else None
+        if report is not None:  # how a run failed is told once, at its end and with the first cause
+            content = content[: max(0, report.log_size - start)]
         whole_lines = content[: content.rfind(b"\n") + 1]
         self.read[path] = start + len(whole_lines)
         return whole_lines.decode(errors="replace").splitlines()

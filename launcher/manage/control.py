@@ -1,5 +1,6 @@
 """What people ask of a run through its folder, so that no right to its job is needed: save, stop, cancel."""
 
+import contextlib
 import getpass
 import socket
 import time
@@ -9,14 +10,17 @@ from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
 from launcher.backend import find_backend_job
 from store.run.liveness import find_training_attempt
-from store.run.run_dir import RunDir, write_atomic
+from store.run.records import EXPORTING, read_heartbeats
+from store.run.run_dir import Attempt, RunDir, write_atomic
 
 POLL = 0.2
 
 
 def request_save(run: RunDir) -> str:
-    if find_training_attempt(run) is None:
+    attempt = find_training_attempt(run)
+    if attempt is None:
         raise UserError(f"{run.path}: is not training now; its checkpoints: lockstep checkpoints {run.path}")
+    _check_has_steps(run, attempt)
     write_atomic(run.save_request_path, _who())
     return "asked for a checkpoint after the step under way"
 
@@ -24,7 +28,10 @@ def request_save(run: RunDir) -> str:
 def request_stop(run: RunDir) -> str:
     """The request stays until the next submit, so it also reaches a run that is still loading or in the queue."""
     unsure = ""
-    if find_training_attempt(run) is None:
+    attempt = find_training_attempt(run)
+    if attempt is not None:
+        _check_has_steps(run, attempt)
+    else:
         try:
             lives = find_backend_job(run) is not None
         except LockstepError as error:  # the request reaches it all the same
@@ -35,6 +42,13 @@ def request_stop(run: RunDir) -> str:
     return f"asked to save after the step under way, and to end{unsure}; lockstep submit resumes from there"
 
 
+def _check_has_steps(run: RunDir, attempt: Attempt) -> None:
+    """Raises UserError where all steps of `attempt` are made: nobody listens any more, and it ends by itself."""
+    beat = read_heartbeats(attempt).get(0)
+    if beat is not None and beat.doing == EXPORTING:
+        raise UserError(f"{run.path}: has made and saved its last step, and is exporting; it ends by itself")
+
+
 def cancel_run(run: RunDir) -> Iterator[str]:
     """Stop it with a checkpoint where that works in the time of a notice; then its job is cancelled.
 
@@ -42,7 +56,8 @@ def cancel_run(run: RunDir) -> Iterator[str]:
     """
     attempt = find_training_attempt(run)
     if attempt is not None:
-        yield request_stop(run)
+        with contextlib.suppress(UserError):  # it exports, and has nothing left to save
+            yield request_stop(run)
     active = find_backend_job(run)
     if active is None:
         if attempt is None:

@@ -85,6 +85,7 @@ def _meanings(
         "epochs": None,
         "samples": None,
         "export": config.exported,
+        "min_snr_gamma": config.snr_gamma if config.loss_weighting == "min_snr" else None,
     }
 
 

@@ -80,6 +80,7 @@ def queue_sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     for point in points:
         batch_plan = backend.plan_batch(RunDir.for_config(point.config), point.config)
         prepared_runs.append(prepare_run(point.config, batch_plan, inputs))
+    _check_points_differ(points, prepared_runs)
     runs_by_content = _group_by_content(points[0].config.runs)
     new = []
     for prepared in prepared_runs:
@@ -93,6 +94,19 @@ def queue_sweep(file: str, words: Iterable[str]) -> Iterator[str]:
         yield from _queue(checked, backend)
     for note in dict.fromkeys(checked.note for checked in groups if checked.note):
         yield f"note: {note}"
+
+
+def _check_points_differ(points: Sequence[SweepPoint], prepared_runs: Sequence[PreparedRun]) -> None:
+    """Raises UserError where two points would be trained to the same result: of such runs only one is ever queued."""
+    words_by_content: dict[str, str] = {}
+    for point, prepared in zip(points, prepared_runs, strict=True):
+        words = " ".join(point.words)
+        other = words_by_content.setdefault(prepared.submission.content, words)
+        if other != words:
+            raise UserError(
+                f"sweep: {other} and {words} are the same run: they differ in what it costs or shows, not in what is "
+                "learnt; submit each by itself under a name of its own"
+            )
 
 
 def _queue(checked: CheckedRuns, backend: Backend) -> list[str]:

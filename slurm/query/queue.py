@@ -83,7 +83,7 @@ class Job:
         if self.state == "RUNNING":
             return f"running on {self.nodes}" + (f" until {self.end} at the latest" if self.end_time else "")
         if self.held:
-            return "held after repeated failures: fix the cause, then run lockstep submit again"
+            return "held until it is released or submitted again"
         if self.state == "PENDING":
             start = f", expected to start at {self.start}" if self.start_time is not None else ""
             return f"waiting in the queue ({self.wait_reason}){start}"

@@ -65,8 +65,8 @@ def forbid_requeue(job: str) -> None:
 
 
 def hold_job(job: str, reason: str) -> None:
-    """Put the job back into the queue, where it waits for a person. Ends this shell. As `requeue`, does nothing to a
-    job that does not run."""
+    """Put the job back into the queue, where it waits for a person. Ends this shell. As `requeue_job`, does nothing
+    to a job that does not run."""
     set_comment(job, reason)
     if query_job_fields(job).get("JobState") != "RUNNING":
         return

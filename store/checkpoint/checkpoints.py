@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import UserError
+from configs.errors import LockstepError, UserError
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_file, digest_layout
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
@@ -35,18 +35,20 @@ class Checkpoint:
     attempt: int
 
     def read_manifest(self) -> Manifest:
-        """Raises ValueError, naming the file, where it cannot be read."""
+        """Raises ValueError where it cannot be read, LockstepError where a newer Lockstep wrote it; both name it."""
         path = self.path / MANIFEST_NAME
         try:
             manifest = Manifest.from_text(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: {error}") from None
+        except LockstepError as error:
+            raise LockstepError(f"{path}: {error}") from None
         if (manifest.identity.step, manifest.identity.attempt) != (self.step, self.attempt):
             raise ValueError(f"{path}: belongs to step {manifest.identity.step} of attempt {manifest.identity.attempt}")
         return manifest
 
     def open_reader(self) -> "FragmentReader":
-        """Its values. Verifies nothing: see `problems`."""
+        """Its values. Verifies nothing: see `verify`."""
         from store.checkpoint.fragment_file import FragmentReader
 
         return FragmentReader([self.path / file.name for file in self.read_manifest().files])
@@ -128,13 +130,15 @@ def find_recorded_checkpoint(run: RunDir) -> str | None:
     Raises LockstepError, naming the file, for a record that is damaged.
     """
     for attempt in reversed(run.attempts()):
-        for record in (
-            SavedCheckpoint.read_if_written(attempt.saved_path),
-            End.read_if_written(attempt.end_path),
-            ResumePoint.read_if_written(attempt.resume_path),
-        ):
-            if record is not None and record.checkpoint is not None:
-                return record.checkpoint
+        saved = SavedCheckpoint.read_if_written(attempt.saved_path)
+        if saved is not None:
+            return saved.checkpoint
+        end = End.read_if_written(attempt.end_path)
+        if end is not None and end.checkpoint is not None:
+            return end.checkpoint
+        start = ResumePoint.read_if_written(attempt.resume_path)
+        if start is not None and start.checkpoint is not None:
+            return start.checkpoint
     return None
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from configs.errors import LockstepError
 
 MANIFEST_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -59,15 +61,22 @@ class Manifest:
 
     @classmethod
     def from_text(cls, text: str) -> "Manifest":
-        """Raises ValueError where the text is not a whole manifest that we can read."""
+        """Fields that are not known are ignored: another version of the same schema wrote them.
+
+        Raises ValueError where the text is not a whole manifest, LockstepError where it is one of a newer schema: that
+        is no damage, and nothing is to be put in quarantine for it.
+        """
         try:
             body = json.loads(text)
             digest = body.pop("digest")
-            if body["schema"] != MANIFEST_SCHEMA:
-                raise ValueError(f"has schema {body['schema']}, and this version reads {MANIFEST_SCHEMA}")
             if digest != _digest(body):
                 raise ValueError("does not match its own digest")
-            del body["schema"]
+            if body["schema"] > MANIFEST_SCHEMA:
+                raise LockstepError(
+                    f"a newer Lockstep saved it (schema {body['schema']}, and this one reads up to {MANIFEST_SCHEMA}); "
+                    "update Lockstep"
+                )
+            body = {field.name: body[field.name] for field in fields(cls)}
             body["identity"] = Identity(**body["identity"])
             body["files"] = tuple(FileEntry(**file) for file in body["files"])
             body["kinds"] = tuple(body["kinds"])

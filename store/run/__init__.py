@@ -1,1 +1,1 @@
-"""The run directory: its paths, the records in it, and the code that a run is made of."""
+"""The run directory: its paths, the records in it, the code that a run is made of, and what a rank is told of GPUs."""

@@ -15,12 +15,17 @@ from pydantic_core import from_json
 from configs.errors import LockstepError
 from store.run.run_dir import Attempt, write_atomic
 
+EXPORTING = "exporting"  # what rank 0 does once all steps are made and saved
+REMOVE = "remove it"  # the cure of a damaged record that only watches
+
 
 @dataclass(frozen=True)
 class Record:
     """One JSON file. Fields that are not known are ignored: another version of the same schema wrote them."""
 
     SCHEMA: ClassVar[int] = 1  # raised where a file can no longer be read by what read it before
+    # Of a damaged file. Most records hold what nothing else tells: which attempts count, and what was saved.
+    CURE: ClassVar[str] = "bring back a whole copy of it"
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False)
 
     def write(self, path: Path, *, durable: bool = True) -> None:
@@ -68,9 +73,7 @@ class Record:
                 )
             record: Self = _adapter(cls).validate_json(content)
         except ValueError as error:
-            raise LockstepError(
-                f"{path}: is damaged ({_describe(error)}); bring back a whole copy of it, or remove it if there is none"
-            ) from None
+            raise LockstepError(f"{path}: is damaged ({_describe(error)}); {cls.CURE}") from None
         return record
 
 
@@ -135,6 +138,8 @@ class Allocation(Record):
 class HeartbeatRecord(Record):
     """The last sign of life of one rank. Times are seconds since the epoch."""
 
+    CURE = REMOVE
+
     rank: int
     host: str
     pid: int
@@ -147,6 +152,8 @@ class HeartbeatRecord(Record):
 @dataclass(frozen=True)
 class FailureReport(Record):
     """What a rank says of its own end."""
+
+    CURE = REMOVE
 
     rank: int
     host: str
@@ -168,14 +175,15 @@ def read_heartbeats(attempt: Attempt) -> dict[int, HeartbeatRecord]:
 
 
 def read_heartbeat(path: Path) -> HeartbeatRecord | None:
-    """One rank's; None where it gave none. Heartbeats are not made durable: a node that lost its power may leave an
-    empty file, and no sign of life."""
+    """One rank's; None where it gave none. Heartbeats are not made durable: a node that lost its power may leave a file
+    that is empty or holds nothing but zeros, and that is no heartbeat. Raises LockstepError for one that is damaged."""
     try:
-        if path.stat().st_size == 0:
-            return None
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    return HeartbeatRecord.read_if_written(path)
+    except OSError as error:
+        raise LockstepError(f"{path}: cannot be read ({error.strerror})") from None
+    return HeartbeatRecord.parse(content, path) if content.strip(b"\0") else None
 
 
 def read_failures(attempt: Attempt) -> list[FailureReport]:

@@ -68,9 +68,9 @@ def open_to_append(path: Path) -> int:
     raise LockstepError(f"{path}: is a link to {os.readlink(path)}, and what is written here must stay here; remove it")
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write `value` as `write_atomic` does."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_directory(path: Path) -> None:

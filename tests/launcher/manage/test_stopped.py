@@ -173,7 +173,7 @@ def test_an_image_that_does_not_decode_ends_the_run_with_its_name(failed: Any) -
     assert re.fullmatch(r"\S+\d\d\d\.png: does not decode \(.*\); fix or remove it, .*\n", shell.stderr)
     assert "decode" not in shell.stdout, "it is said once"
     assert "Traceback" not in shell.stdout + shell.stderr + run.attempt(1).log_path(0).read_text()
-    assert not run.attempt(1).end.exists()
+    assert not run.attempt(1).end_path.exists()
     assert processes_of(run.path) == []
 
 

@@ -56,6 +56,19 @@ def test_status_names_it_and_shows_the_others(desk: Desk, record: str, kind: str
     assert rows["bad"]["detail"].startswith(f"{PLACES[record](bad, attempt)}: ")
 
 
+@pytest.mark.parametrize("kind", ["half", "list", "newer"])
+def test_a_local_run_without_a_lock_hides_no_other(desk: Desk, kind: str) -> None:
+    """Whether it lives, its ranks' heartbeats have to tell."""
+    runs = desk.folder / "all"
+    add_attempt(make_run(runs, "good"), end=End("finished", STEPS, None), step=STEPS)
+    bad = make_run(runs, "bad")
+    attempt = add_attempt(bad)
+    damage(attempt.heartbeat_path(1), kind)
+    code, text = desk.lockstep("status", runs, "--json")
+    states = {row["name"]: row["state"] for row in json.loads(text)}
+    assert (code, states) == (0, {"good": "finished", "bad": "unreadable"})
+
+
 @pytest.mark.parametrize("line", ['{"step": 6}', "[]", '{"step": null}'])
 def test_a_short_line_of_metrics_hides_no_run(desk: Desk, line: str) -> None:
     runs = desk.folder / "all"

@@ -11,7 +11,7 @@ from launcher.cli.main import cli
 from launcher.monitor import status, status_text
 from launcher.monitor.records import read_last_line
 from launcher.monitor.why import explain_failure
-from launcher.run_lock import hold_run
+from launcher.run_lock import hold_run, name_attempt
 from store.run.end import End
 from store.run.run_dir import RunDir
 from tests.launcher.folders import STEPS, FakeSlurm, add_attempt, add_failure, make_run, many, moment
@@ -211,9 +211,9 @@ def test_how_a_local_run_ended(tmp_path: Path, end: End, state: str, detail: str
 
 def test_a_local_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
     local = make_run(tmp_path, "local")
-    with hold_run(local):
+    with hold_run(local) as lock:
         assert status.read_status(local).state == "submitting"
-        add_attempt(local, step=3)
+        name_attempt(lock, add_attempt(local, step=3).number)
         assert (status.read_status(local).state, status.read_status(local).source) == ("running", "lock")
     assert (status.read_status(local).state, status.read_status(local).detail) == ("lost", "lost, cause unknown")
     add_failure(local.attempt(1), 0, "here", "no such layer", time.time())

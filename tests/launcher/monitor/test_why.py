@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from launcher.monitor.why import explain_failure
-from launcher.run_lock import hold_run
+from launcher.run_lock import hold_run, name_attempt
 from store.run.end import End
 from store.run.records import HeartbeatRecord
 from store.run.run_dir import RunDir
@@ -75,8 +75,8 @@ def test_an_earlier_attempt_failed_and_the_run_is_finished(run: RunDir) -> None:
 def test_nothing_failed(tmp_path: Path) -> None:
     local = make_run(tmp_path, "mine")
     assert explain_failure(local) == "nothing failed: mine is not begun (reported by records)"
-    with hold_run(local):
-        add_attempt(local, step=40)
+    with hold_run(local) as lock:
+        name_attempt(lock, add_attempt(local, step=40).number)
         assert explain_failure(local) == "nothing failed: mine is running, attempt 1, 40/100 steps (reported by lock)"
 
 

@@ -18,6 +18,8 @@ SAME = {  # the same run, for a sweep and for a resume
     "the length in samples": ("samples=80",),
     "the length in epochs": ("epochs=10",),
     "the default written out": ("export=raw",),
+    "a batch that is left open, and was begun with": ("batch=null", "micro_batch=2"),
+    "a setting of a weighting that is not used": ("loss_weighting=uniform",),
     "the batch that follows from the shape": ("batch=null", "micro_batch=2", "cluster.gpus_per_node=4"),
 }
 RESULT = {  # a resume may change it, a sweep trains it again
@@ -35,7 +37,6 @@ OTHER = {  # another run
     "precision: fp32 → bf16": ("precision=bf16",),
     "ema: false → true": ("ema=true",),
     "batch: 8 → 4": ("batch=4",),
-    "batch: 8 → 2": ("batch=null", "micro_batch=2"),
 }
 
 
@@ -102,3 +103,9 @@ def test_other_images_or_another_model_are_another_run(desk: Desk) -> None:
 def test_a_run_that_a_sweep_finds_finished_is_not_trained_for_another_prompt(desk: Desk) -> None:
     """The digest is what is compared; the name of the run and its folder do not count."""
     assert content(desk.ready("name=other", "pictures.prompts=[a dog]")) == content(desk.ready("name=mine"))
+
+
+def test_the_default_gamma_written_out_is_the_same_run(desk: Desk) -> None:
+    weighted = desk.ready("loss_weighting=min_snr")
+    assert content(desk.ready("loss_weighting=min_snr", "min_snr_gamma=5")) == content(weighted)
+    assert content(desk.ready("loss_weighting=min_snr", "min_snr_gamma=6")) != content(weighted)

@@ -43,3 +43,10 @@ def test_points_of_several_datasets_are_told_apart(desk: Desk) -> None:
     assert code == 0, output
     sizes = {len(path.read_text().splitlines()) for path in desk.folder.glob("runs/*/dataset.jsonl")}
     assert sizes == {1, 8}
+
+
+def test_points_that_only_cost_differently_are_refused_together(desk: Desk) -> None:
+    """Their results are the same, so that only the first would ever be trained."""
+    code, output = desk.lockstep("sweep", desk.file, "zero=1,2", "seed=0,1")
+    assert (code, "zero=1 seed=0 and zero=2 seed=0 are the same run" in output) == (2, True), output
+    assert not (desk.folder / "runs").exists()

@@ -202,3 +202,22 @@ def test_an_empty_heartbeat_is_no_sign_of_life(tmp_path: Path) -> None:
     attempt.heartbeat_path(4).touch()
     assert read_heartbeat(attempt.heartbeat_path(4)) is None
     assert list(read_heartbeats(attempt)) == [3]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(300)], ids=["empty", "zeros"])
+def test_what_a_power_loss_left_of_a_heartbeat_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rank-0000.json"
+    path.write_bytes(content)
+    assert read_heartbeat(path) is None
+
+
+def test_only_what_watches_may_be_removed(tmp_path: Path) -> None:
+    """Without `resume.json` attempts that were overtaken count again; without `saved.json` a run may start anew."""
+    path = tmp_path / "record.json"
+    path.write_text("{")
+    cures = {}
+    for record in (ResumePoint, SavedCheckpoint, AttemptPlan, End, HeartbeatRecord, FailureReport):
+        with pytest.raises(LockstepError) as refused:
+            record.read(path)
+        cures[record] = "remove it" in str(refused.value)
+    assert [record for record, removes in cures.items() if removes] == [HeartbeatRecord, FailureReport]

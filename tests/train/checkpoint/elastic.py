@@ -46,7 +46,7 @@ class Case:
         self.name = f"{precision}-zero{zero}-ranks{world.size}"
         self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
         run, attempt = self.open(self.name, pipeline, images)
-        self.config, self.plan = load_config(run.config), AttemptPlan.read(attempt.plan_path)
+        self.config, self.plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
         self.model = load_model(self.config, pipeline, world.device)
         noise_scheduler, dtype = self.model.noise_scheduler, self.model.dtype
         self.objective = make_objective(self.config, noise_scheduler, dtype, world.device)
@@ -67,7 +67,7 @@ class Case:
 
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
-        samples = self.run.dataset.read_text()
+        samples = self.run.dataset_path.read_text()
         latent_shape, timestep = self.model.latent_shape(32), self.objective.timestep
         stream = Stream(self.config, parse_samples(samples), self.model.inputs, latent_shape, timestep)
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
