@@ -13,6 +13,7 @@ from configs.reading.messages import find_section, list_keys
 from configs.reading.yaml_tree import parse_scalar
 from configs.scalars import NodeRange
 from configs.schema import RunConfig
+from tests.pokemon import POKEMON
 
 LEAST = "model: org/model\ndata: {images: ./images}\n"
 
@@ -39,24 +40,7 @@ def test_the_least_config_has_every_default(tmp_path: Path) -> None:
 
 
 def test_the_design_page_example_reads(tmp_path: Path) -> None:
-    text = """
-name: pokemon
-model: stable-diffusion-v1-5/stable-diffusion-v1-5
-data: {images: ./pokemon, resolution: 512, crop: center, flip: true}
-batch: 256
-micro_batch: 8
-epochs: 20
-lr: 1e-5
-warmup_steps: 100
-precision: bf16
-zero: 2
-ema: true
-checkpoint: {every_steps: 200, keep: 3}
-pictures: {every_steps: 100, prompts: [a red dragon, a blue fox]}
-cluster: {site: mycluster, nodes: 2-8, gpus_per_node: 4, time: 12:00:00}
-runs: /scratch/me/runs
-"""
-    config = load_config(write(tmp_path, text))
+    config = load_config(write(tmp_path, POKEMON))
     assert config.lr == 1e-5
     assert config.cluster.time == 12 * 3600
     assert config.cluster.nodes == NodeRange(2, 8)

@@ -15,24 +15,7 @@ from configs.reading.load import SCHEMA_FILE, load_config
 from launcher.cli import main
 from launcher.plan import plan
 from store.run import submission
-
-POKEMON = """\
-name: pokemon
-model: stable-diffusion-v1-5/stable-diffusion-v1-5
-data: {images: ./pokemon, resolution: 512, crop: center, flip: true}
-batch: 256
-micro_batch: 8
-epochs: 20
-lr: 1e-5
-warmup_steps: 100
-precision: bf16
-zero: 2
-ema: true
-checkpoint: {every_steps: 200, keep: 3}
-pictures: {every_steps: 100, prompts: [a red dragon, a blue fox]}
-cluster: {site: mycluster, nodes: 2-8, gpus_per_node: 4, time: 12:00:00}
-runs: /scratch/me/runs
-"""
+from tests.pokemon import POKEMON
 
 # States: 859,520,964 parameters × (2 in bf16 + (4 gradients + 12 masters and moments + 4 EMA) / 8 ranks) bytes.
 # Activations: 14 GiB were counted at micro-batch 16. Checkpoint: 16 bytes per parameter.
