@@ -118,7 +118,7 @@ class LocalAttempt:
         self.attempt, self.notices, self.live_log = attempt, notices, live_log
         self.ranks: dict[psutil.Process, int] = {}  # that lived at the last look, each with its number
         self.started = False  # whether a rank was ever seen
-        self.told: set[psutil.Process] = set()
+        self.signalled: set[psutil.Process] = set()
         self.first_dead: int | None = None
         count = AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -168,10 +168,10 @@ class LocalAttempt:
         if len(self.notices.given) > 1:
             self._kill()
         elif self.notices.given:
-            for process in alive.keys() - self.told:
+            for process in alive.keys() - self.signalled:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGUSR2)
-                self.told.add(process)
+                self.signalled.add(process)
 
     def _find_ranks(self) -> dict[psutil.Process, int]:
         """The ranks that run now, each with its number."""
