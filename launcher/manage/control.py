@@ -1,6 +1,5 @@
 """What people ask of a run through its folder, so that no right to its job is needed: save, stop, cancel."""
 
-import contextlib
 import getpass
 import socket
 import time
@@ -10,17 +9,21 @@ from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
 from launcher.backend import find_backend_job
 from store.run.liveness import find_training_attempt
-from store.run.records import EXPORTING, read_heartbeats
+from store.run.records import EXPORTING, read_heartbeat
 from store.run.run_dir import Attempt, RunDir, write_atomic
 
 POLL = 0.2
+_EXPORTS = "has made and saved its last step, and is exporting; it ends by itself"
 
 
 def request_save(run: RunDir) -> str:
+    """Ask for a checkpoint of the step under way, and answer what was asked. Raises UserError where nobody would hear
+    it."""
     attempt = find_training_attempt(run)
     if attempt is None:
         raise UserError(f"{run.path}: is not training now; its checkpoints: lockstep checkpoints {run.path}")
-    _check_has_steps(run, attempt)
+    if _is_exporting(attempt):
+        raise UserError(f"{run.path}: {_EXPORTS}")
     write_atomic(run.save_request_path, _who())
     return "asked for a checkpoint after the step under way"
 
@@ -30,7 +33,8 @@ def request_stop(run: RunDir) -> str:
     unsure = ""
     attempt = find_training_attempt(run)
     if attempt is not None:
-        _check_has_steps(run, attempt)
+        if _is_exporting(attempt):
+            raise UserError(f"{run.path}: {_EXPORTS}")
     else:
         try:
             lives = find_backend_job(run) is not None
@@ -42,11 +46,10 @@ def request_stop(run: RunDir) -> str:
     return f"asked to save after the step under way, and to end{unsure}; lockstep submit resumes from there"
 
 
-def _check_has_steps(run: RunDir, attempt: Attempt) -> None:
-    """Raises UserError where all steps of `attempt` are made: nobody listens any more, and it ends by itself."""
-    beat = read_heartbeats(attempt).get(0)
-    if beat is not None and beat.doing == EXPORTING:
-        raise UserError(f"{run.path}: has made and saved its last step, and is exporting; it ends by itself")
+def _is_exporting(attempt: Attempt) -> bool:
+    """Whether all steps are made, so that nobody listens to requests any more."""
+    beat = read_heartbeat(attempt.heartbeat_path(0))
+    return beat is not None and beat.doing == EXPORTING
 
 
 def cancel_run(run: RunDir) -> Iterator[str]:
@@ -55,9 +58,8 @@ def cancel_run(run: RunDir) -> Iterator[str]:
     Ranks that live are asked first, so that they end also where nobody can tell which job is theirs.
     """
     attempt = find_training_attempt(run)
-    if attempt is not None:
-        with contextlib.suppress(UserError):  # it exports, and has nothing left to save
-            yield request_stop(run)
+    if attempt is not None and not _is_exporting(attempt):
+        yield request_stop(run)
     active = find_backend_job(run)
     if active is None:
         if attempt is None:

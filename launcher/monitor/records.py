@@ -24,7 +24,6 @@ class RunRecords:
     newest: Attempt | None = None
     end: End | None = None  # of the newest attempt
     total_steps: int | None = None
-    ranks: int = 0
     metrics: dict[str, Any] | None = None  # the last line
     beat: HeartbeatRecord | None = None  # rank 0's
     job: SubmittedJob | None = None
@@ -84,7 +83,6 @@ def read_records(run: RunDir) -> RunRecords:
         newest,
         end,
         plan.total_steps,
-        plan.batch_plan.shape.world_size,
         read_last_line(run.metrics_path),
         read_heartbeat(newest.heartbeat_path(0)) if end is None else None,
         job,

@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.pipelines import check_model_folder, check_objective, check_pipeline_class, read_pipeline_class
+from configs.pipelines import (
+    KNOWN_MODELS,
+    check_model_folder,
+    check_objective,
+    check_pipeline_class,
+    find_cached_snapshot,
+    read_pipeline_class,
+)
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.memory import (
-    KNOWN_UNETS,
-    PIPELINE_CLASSES,
     ModelStates,
     count_unet_parameters,
     estimate_activations,
     estimate_checkpoint,
-    find_cached_snapshot,
     list_model_states,
 )
 from launcher.format import format_count, format_rate
@@ -137,8 +141,8 @@ def _check_model(config: RunConfig) -> None:
     snapshot = find_cached_snapshot(model)
     if snapshot is not None and (snapshot / "model_index.json").is_file():
         check_pipeline_class(model, read_pipeline_class(snapshot / "model_index.json"))
-    elif model in KNOWN_UNETS:
-        check_pipeline_class(model, PIPELINE_CLASSES[KNOWN_UNETS[model]])
+    elif model in KNOWN_MODELS:
+        check_pipeline_class(model, KNOWN_MODELS[model].class_name)
 
 
 def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:

@@ -59,7 +59,8 @@ def check_job(prepared: PreparedRun, backend: Backend) -> tuple[str | None, Back
         return None, None
     owner, job = active
     if owner.name != backend.name:
-        raise UserError(f"{prepared.run.path}: is {job.name} ({job.describe()}); cancel it first: lockstep cancel RUN")
+        cure = f"cancel it first: lockstep cancel {shlex.quote(str(prepared.run.path))}"
+        raise UserError(f"{prepared.run.path}: is {job.name} ({job.describe()}); {cure}")
     if job.held:
         return None, job
     return f"is {job.name} already: {job.describe()}", None

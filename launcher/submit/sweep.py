@@ -143,7 +143,6 @@ def _look_again(ours: Sequence[PreparedRun], backend: Backend) -> tuple[list[Pre
             lines.append(f"{prepared.config.name} {reason}")
             continue
         new.append(prepared)
-        runs_by_content.setdefault(prepared.submission.content, []).append(prepared.run)
         if held is not None:
             held_jobs[prepared.run.path] = held.id
     return new, held_jobs, lines

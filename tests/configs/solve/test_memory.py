@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.pipelines import SD1
 from configs.schema import RunConfig
 from configs.solve.memory import (
-    SD1,
     count_unet_parameters,
     estimate_activations,
     estimate_checkpoint,
@@ -117,7 +117,7 @@ def test_refused_combinations_are_not_listed() -> None:
 
 def test_activations_are_estimated_only_where_they_were_counted() -> None:
     def estimate(
-        parameters: int = SD1, resolution: int = 512, precision: str = "bf16", recomputed: bool = False
+        parameters: int = SD1.unet_parameters, resolution: int = 512, precision: str = "bf16", recomputed: bool = False
     ) -> object:
         return estimate_activations(
             parameters, resolution=resolution, precision=precision, micro_batch=8, recomputed=recomputed
@@ -126,13 +126,13 @@ def test_activations_are_estimated_only_where_they_were_counted() -> None:
     assert estimate() == 7 * 2**30
     assert estimate(resolution=768) is None
     assert estimate(precision="fp32") is None
-    assert estimate(parameters=SD1 + 1) is None
+    assert estimate(parameters=SD1.unet_parameters + 1) is None
     assert estimate(recomputed=True) is None
 
 
 def test_checkpoint_sizes() -> None:
-    assert estimate_checkpoint(settings(ema=True), SD1) == 16 * SD1
-    assert estimate_checkpoint(settings(), SD1) == 12 * SD1
+    assert estimate_checkpoint(settings(ema=True), SD1.unet_parameters) == 16 * SD1.unet_parameters
+    assert estimate_checkpoint(settings(), SD1.unet_parameters) == 12 * SD1.unet_parameters
 
 
 @pytest.mark.parametrize("zero", [1, 2])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run_lock import RunHeldError, hold_run
+from launcher.run_lock import RunHeldError, hold_run, name_attempt
 from store.run.run_dir import RunDir
 from tests.launcher.folders import add_attempt
 from tests.launcher.folders import make_run as make_folder
@@ -56,11 +56,15 @@ def test_ranks_that_outlive_their_launcher_are_named_and_can_be_stopped(endless:
 
 def test_a_living_holder_is_named_with_its_host(tmp_path: Path) -> None:
     run = make_folder(tmp_path, "mine")
-    with hold_run(run), pytest.raises(RunHeldError) as refused, hold_run(run):
-        pass
-    message = str(refused.value)
-    assert f"{run.path}: is in use by process {os.getpid()} on {HOST} since " in message
-    assert f"lockstep stop {run.path}" in message
+    with hold_run(run) as lock:
+        with (
+            pytest.raises(RunHeldError, match=rf"is in use by process {os.getpid()} on {HOST} since .* ends$"),
+            hold_run(run),
+        ):
+            pass
+        name_attempt(lock, 1)
+        with pytest.raises(RunHeldError, match=rf"ends, or stop it: lockstep stop {run.path}$"), hold_run(run):
+            pass
 
 
 # Takes the lock, lets a process that outlives it keep it, and ends without a word.

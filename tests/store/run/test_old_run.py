@@ -9,7 +9,9 @@ fragments and pipeline are left out. It must never be made anew: it is what user
 
 import hashlib
 import json
+import re
 import tarfile
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +170,9 @@ def test_tensorboard_finds_both(shown: Path, tmp_path: Path) -> None:
     for folder in ("runs/old-local", "runs"):
         output = tmp_path / "output"
         with started(output, "tensorboard", shown / folder, "--port", 0):
-            until(lambda: "http://127.0.0.1:" in output.read_text())  # noqa: B023  (called at once)
+            address = until(lambda: re.search(r"http://127\.0\.0\.1:\S+", output.read_text()))  # noqa: B023
+            with urllib.request.urlopen(address[0], timeout=60) as page:
+                assert page.status == 200
 
 
 @pytest.mark.parametrize("command", ["save", "stop", "cancel"])
