@@ -1,7 +1,8 @@
 """The program of test_reduction: the gradient that AdamW gets, against the mean of all ranks' own unscaled gradients.
 
-Arguments: cases as JSON: [[engine, precision, offload], …], an engine being a name in tests.engines. Each rank computes the reference by itself: one plain
-backward pass per micro-batch in the same dtype, summed over micro-batches and ranks in fp64, divided once at the end.
+Arguments: cases as JSON: [[engine, precision, offload], …], an engine being a name in tests.engines. Each rank computes
+the reference by itself: one plain backward pass per micro-batch in the same dtype, summed over micro-batches and ranks
+in fp64, divided once at the end.
 AdamW's gradient is read off its state, as any engine has it: with β1 = 1/2, exp_avg is exactly half of the first one.
 """
 
