@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from slurm.recovery.cause import Cause
+from slurm.recovery.cause import classify_error
 from store.run import gpus
 from train import process_group
 
@@ -27,7 +27,7 @@ def node(monkeypatch):
 
 def blamed(error: BaseException) -> bool:
     """Whether the node would be left out for this error, as its rank's report words it."""
-    return Cause("program", f"rank 0 on node1 failed: {type(error).__name__}: {error}", 0, "node1").suspects_node
+    return classify_error(f"{type(error).__name__}: {error}") == "device"
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [(1, 3), (4, 4)])
