@@ -98,7 +98,10 @@ class Watchdog:
         if timeout is None or due is None or now < max(due, self.awake_since + timeout):
             return None  # without a look at the others' heartbeats
         beats = self._read_heartbeats()
-        if isinstance(beats, str) or any(beat.due is None or now < beat.due for beat in beats):
+        if isinstance(beats, str):
+            return None
+        # a rank of which nobody can tell, as it loads or exports, must at least give signs of life
+        if any(now < (beat.time + timeout if beat.due is None else beat.due) for beat in beats):
             return None
         return f"no rank made progress for {now - max(beat.since for beat in beats):.0f} s"
 

@@ -134,6 +134,12 @@ def test_no_rank_makes_progress(late: RankContext) -> None:
     assert find_hang(late) == "no rank made progress for 3990 s"
 
 
+def test_a_rank_that_fell_silent_while_it_was_loading_is_not_waited_for(late: RankContext) -> None:
+    beat(late, 0, "in a micro-batch's passes", since=4000, due_in=-3400)
+    beat(late, 1, "loading", since=4100, ago=3999)
+    assert find_hang(late) == "no rank made progress for 4000 s"
+
+
 @pytest.mark.parametrize("due_in", [30, None])
 def test_one_rank_that_may_take_its_time_keeps_all_alive(late: RankContext, due_in: float | None) -> None:
     """It writes a large checkpoint for the first time, say, or it exports."""
