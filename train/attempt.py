@@ -44,7 +44,9 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     config, plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
     engine_module = import_engine(choose_engine(config))
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
-    world = process_group.init_process_group(plan.batch_plan.shape.world_size)
+    process_group.keep_flight_recorder(attempt.flight_recorder_path)
+    timeout = process_group.choose_timeout(config.hang_seconds)
+    world = process_group.init_process_group(plan.batch_plan.shape.world_size, timeout)
     context = RankContext(run, attempt, plan, config, world, Progress(), stop)
     monitor = RankMonitor(context)
     _prepare_torch(config, world)

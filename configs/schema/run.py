@@ -152,6 +152,13 @@ class RunConfig(Section):
     deterministic: bool = Field(
         False, description="same bits on a GPU too, where torch has deterministic kernels", json_schema_extra=COST
     )
+    hang_seconds: float = Field(
+        600,
+        gt=0,
+        description="seconds without progress of any rank until the attempt ends itself and names the stuck rank; ten "
+        "times the longest step where that is more",
+        json_schema_extra=COST,
+    )
     seed: int = Field(
         0,
         ge=0,

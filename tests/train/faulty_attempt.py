@@ -7,9 +7,10 @@ them), when (before, after), and do (kill, slow, hang, full). A file `fired` in 
 Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
 whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite,
 {"spoil_average_after": step} writes a NaN into rank 1's average, {"export_waits_for": path} exports once that is there,
-{"undo_step": step} takes back what that step does to weights and optimizer,
-and {"fail_copies": true} lets rank 1's first copy for a save fail as on a broken GPU, and its second one for want of
-memory.
+{"undo_step": step} takes back what that step does to weights and optimizer, {"fail_copies": true} lets rank 1's first
+copy for a save fail as on a broken GPU, and its second one for want of memory, {"loop_at": step} lets rank 1 go round
+in circles in that step, {"slow_at": {step: seconds}} makes those steps slow on rank 1, and {"slow_save": seconds} every
+write of a part of a checkpoint.
 
 Every rank also writes down the positions it consumes, step by step.
 """
@@ -49,6 +50,10 @@ def install(fault: dict, attempt: Attempt) -> None:
         spoil_average(fault["spoil_average_after"])
     if fault.get("fail_copies"):
         fail_copies()
+    if "loop_at" in fault or "slow_at" in fault:
+        delay_steps(fault.get("loop_at"), fault.get("slow_at", {}))
+    if "slow_save" in fault:
+        delay_writes(fault["slow_save"])
     if "export_waits_for" in fault:
         delay_export(Path(fault["export_waits_for"]))
     if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
@@ -170,6 +175,32 @@ def fail_copies() -> None:
         original(self)
 
     Snapshot._copy = copy
+
+
+def delay_steps(loops: int | None, seconds: dict[str, float]) -> None:
+    """On rank 1, in its micro-batches' passes. A step has 12 positions, as in tests/runs.py."""
+    original = Trainer.micro_loss
+
+    def micro_loss(self, micro_batch):
+        step = int(micro_batch["position"][0]) // 12 + 1
+        if os.environ["RANK"] == "1":
+            while step == loops:
+                pass
+            time.sleep(seconds.get(str(step), 0))
+        return original(self, micro_batch)
+
+    Trainer.micro_loss = micro_loss
+
+
+def delay_writes(seconds: float) -> None:
+    """As of a slow disk."""
+    original = Snapshot._run
+
+    def run(self):
+        time.sleep(seconds)
+        original(self)
+
+    Snapshot._run = run
 
 
 def delay_export(gate: Path) -> None:
