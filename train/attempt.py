@@ -40,7 +40,8 @@ from train.stop_signal import StopSignal
 
 def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
-    config, plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
+    plan = AttemptPlan.read(attempt.plan_path)
+    config = plan.settle_config(load_config(run.config_path))
     engine_module = import_engine("deepspeed")  # the only one so far
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     world = process_group.init_process_group(plan.batch_plan.shape.world_size)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from configs.scalars import MicroBatch
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.sections import (
     CheckpointConfig,
@@ -57,11 +58,11 @@ class RunConfig(Section):
     batch: int | None = Field(
         None, ge=1, examples=[256], description="samples per step, on any cluster shape", json_schema_extra=RUN
     )
-    micro_batch: int | None = Field(
+    micro_batch: MicroBatch | None = Field(
         None,
-        ge=1,
         examples=[8],
-        description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range",
+        description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range; auto: the largest "
+        "part of a rank's share of the batch that fits into the GPU, on each shape anew",
         json_schema_extra=COST,
     )
     gradient_accumulation_steps: int | None = Field(
@@ -122,11 +123,17 @@ class RunConfig(Section):
         json_schema_extra=RUN,
     )
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="dtype of the UNet's passes; masters stay fp32", json_schema_extra=RUN
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "auto",
+        description="dtype of the UNet's passes; masters stay fp32; auto: bf16 on GPUs that have it, else fp32, "
+        "settled once for the run",
+        json_schema_extra=RUN,
     )
-    zero: Literal[0, 1, 2, 3] = Field(
-        2, description="DeepSpeed ZeRO stage: what is sharded over the ranks", json_schema_extra=COST
+    zero: Literal[0, 1, 2, 3, "auto"] = Field(
+        "auto",
+        description="DeepSpeed ZeRO stage: what is sharded over the ranks; auto: the lowest that fits, on each shape "
+        "anew, and 2 where nobody can tell",
+        json_schema_extra=COST,
     )
     offload: bool = Field(
         False, description="keep the optimizer's state in CPU memory (ZeRO 1 to 3)", json_schema_extra=COST
@@ -207,7 +214,7 @@ def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
-    if config.zero == 0 and config.precision != "fp32":
+    if config.zero == 0 and config.precision not in ("auto", "fp32"):
         yield Disagreement(
             ("zero", "precision"),
             f"zero: 0 with precision {config.precision} makes DeepSpeed take another optimizer, which sums gradients "
@@ -215,6 +222,14 @@ def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
         )
     if config.zero == 0 and config.offload:
         yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")
+    if config.micro_batch == "auto" and config.batch is None:
+        yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")
+    if config.micro_batch == "auto" and config.gradient_accumulation_steps is not None:
+        yield Disagreement(
+            ("gradient_accumulation_steps", "micro_batch"),
+            f"gradient_accumulation_steps: {config.gradient_accumulation_steps} settles the micro-batch already; leave "
+            "it out, or write no micro_batch: auto",
+        )
     if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
         yield Disagreement(
             ("min_snr_gamma", "loss_weighting"),
