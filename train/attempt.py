@@ -41,7 +41,8 @@ from train.stop_signal import StopSignal
 
 def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
-    config, plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
+    plan = AttemptPlan.read(attempt.plan_path)
+    config = plan.settle_config(load_config(run.config_path))
     engine_module = import_engine(choose_engine(config))
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     process_group.keep_flight_recorder(attempt.flight_recorder_path)
