@@ -157,10 +157,11 @@ def keep_flight_recorder(folder: Path) -> None:
 
 
 def dump_flight_recorder(folder: Path, rank: int) -> int:
-    """Write this rank's last collectives, over gloo too, where torch would write them; and answer how many it has begun
-    so far, which is less on a rank for which the others wait. torch has no public call for it: 0, and nothing is
-    written, in a release without the one that it uses itself. Raises OSError."""
-    dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace", None)
+    """Write this rank's last collectives where torch would write them; and answer how many it has begun so far, which
+    is less on a rank for which the others wait. They are NCCL's, or gloo's in a torch without NCCL. torch has no public
+    call for it: 0, and nothing is written, in a release without those that it uses itself. Raises OSError."""
+    dumps = [getattr(torch._C._distributed_c10d, name, None) for name in ("_dump_nccl_trace", "_dump_fr_trace")]
+    dump = next(filter(None, dumps), None)
     if dump is None:
         return 0
     trace = dump()

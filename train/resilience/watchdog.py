@@ -74,7 +74,8 @@ class Watchdog:
         problem = self._find_late_stop() or self._find_hang()
         if problem is not None:
             self._exit_stuck(problem)
-        if not self.has_written and self.context.attempt.stacks_path.is_dir():
+        waits = time.time() - self.context.progress.since > self.silence  # else nothing is asked of the file system
+        if waits and not self.has_written and self.context.attempt.stacks_path.is_dir():
             self._write_stacks()
 
     def _find_late_stop(self) -> str | None:
