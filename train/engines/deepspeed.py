@@ -154,6 +154,10 @@ class ZeroEngine:
     def publish(self) -> None:
         deepspeed_state.publish_masters(self._deepspeed)
 
+    def replicas(self) -> list[torch.Tensor]:
+        """ZeRO 1 and 2: the weights that passes see, which each rank has gathered from all."""
+        return [p.detach() for p in self.module.parameters() if p.requires_grad] if self._stage in (1, 2) else []
+
     def counters(self, step: int) -> Counters:
         owner = self._places[self.owned[0]].owner  # all parameters are updated together
         ensure_state(self._optimizer, owner, self.state_keys[1:])
