@@ -11,7 +11,7 @@ from configs.pipelines import PipelineSize
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, list_divisors
 from configs.solve.device_memory import estimate_device_memory
-from configs.solve.hardware import Hardware
+from configs.solve.hardware import Hardware, is_bf16_capable
 
 UNKNOWN_ZERO = 2  # the stage where nobody can tell what fits
 EARLIER_PRECISION = "fp32"  # of a run whose config says nothing: an earlier version wrote it
@@ -45,6 +45,15 @@ def settle_precision(config: RunConfig, hardware: Hardware, begun: str | None = 
         precision = "fp32"
         reason = f"compute capability {hardware.compute_capability} has no bf16; precision: fp16 is faster"
     return config.model_copy(update={"precision": precision}), reason
+
+
+def check_precision(precision: str, compute_capability: str | None) -> None:
+    """Raises UserError where GPUs of this compute capability, where it is known, do not compute in `precision`."""
+    if precision == "bf16" and compute_capability is not None and not is_bf16_capable(compute_capability):
+        raise UserError(
+            f"precision: bf16 needs GPUs of compute capability 8.0 or more, and these have {compute_capability}; ask "
+            "for others, or write precision: fp16 or fp32, and another name where the run was begun in bf16"
+        )
 
 
 def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, size: PipelineSize) -> Settled:

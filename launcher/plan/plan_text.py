@@ -221,7 +221,7 @@ def _memory(plan: RunPlan) -> str:
     text += " + ".join(f"{_gibibytes(part)} {name}" for name, part in parts.items())
     if memory.capacity is None:
         return f"{text}; {'gpu_memory' if memory.hardware.gpus else 'memory_per_node'} unknown"
-    fit = {True: "fits", False: "does not fit into", None: "of"}[memory.fits]
+    fit = {True: "fits into", False: "does not fit into", None: "of"}[memory.fits]
     return f"{text}; {fit} {format_size(memory.capacity)}"
 
 
@@ -243,7 +243,8 @@ def _host(plan: RunPlan) -> str:
         text += f", {format_size(host.offload)} of it offloaded model states"
     if hardware.host_memory is None:
         return text
-    return f"{text}; {'fits' if host.fits(hardware) else 'does not fit into'} {format_size(hardware.host_memory * GIB)}"
+    fit = "fits into" if host.fits(hardware) else "does not fit into"
+    return f"{text}; {fit} {format_size(hardware.host_memory * GIB)}"
 
 
 def _disk(plan: RunPlan) -> str:

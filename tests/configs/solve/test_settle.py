@@ -10,7 +10,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 from configs.solve.device_memory import estimate_device_memory
 from configs.solve.hardware import GIB, MARGIN, Hardware, parse_memory
-from configs.solve.settle import Settled, settle_memory, settle_precision
+from configs.solve.settle import Settled, check_precision, settle_memory, settle_precision
 
 H100 = Hardware(gpu_memory=79.6, compute_capability="9.0")
 RTX_3090 = Hardware(gpu_memory=24.0, compute_capability="8.6")
@@ -56,6 +56,13 @@ def test_precision(changes: dict[str, Any], hardware: Hardware, begun: str | Non
     settled, reason = settle_precision(config(**changes), hardware, begun)
     assert settled.precision == precision
     assert (reason is None) == ("precision" in changes)
+
+
+def test_gpus_without_bf16_are_refused_with_the_cure() -> None:
+    for precision, capability in (("bf16", "8.0"), ("bf16", "12.0"), ("bf16", None), ("fp16", "7.0"), ("fp32", "7.0")):
+        check_precision(precision, capability)
+    with pytest.raises(UserError, match=r"these have 7\.5; ask for others, or write precision: fp16 or fp32"):
+        check_precision("bf16", "7.5")
 
 
 @pytest.mark.parametrize(
