@@ -6,6 +6,7 @@ STOP = StopSignal()  # before anything slow is imported: a notice that comes ear
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
+import faulthandler  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import warnings  # noqa: E402
@@ -24,6 +25,10 @@ QUIET = {
 }
 
 
+# Of the names that torch reads, the one that all its releases from 2.7 on know; how to set the allocator of GPUs.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -P -m lockstep train", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="the run's folder, made by lockstep submit")
@@ -33,7 +38,10 @@ def main() -> int:
     attempt = run.attempt(args.attempt) if args.attempt else run.attempts()[-1]
     rank = int(os.environ.get("RANK", "0"))
     open_log(attempt, rank)
+    faulthandler.enable(file=1)  # whoever aborts this process, such as NCCL's watchdog, leaves its stacks in the log
     os.environ.update(QUIET)
+    if not os.environ.keys() & set(ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # else memory that fell to pieces looks like too little
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()

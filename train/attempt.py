@@ -9,6 +9,7 @@ from transformers import logging as transformers_logging
 from configs.errors import LockstepError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
+from configs.solve.engine import choose_engine
 from configs.solve.settle import check_precision
 from store.checkpoint.checkpoints import Checkpoint
 from store.dataset.listing import Sample, digest_samples, parse_samples
@@ -43,9 +44,11 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
     plan = AttemptPlan.read(attempt.plan_path)
     config = plan.settle_config(load_config(run.config_path))
-    engine_module = import_engine("deepspeed")  # the only one so far
+    engine_module = import_engine(choose_engine(config))
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
-    world = process_group.init_process_group(plan.batch_plan.shape.world_size)
+    process_group.keep_flight_recorder(attempt.flight_recorder_path)
+    timeout = process_group.choose_timeout(config.hang_seconds)
+    world = process_group.init_process_group(plan.batch_plan.shape.world_size, timeout)
     context = RankContext(run, attempt, plan, config, world, Progress(), stop)
     monitor = RankMonitor(context)
     _prepare_torch(config, world)
@@ -56,7 +59,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     latent_shape = model.latent_shape(config.data.resolution)
     stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
-    engine = engine_module.make_engine(model.denoiser, config, attempt, world)
+    engine = engine_module.make_engine(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(model, objective, engine, ema, world.device)
     resumed = resume_run(context, engine, ema)
@@ -92,10 +95,12 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
         check_precision(config.precision, f"{major}.{minor}")
     transformers_logging.disable_progress_bar()
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
-    if config.deterministic and world.device.type == "cuda":
+    if world.device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = not config.deterministic  # every micro-batch has the same shapes
+    if config.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
 
 
 def _read_samples(context: RankContext) -> list[Sample]:

@@ -21,6 +21,7 @@ from configs.pipelines import (
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
+from configs.solve.engine import choose_engine
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
@@ -53,7 +54,7 @@ class RunPlan:
     reasons: dict[str, str]  # of what the config leaves open: key → why it is settled as `config` has it
     free_bytes: int  # on the disk of the run
     shapes: list[BatchPlan]  # some node counts that keep the batch
-    deepspeed: dict[str, Any]
+    deepspeed: dict[str, Any] | None  # its config, where it is the engine
     notes: list[str]
     next_command: str
 
@@ -112,7 +113,7 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
         reasons=reasons,
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
-        deepspeed=render_deepspeed(config, batch_plan),
+        deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
         notes=notes,
         next_command=next_command,
     )

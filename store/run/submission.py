@@ -7,6 +7,7 @@ from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve import deepspeed
 from configs.solve.batch import BatchPlan, Shape, solve_batch
+from configs.solve.engine import choose_engine
 from configs.solve.hardware import Hardware
 from configs.solve.length import solve_length
 from configs.solve.model_size import read_model_size
@@ -40,7 +41,7 @@ class Submission(Record):
             model_folder=self.model_folder,
             dataset_size=self.dataset_size,
             dataset_digest=self.dataset_digest,
-            zero=config.zero,
+            zero=None if config.engine == "fsdp2" else config.zero,
         )
 
 
@@ -71,7 +72,8 @@ def open_attempt(
     settled = settle_memory(config, batch_plan, submission.hardware, read_model_size(submission.model_folder))
     plan = submission.plan(settled)
     attempt = run.open_attempt()
-    write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(settled.config, settled.batch_plan))
+    if choose_engine(settled.config) == "deepspeed":
+        write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(settled.config, settled.batch_plan))
     if allocation is not None:
         allocation.write(attempt.allocation_path)
     plan.write(attempt.plan_path)

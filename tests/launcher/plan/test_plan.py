@@ -105,8 +105,8 @@ def test_json_has_the_numbers_and_the_deepspeed_config(lockstep: Lockstep) -> No
     assert found["deepspeed"]["train_micro_batch_size_per_gpu"] == 8
     assert found["memory"]["unet_parameters"] == 859_520_964
     assert found["checkpoint"]["bytes"] == 16 * 859_520_964
-    assert {(s["zero"], s["offload"]) for s in found["memory"]["states"]} == {
-        (zero, offload) for zero in (1, 2, 3) for offload in (False, True)
+    assert {(s["layout"], s["offload"]) for s in found["memory"]["states"]} == {
+        (f"ZeRO-{zero}", offload) for zero in (1, 2, 3) for offload in (False, True)
     }
     for shape in found["shapes"]:
         ranks = shape["nodes"] * shape["gpus_per_node"]
