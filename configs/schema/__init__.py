@@ -5,7 +5,7 @@ two stand in a model validator, checks that need the machine or the data stand w
 """
 
 from configs.schema.base import Section, get_section
-from configs.schema.run import DISAGREEMENT, LENGTHS, Disagreement, Prediction, RunConfig
+from configs.schema.run import DISAGREEMENT, LENGTHS, Disagreement, Prediction, RunConfig, find_disagreements
 from configs.schema.sections import (
     CheckpointConfig,
     ClusterConfig,
@@ -28,5 +28,6 @@ __all__ = [
     "Prediction",
     "RunConfig",
     "Section",
+    "find_disagreements",
     "get_section",
 ]

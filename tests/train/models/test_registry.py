@@ -29,7 +29,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def load(folder: Path, **changes: object) -> DiffusionModel:
-    config = RunConfig(name="a", model=str(folder), data={"images": "-"}, **changes)
+    config = RunConfig(name="a", model=str(folder), data={"images": "-"}, **({"precision": "fp32"} | changes))
     return load_model(config, folder, torch.device("cpu"))
 
 
