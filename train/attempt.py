@@ -54,7 +54,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     latent_shape = model.latent_shape(config.data.resolution)
     stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
-    engine = engine_module.make_engine(model.denoiser, config, attempt, world)
+    engine = engine_module.make_engine(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(model, objective, engine, ema, world.device)
     resumed = resume_run(context, engine, ema)

@@ -39,7 +39,7 @@ def record(world, config, plan, folder: Path) -> dict:
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     samples = list_samples(Path(config.data.images)).samples
     stream = Stream(config, samples, model.inputs, model.latent_shape(32), objective.timestep)
-    engine = ZeroEngine(model.denoiser, config, render_deepspeed(config, plan), world.device)
+    engine = ZeroEngine(model.denoiser, model.weights, config, render_deepspeed(config, plan), world.device)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)
     passes, original = [], trainer.micro_loss

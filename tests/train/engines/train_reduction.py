@@ -17,9 +17,10 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.deepspeed import render_deepspeed
 from tests.gather import gather
+from tests.weights import ModuleWeights
 from train import process_group
+from train.engines.base import DTYPES
 from train.engines.deepspeed import ZeroEngine
-from train.models.parts import DTYPES
 
 ACCUMULATION, MICRO = 3, 8
 FP16_SCALE = 2.0**16  # DeepSpeed's first loss scale: without it small gradients vanish in the reference, too
@@ -73,7 +74,8 @@ def given_gradient(world: process_group.World, zero: int, precision: str, offloa
         grad_clip=1e6,
         optimizer={"betas": [0.5, 0.999]},
     )
-    engine = ZeroEngine(Net(), config, render_deepspeed(config, plan), world.device)
+    net = Net()
+    engine = ZeroEngine(net, ModuleWeights(net), config, render_deepspeed(config, plan), world.device)
     for micro_batch in range(ACCUMULATION):
         unet_pass = loss_of(engine, micro_batch, world.rank, DTYPES[precision])
         engine.backward(unet_pass)
