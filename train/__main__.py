@@ -6,6 +6,7 @@ STOP = StopSignal()  # before anything slow is imported: a notice that comes ear
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
+import faulthandler  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import warnings  # noqa: E402
@@ -33,6 +34,7 @@ def main() -> int:
     attempt = run.attempt(args.attempt) if args.attempt else run.attempts()[-1]
     rank = int(os.environ.get("RANK", "0"))
     open_log(attempt, rank)
+    faulthandler.enable(file=1)  # whoever aborts this process, such as NCCL's watchdog, leaves its stacks in the log
     os.environ.update(QUIET)
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
     if "TORCHELASTIC_RUN_ID" in os.environ:

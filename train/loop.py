@@ -10,7 +10,7 @@ from configs.solve.learning_rate import compute_learning_rate
 from store.run.end import End
 from train.checkpoint.saver import Saver
 from train.context import RankContext
-from train.progress import Progress
+from train.progress import WAITING_FOR_OTHERS, Progress
 from train.reporting.base import Reporter
 from train.resilience.skipped import NonFinite
 from train.step import Trainer
@@ -44,6 +44,7 @@ def run_steps(
             progress.set_activity("reporting")
             _report(reporters, step, totals)
 
+        progress.set_activity(f"{WAITING_FOR_OTHERS} to end the step")
         is_last = step == last_step
         stop = _has_any_rank_received_stop(context)
         requested = _take_save_request(context)

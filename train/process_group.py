@@ -2,15 +2,22 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from configs.errors import LockstepError, UserError
 from store.run.gpus import is_gpu_promised
+
+_ALONE = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # DeepSpeed looks for them too
+_JOIN_TIMEOUT = timedelta(minutes=30)
+_ALL_VISIBLE = "let each rank see all GPUs of its node (srun --gpu-bind=none, as Lockstep asks for)"
 
 
 class NoDevice(LockstepError):
@@ -29,6 +36,7 @@ class World:
     size: int  # ranks of all nodes
     device: torch.device
     cpu_group: Any  # torch's, over gloo
+    gpus: Sequence[str] = ()  # host and UUID of every rank's GPU, by rank; none on CPUs
 
     @property
     def is_main_process(self) -> bool:
@@ -70,11 +78,18 @@ class World:
         return box[0]
 
 
-def init_process_group(expected_size: int) -> World:
+def choose_timeout(hang_seconds: float) -> timedelta:
+    """How long a collective waits: longer than the watchdog, which names the rank that does not come."""
+    return timedelta(seconds=max(3600.0, 4 * hang_seconds))
+
+
+def init_process_group(expected_size: int, timeout: timedelta = timedelta(hours=1)) -> World:
     """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
     Without these variables this process is a world of one. Raises LockstepError where the world has not
-    `expected_size` ranks, and what `choose_device` raises. Ranks wait for each other for 30 minutes.
+    `expected_size` ranks, UserError where two of them have the same GPU, and what `choose_device` raises. `timeout` is
+    of every collective, in this group and in those that DeepSpeed and FSDP2 make; ranks wait for each other to join for
+    30 minutes.
     """
     rank, local_rank, size = (int(os.environ.setdefault(name, alone)) for name, alone in _ALONE)
     if size != expected_size:
@@ -83,17 +98,69 @@ def init_process_group(expected_size: int) -> World:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    _write_out_timeouts(timeout)
     address = "env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:0"
+    store, rank, size = next(rendezvous(address, rank, size, timeout=_JOIN_TIMEOUT))
+    gpus = list_gpus(store, rank, size, _describe_gpu(device)) if cuda else []
     dist.init_process_group(
         backend="nccl" if cuda else "gloo",
-        init_method=address,
+        store=store,
         rank=rank,
         world_size=size,
-        timeout=timedelta(minutes=30),
+        timeout=timeout,
         device_id=device if cuda else None,
     )
-    cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
-    return World(rank, local_rank, size, device, cpu_group)
+    cpu_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
+    return World(rank, local_rank, size, device, cpu_group, gpus)
+
+
+def _write_out_timeouts(timeout: timedelta) -> None:
+    """Groups that DeepSpeed and FSDP2 make name no time-out, and torch's for NCCL is shorter than our watchdog's. It
+    keeps the two in these values, and nothing public sets them. NCCL's own watchdog ends a rank whose CUDA calls do not
+    return, without a word to us, before ours has named it: it waits as long as a collective."""
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(dist.distributed_c10d, name, timeout)
+    os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] = str(round(timeout.total_seconds()))
+
+
+def _describe_gpu(device: torch.device) -> str:
+    """Where this rank's GPU is, and which one: `node1 GPU-…`, as nvidia-smi -L names it."""
+    return f"{socket.gethostname()} GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def list_gpus(store: Any, rank: int, size: int, gpu: str) -> list[str]:
+    """The `gpu` of every rank, by rank; through torch's `store`, before NCCL is asked for anything. A collective.
+
+    Raises UserError where two ranks have the same one: NCCL does not stand it, and would not say so everywhere.
+    """
+    store.set(f"gpu/{rank}", gpu)
+    gpus = [store.get(f"gpu/{other}").decode() for other in range(size)]
+    owners: dict[str, int] = {}
+    for other, name in enumerate(gpus):
+        first = owners.setdefault(name.split()[-1], other)
+        if first != other:
+            raise UserError(
+                f"ranks {first} and {other} have the same GPU ({gpus[first]}, {name}): start no more ranks than GPUs, "
+                f"and {_ALL_VISIBLE}"
+            )
+    return gpus
+
+
+def keep_flight_recorder(folder: Path) -> None:
+    """Let torch write the last collectives of each rank to `folder` when NCCL finds that one of them timed out. To be
+    called before `init_process_group`. Of the names in pairs the second is what older releases of torch read."""
+    folder.mkdir(exist_ok=True)
+    os.environ |= dict.fromkeys(("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"), "2000")  # collectives
+    os.environ |= dict.fromkeys(("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"), f"{folder}/rank-")
+    os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
+
+
+def dump_flight_recorder(folder: Path, rank: int) -> None:
+    """Write this rank's last collectives, over gloo too, where torch would write them. torch has no public call for it;
+    a release without the one that it uses itself leaves it to NCCL. Raises OSError."""
+    dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace", None)
+    if dump is not None:
+        (folder / f"rank-{rank}").write_bytes(dump())
 
 
 def has_gpu() -> bool:
@@ -124,10 +191,7 @@ def choose_device() -> torch.device:
     if local_rank >= visible:
         raise UserError(
             f"rank {local_rank} of those on {socket.gethostname()} finds {visible} GPU{'s' * (visible > 1)}: start no "
-            "more ranks than GPUs, and let each rank see all GPUs of its node (srun --gpu-bind=none, as Lockstep asks "
-            f"for; CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+            f"more ranks than GPUs, and {_ALL_VISIBLE.removesuffix(')')}; CUDA_VISIBLE_DEVICES is "
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
         )
     return torch.device("cuda", local_rank)
-
-
-_ALONE = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # DeepSpeed looks for them too

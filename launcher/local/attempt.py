@@ -225,6 +225,8 @@ def _failure(report: FailureReport, victims: int, attempt: Attempt) -> LockstepE
     """The first failure in time, as the rank reported it; the ranks it took with it are victims."""
     if report.exit_code == UserError.exit_code:
         return UserError(report.message)
+    if report.stuck is not None:
+        return LockstepError(f"{report.message}; every rank's stacks are in {attempt.stacks_path}")
     others = f", and {victims} more followed" if victims else ""
     rank = report.rank
     text = report.traceback or f"{report.message}\n"

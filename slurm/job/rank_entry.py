@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import psutil
 
 from configs.errors import LockstepError
-from store.run.records import Record
+from store.run.records import Allocation, Record
 from store.run.run_dir import Attempt, RunDir
 
 PORTS = range(15_000, 30_000)  # below Linux's ephemeral ports, where a probe's answer would soon be out of date
@@ -43,6 +43,8 @@ def run_rank(run_dir: str) -> None:
     }
     if interface:
         environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    elif routed := _find_routed_interface(attempt):
+        environment["GLOO_SOCKET_IFNAME"] = routed
     command = [sys.executable, "-P", "-m", "lockstep", "train", run_dir, f"--attempt={attempt.number}"]
     os.execve(sys.executable, command, os.environ | environment)
 
@@ -73,6 +75,34 @@ def _address(interface: str | None) -> str:
         if address.family == socket.AF_INET:
             return str(address.address)
     raise LockstepError(f"the site's interface {interface} has no IPv4 address on {socket.gethostname()}")
+
+
+def _find_routed_interface(attempt: Attempt) -> str | None:
+    """The interface through which this node reaches another one of the attempt. gloo takes the one to which the node's
+    own name leads, and on images whose /etc/hosts has it as 127.0.1.1 nobody else gets there. None where that is not
+    so, where there is one node, and where the other node's name leads nowhere: gloo then says what it cannot do."""
+    own = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    others = [node for node in Allocation.read(attempt.allocation_path).nodes if node != own]
+    if not others or not _leads_to_itself(socket.gethostname()):
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((others[0], PORTS.start))  # sends nothing, and chooses the route
+        except OSError:
+            return None
+        local = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == local for address in addresses):
+            return str(name)
+    return None
+
+
+def _leads_to_itself(host: str) -> bool:
+    """Whether `host` is an address that no other machine can reach, or none at all."""
+    try:
+        return socket.gethostbyname(host).startswith("127.")
+    except OSError:
+        return True
 
 
 def _free_port() -> int:

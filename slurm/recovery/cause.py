@@ -1,6 +1,7 @@
 """Why an attempt ended without an end record: told from what its ranks and SLURM wrote down, never guessed.
 
-In order: what a rank says of itself, what srun says of a rank that said nothing, who fell silent first, who is missing.
+In order: what a rank says of itself, what SLURM says of the machine, the last words in the log of a rank that said
+nothing, what srun says of it, who fell silent first, who is missing.
 """
 
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from store.run.attempt_plan import AttemptPlan
+from store.run.liveness import choose_heartbeat_period
 from store.run.records import Allocation, FailureReport, HeartbeatRecord, read_failures, read_heartbeats
 from store.run.run_dir import Attempt
 
@@ -18,6 +20,8 @@ CauseKind = Literal[
     "data",
     "program",
     "hung",
+    "unresponsive",
+    "device",
     "killed",
     "peer lost",
     "node lost",
@@ -26,16 +30,32 @@ CauseKind = Literal[
     "superseded",
     "unknown",
 ]
-SILENCE = 3.0  # seconds between two nodes' last signs of life that tell a lost one from one that was stopped with all
+SILENCE = 3.0  # heartbeats between two nodes' last ones that tell a lost node from one that was stopped with all
 _LONGEST = 200  # characters of an error's own words
 _ERRORS: list[tuple[CauseKind, str]] = [
     ("superseded", r"^Superseded\b"),
     ("hung", r"^Stuck\b"),
     ("disk", r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error"),
     ("out of memory", r"[Oo]ut of memory|^MemoryError|[Cc]an't allocate memory|Cannot allocate memory"),
+    # CUDA's words for what no program does to a GPU (cudaGetErrorString), NVML's, the driver's, and NCCL's for a call
+    # of CUDA's or of the system's that failed. An illegal access or a failed assertion on the GPU is the program's.
+    (
+        "device",
+        r"^NoDevice\b|uncorrectable (ECC|NVLink) error|hardware (stack )?error|CUDA error: unknown error"
+        r"|no CUDA-capable device|CUDA-capable device\S* (is/)?are busy or unavailable|system not yet initialized"
+        r"|GPU is lost|GPU requires reset|fallen off the bus|\bXid\b|unhandled (cuda|system) error",
+    ),
 ]
-_VERBS = {"out of memory": "ran out of memory", "disk": "could not read or write", "data": "stopped"}
-_DEVICE = re.compile(r"NoDevice|CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid")
+_VERBS = {
+    "out of memory": "ran out of memory",
+    "disk": "could not read or write",
+    "data": "stopped",
+    "device": "failed on its GPU",
+}
+# The last words of a process that C++ ends, as NCCL's watchdog does with SIGABRT; and those of a victim among them.
+_ABORT = re.compile(r"watchdog thread terminated with exception: (.+)|^\s*what\(\):\s+(.+)", re.MULTILINE)
+_VICTIM = re.compile(r"collective operation timeout|communicator was aborted|remote process exited")
+_TAIL = 65_536  # bytes of a log in which they are looked for
 _INTERRUPTIONS: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in the job's or srun's output
     ("node lost", r"Node failure on (\S+)", "node {} was lost"),
     ("preempted", r"CANCELLED AT \S+ DUE TO PREEMPTION", "SLURM gave its nodes to another job before it could save"),
@@ -60,12 +80,12 @@ class Cause:
     @property
     def is_infrastructure(self) -> bool:
         """The machine was taken away: nothing that the run did."""
-        return self.kind in ("node lost", "preempted", "time limit", "superseded")
+        return self.kind in ("node lost", "unresponsive", "preempted", "time limit", "superseded")
 
     @property
     def suspects_node(self) -> bool:
         """Whether it may be the node's fault, so that another one might do better."""
-        return self.kind in ("node lost", "killed") or bool(_DEVICE.search(self.sentence))
+        return self.kind in ("node lost", "unresponsive", "killed", "device")
 
 
 def find_cause(attempt: Attempt) -> Cause:
@@ -74,26 +94,62 @@ def find_cause(attempt: Attempt) -> Cause:
     own = [report for report in reports if not report.peer_lost]
     failed = [report.rank for report in reports]
     if own:
-        return _reported(own[0], beats, failed)
-    output = _srun_output(attempt)
-    return _told_by_slurm(output, beats, failed) or _told_by_silence(attempt, beats, failed) or _unknown(failed)
+        is_hang = classify_error(f"{own[0].error}: ") == "hung"
+        return _found_to_hang(attempt, own[0], failed) if is_hang else _reported(own[0], beats, failed)
+    told = _told_by_slurm(_srun_output(attempt), beats, failed)
+    if told is None or told.kind == "program":  # srun knows that a rank aborted, and its log may know why
+        told = _told_by_log(attempt, beats, failed) or told
+    return told or _told_by_silence(attempt, beats, failed) or _unknown(failed)
+
+
+def classify_error(error: str) -> CauseKind | None:
+    """The kind that an error's own words tell: its class, a colon, its message."""
+    return next((kind for kind, pattern in _ERRORS if re.search(pattern, error)), None)
+
+
+def _found_to_hang(attempt: Attempt, report: FailureReport, failed: list[int]) -> Cause:
+    """A watchdog says for which rank the others wait. Where that one does not answer, its node is to blame."""
+    sentence = report.message
+    if attempt.stacks_path.is_dir():
+        sentence += f"; every rank's stacks are in {attempt.stacks_path}"
+    if report.stuck is None:
+        return Cause("hung", sentence, secondary_failures=tuple(failed))
+    kind: CauseKind = "hung" if report.stuck.answers else "unresponsive"
+    return Cause(kind, sentence, report.stuck.rank, report.stuck.host, _others(failed, report.stuck.rank))
 
 
 def _reported(report: FailureReport, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause:
     """A rank says what it failed of."""
     message = (report.message.strip().splitlines() or [""])[0][:_LONGEST]
     user_error = report.exit_code == 2
-    kind = _classify(f"{report.error}: {report.message}") or ("data" if user_error else "program")
+    kind = classify_error(f"{report.error}: {report.message}") or ("data" if user_error else "program")
     verb = _VERBS.get(kind, "failed")
-    text = message if kind in ("data", "hung", "superseded") or not message else f"{report.error}: {message}"
+    text = message if kind in ("data", "superseded") or not message else f"{report.error}: {message}"
     step = _when(beats.get(report.rank))
     sentence = f"rank {report.rank} on {report.host} {verb}{step}: {text or report.error}"
     return Cause(kind, sentence, report.rank, report.host, _others(failed, report.rank), user_error)
 
 
-def _classify(error: str) -> CauseKind | None:
-    """The kind that an error's own words tell."""
-    return next((kind for kind, pattern in _ERRORS if re.search(pattern, error)), None)
+def _told_by_log(attempt: Attempt, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause | None:
+    """A rank that was aborted, so that it left no report: its log ends with what it died of."""
+    causes = []
+    for rank, beat in beats.items():
+        words = _find_last_words(attempt.log_path(rank)) if rank not in failed else ""
+        if words:
+            kind = classify_error(words) or "program"
+            sentence = f"rank {rank} on {beat.host} {_VERBS.get(kind, 'aborted')}{_when(beat)}: {words[:_LONGEST]}"
+            causes.append(Cause(kind, sentence, rank, beat.host, _others(failed, rank)))
+    return min(causes, key=lambda cause: cause.kind != "device", default=None)
+
+
+def _find_last_words(log: Path) -> str:
+    """What a rank was aborted for; empty where it was not, or only because of another rank."""
+    if not log.is_file():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        found = [match[1] or match[2] for match in _ABORT.finditer(file.read().decode(errors="replace"))]
+    return found[0].strip() if found and not _VICTIM.search(found[0]) else ""
 
 
 def _told_by_slurm(output: str, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause | None:
@@ -139,10 +195,11 @@ def _told_by_silence(attempt: Attempt, beats: dict[int, HeartbeatRecord], failed
     for beat in beats.values():
         last[beat.host] = max(last.get(beat.host, 0.0), beat.time)
     by_silence = sorted(last.items(), key=lambda item: item[1])
-    if not failed and len(last) > 1 and by_silence[1][1] - by_silence[0][1] > SILENCE:
+    world_size = AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size
+    silence = SILENCE * choose_heartbeat_period(world_size)
+    if not failed and len(last) > 1 and by_silence[1][1] - by_silence[0][1] > silence:
         return Cause("node lost", f"node {by_silence[0][0]} was lost", host=by_silence[0][0])
-    ranks = range(AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size)
-    silent = [rank for rank in ranks if rank not in failed]
+    silent = [rank for rank in range(world_size) if rank not in failed]
     if failed and len(silent) == 1 and silent[0] in beats:
         rank, beat = silent[0], beats[silent[0]]
         death = f"rank {rank} on {beat.host} exited in step {beat.step + 1} without an error report"

@@ -147,6 +147,17 @@ class HeartbeatRecord(Record):
     step: int  # steps that are done
     doing: str  # loading, training, …
     since: float  # when it began with that
+    # When it must have come to something else, or else it hangs; None where nobody can tell.
+    due: float | None = None
+
+
+@dataclass(frozen=True)
+class StuckRank:
+    """The rank for which the others of an attempt that hangs were found to wait."""
+
+    rank: int
+    host: str
+    answers: bool  # its process lives and gives signs of life, so that it is the program that hangs, and not the node
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,7 @@ class FailureReport(Record):
     peer_lost: bool  # it failed of another rank's end: a victim, not the cause
     traceback: str | None  # None where the message says all
     exit_code: int
+    stuck: StuckRank | None = None  # where the ranks hang, and it is known of which
 
 
 def read_heartbeats(attempt: Attempt) -> dict[int, HeartbeatRecord]:

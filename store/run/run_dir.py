@@ -156,6 +156,19 @@ class Attempt:
     def failure_path(self, rank: int) -> Path:
         return self.path / "failures" / f"rank-{rank:04d}.json"
 
+    @property
+    def stacks_path(self) -> Path:
+        """What every thread of every rank was at when the ranks were found to hang; there is none before."""
+        return self.path / "stacks"
+
+    def stack_path(self, rank: int) -> Path:
+        return self.stacks_path / f"rank-{rank:04d}.txt"
+
+    @property
+    def flight_recorder_path(self) -> Path:
+        """The last collectives of each rank, as torch's flight recorder writes them: for `torchfrtrace`."""
+        return self.path / "flight-recorder"
+
 
 @dataclass(frozen=True)
 class RunDir:

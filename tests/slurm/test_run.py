@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -156,6 +157,23 @@ def test_killed_rank(cluster: Cluster, calm: Run) -> None:
     record = ResumePoint.read_if_written(run.dir.attempt(2).resume_path)
     assert record is not None
     assert record.step >= 5
+    run.check_consumed_once()
+    check_same_weights(run, calm)
+
+
+def test_a_rank_that_hangs(cluster: Cluster, calm: Run) -> None:
+    """It is stopped in mid-step, and nobody gives a notice."""
+    run = cluster.new_run("hangs", hang_seconds=10)
+    run.submit()
+    attempt = run.trains(steps=6)
+    run.rank(1).suspend()
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == [None, "finished"]
+    log = attempt.launcher_log_path.read_text()
+    assert re.search(r"requeue: no rank made progress for \d+ s: rank 1 on node2 does not answer", log), log
+    assert f"every rank's stacks are in {attempt.stacks_path}" in log
+    assert "it waits for the other ranks in " in attempt.stack_path(0).read_text()
+    assert not [process for process in cluster.lab.processes() if is_rank(process, run)]
     run.check_consumed_once()
     check_same_weights(run, calm)
 

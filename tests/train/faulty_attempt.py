@@ -7,8 +7,10 @@ them), when (before, after), and do (kill, slow, hang, full). A file `fired` in 
 Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
 whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite,
 {"spoil_average_after": step} writes a NaN into rank 1's average, {"export_waits_for": path} exports once that is there,
-and {"fail_copies": true} lets rank 1's first copy for a save fail as on a broken GPU, and its second one for want of
-memory.
+{"undo_step": step} takes back what that step does to weights and optimizer, {"fail_copies": true} lets rank 1's first
+copy for a save fail as on a broken GPU, and its second one for want of memory, {"loop_at": step} lets rank 1 go round
+in circles in that step, {"slow_at": {step: seconds}} makes those steps slow on rank 1, and {"slow_save": seconds} every
+write of a part of a checkpoint.
 
 Every rank also writes down the positions it consumes, step by step.
 """
@@ -42,10 +44,16 @@ def install(fault: dict, attempt: Attempt) -> None:
     """Make the file operations of this rank fail where the fault says."""
     change_losses(set(fault.get("nan_at", ())), lambda loss: loss * float("nan"))
     change_losses(set(fault.get("infinite_gradient_at", ())), InfiniteGradient.apply)
+    if "undo_step" in fault:
+        undo_step(fault["undo_step"])
     if "spoil_average_after" in fault:
         spoil_average(fault["spoil_average_after"])
     if fault.get("fail_copies"):
         fail_copies()
+    if "loop_at" in fault or "slow_at" in fault:
+        delay_steps(fault.get("loop_at"), fault.get("slow_at", {}))
+    if "slow_save" in fault:
+        delay_writes(fault["slow_save"])
     if "export_waits_for" in fault:
         delay_export(Path(fault["export_waits_for"]))
     if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
@@ -113,6 +121,39 @@ def change_losses(positions: set[int], change) -> None:
     Trainer.micro_loss = micro_loss
 
 
+def undo_step(number: int) -> None:
+    """What a skipped step must come to, by another way: through the seam, and with a gradient that is finite."""
+    original = Trainer.step
+
+    def step(self, now, *rest):
+        if now != number:
+            return original(self, now, *rest)
+        engine, closed = self.engine, []
+        before, counters = copy_state(engine), engine.counters(now - 1)
+        close = engine.step
+
+        def close_and_undo():
+            close()
+            closed.append(True)
+            if len(closed) == engine.accumulation:
+                for (fragment, key), values in before.items():
+                    engine.tensor(fragment, key).copy_(values)
+                engine.publish()
+                engine.set_counters(now, counters)
+
+        engine.step = close_and_undo
+        try:
+            return original(self, now, *rest)
+        finally:
+            del engine.step
+
+    Trainer.step = step
+
+
+def copy_state(engine) -> dict:
+    return {(f, key): engine.tensor(f, key).clone() for f in engine.held for key in engine.state_keys}
+
+
 def spoil_average(after: int) -> None:
     original = Ema.update
 
@@ -134,6 +175,32 @@ def fail_copies() -> None:
         original(self)
 
     Snapshot._copy = copy
+
+
+def delay_steps(loops: int | None, seconds: dict[str, float]) -> None:
+    """On rank 1, in its micro-batches' passes. A step has 12 positions, as in tests/runs.py."""
+    original = Trainer.micro_loss
+
+    def micro_loss(self, micro_batch):
+        step = int(micro_batch["position"][0]) // 12 + 1
+        if os.environ["RANK"] == "1":
+            while step == loops:
+                pass
+            time.sleep(seconds.get(str(step), 0))
+        return original(self, micro_batch)
+
+    Trainer.micro_loss = micro_loss
+
+
+def delay_writes(seconds: float) -> None:
+    """As of a slow disk."""
+    original = Snapshot._run
+
+    def run(self):
+        time.sleep(seconds)
+        original(self)
+
+    Snapshot._run = run
 
 
 def delay_export(gate: Path) -> None:

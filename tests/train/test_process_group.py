@@ -1,12 +1,17 @@
 """Which device a rank takes, and what it says where there is none for it. The GPUs are faked: torch is told of them."""
 
+import os
 import re
+import subprocess
+import sys
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from configs.errors import UserError
-from slurm.recovery.cause import Cause
+from slurm.recovery.cause import classify_error
 from store.run import gpus
 from train import process_group
 
@@ -27,7 +32,7 @@ def node(monkeypatch):
 
 def blamed(error: BaseException) -> bool:
     """Whether the node would be left out for this error, as its rank's report words it."""
-    return Cause("program", f"rank 0 on node1 failed: {type(error).__name__}: {error}", 0, "node1").suspects_node
+    return classify_error(f"{type(error).__name__}: {error}") == "device"
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [(1, 3), (4, 4)])
@@ -101,3 +106,48 @@ def test_the_word_for_srun_is_in_every_job_that_asks_for_gpus():
         "gres": True,
         "none": False,
     }
+
+
+def test_two_ranks_on_one_gpu_are_refused_before_nccl_is_asked():
+    store = dist.HashStore()
+    for rank, gpu in enumerate(["node1 GPU-a", "node1 GPU-b", "node2 GPU-a2"]):
+        store.set(f"gpu/{rank}", gpu)
+    gpus = ["node1 GPU-a", "node1 GPU-b", "node2 GPU-a2", "node2 GPU-c"]
+    assert process_group.list_gpus(store, 3, 4, "node2 GPU-c") == gpus
+    with pytest.raises(UserError, match=r"^ranks 1 and 3 have the same GPU \(node1 GPU-b, node1 GPU-b\)") as refused:
+        process_group.list_gpus(store, 3, 4, "node1 GPU-b")
+    assert "--gpu-bind=none" in str(refused.value)
+    assert not blamed(refused.value)
+
+
+_JOINED = """
+import pickle, sys
+from datetime import timedelta
+from pathlib import Path
+import torch, torch.distributed as dist
+from train import process_group
+
+folder = Path(sys.argv[1])
+process_group.keep_flight_recorder(folder)
+world = process_group.init_process_group(1, process_group.choose_timeout(1000))
+for group in (world.cpu_group, dist.new_group()):
+    assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=4000)
+world.sum([1.0])
+process_group.dump_flight_recorder(folder, world.rank)
+entries = pickle.loads((folder / "rank-0").read_bytes())["entries"]
+print([entry["profiling_name"] for entry in entries], {entry["timeout_ms"] for entry in entries})
+"""
+
+
+def test_every_group_waits_as_long_and_the_last_collectives_are_written(tmp_path):
+    """Also a group for which nobody names a time-out, as DeepSpeed and FSDP2 make theirs."""
+    command = [sys.executable, "-c", _JOINED, str(tmp_path / "flight-recorder")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['gloo:all_reduce'] {4000000}"
+
+
+def test_a_collective_waits_longer_than_the_watchdog():
+    assert process_group.choose_timeout(600) == timedelta(hours=1)
+    assert process_group.choose_timeout(3600) == timedelta(hours=4)

@@ -3,6 +3,7 @@
 What is built on fragments (averages, checkpoints, export) knows no engine, no stage and no world size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
@@ -122,9 +123,18 @@ class EngineModule(Protocol):
 @torch.no_grad()
 def materialise(module: torch.nn.Module, weights: WeightReader, dtype: torch.dtype, device: torch.device) -> None:
     """Give every parameter of `module` room on `device` in `dtype`, and its values, one after the other."""
+
+    def load(name: str, parameter: torch.Tensor) -> torch.Tensor:
+        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        values.view(-1).copy_(weights.read(name, 0, parameter.numel()))
+        return values
+
+    replace_parameters(module, load)
+
+
+def replace_parameters(module: torch.nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Put what `make` answers of a parameter's name and itself in its place; what is trained stays so."""
     for path, owner in module.named_modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
-            whole = f"{path}.{name}" if path else name
-            values = torch.empty(parameter.shape, dtype=dtype, device=device)
-            values.view(-1).copy_(weights.read(whole, 0, weights.sizes[whole]))
+            values = make(f"{path}.{name}" if path else name, parameter)
             setattr(owner, name, torch.nn.Parameter(values, parameter.requires_grad))

@@ -2,9 +2,11 @@
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -13,6 +15,7 @@ from store.run.run_dir import Attempt, write_atomic, write_json
 from train import process_group
 
 PACKAGES = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")
+_DRIVER = Path("/proc/driver/nvidia/version")
 # Variables that decide how a rank computes. Of all others only the names are told: their values may be secrets, and
 # no pattern tells which (SLURM_JWT is a cluster's login token).
 _RECORDED = """
@@ -40,7 +43,8 @@ _RECORDED = """
     TORCH_CUDNN_USE_HEURISTIC_MODE_B TORCH_CUDA_ARCH_LIST TORCH_EXTENSIONS_DIR TORCH_HOME TORCH_CPP_LOG_LEVEL
     TORCH_DISTRIBUTED_DEBUG TORCH_SHOW_CPP_STACKTRACES TORCH_GLOO_LAZY_INIT TORCH_NCCL_ASYNC_ERROR_HANDLING
     TORCH_NCCL_BLOCKING_WAIT TORCH_NCCL_ENABLE_MONITORING TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC TORCH_NCCL_DUMP_ON_TIMEOUT
-    TORCH_NCCL_TRACE_BUFFER_SIZE TORCH_NCCL_DESYNC_DEBUG TORCH_NCCL_HIGH_PRIORITY TORCH_NCCL_AVOID_RECORD_STREAMS
+    TORCH_NCCL_TRACE_BUFFER_SIZE TORCH_FR_BUFFER_SIZE TORCH_FR_DUMP_TEMP_FILE TORCH_NCCL_DEBUG_INFO_TEMP_FILE
+    TORCH_NCCL_DESYNC_DEBUG TORCH_NCCL_HIGH_PRIORITY TORCH_NCCL_AVOID_RECORD_STREAMS
 
     GLOO_SOCKET_IFNAME GLOO_DEVICE_TRANSPORT NCCL_ALGO NCCL_PROTO NCCL_BUFFSIZE NCCL_NTHREADS NCCL_LAUNCH_MODE
     NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS NCCL_MIN_CTAS NCCL_MAX_CTAS NCCL_DEBUG NCCL_DEBUG_SUBSYS NCCL_TOPO_FILE
@@ -63,18 +67,49 @@ def record_environment(attempt: Attempt, world: process_group.World) -> None:
     code = asdict(read_code_version())
     if diff := code.pop("diff"):
         write_atomic(attempt.code_diff_path, diff + "\n")
-    cuda = world.device.type == "cuda"
     record = {
         "code": code | {"changed": bool(diff)},
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "host": platform.node(),
-        "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or platform.machine(),
+        "device": platform.processor() or platform.machine(),
         "world_size": world.size,
         "threads_per_rank": torch.get_num_threads(),
         "variables": select_variables(os.environ),
     }
+    if world.device.type == "cuda":
+        record |= describe_gpus(world)
     write_json(attempt.environment_path, record)
+
+
+def describe_gpus(world: process_group.World) -> dict[str, object]:
+    """What decides how the GPUs compute. Every rank's GPU is named, as a broken one spoils the run of all."""
+    nccl = torch.cuda.nccl.version() if torch.version.cuda else None
+    return {
+        "device": torch.cuda.get_device_name(world.device),
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(world.device))),
+        "gpus": list(world.gpus),  # by rank
+        "driver": read_driver_version(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, nccl)) if nccl else None,
+        "fp32_precision": {  # tf32 or ieee; none: as torch has it by default
+            "matmul": torch.backends.cuda.matmul.fp32_precision,
+            "convolution": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        },
+        "bf16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "fp16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def read_driver_version() -> str | None:
+    """Of NVIDIA's kernel module, as it tells it itself; None where there is none."""
+    if not _DRIVER.is_file():
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", _DRIVER.read_text())
+    return found[1] if found else None
 
 
 def select_variables(environment: Mapping[str, str]) -> dict[str, str | None]:

@@ -32,6 +32,7 @@ class SampleImages:
 
     def report(self, step: int, totals: StepTotals) -> None:
         """As PNGs and in TensorBoard."""
+        self.context.progress.set_activity("drawing sample pictures")
         prompts = self.pictures.prompts
         rounds = -(-len(prompts) // self.world.size)
         mine = [(self.world.rank + i * self.world.size) % len(prompts) for i in range(rounds)]

@@ -7,7 +7,7 @@ import time
 import traceback
 
 from configs.errors import LockstepError
-from store.run.records import FailureReport
+from store.run.records import FailureReport, StuckRank
 from store.run.run_dir import Attempt
 
 # What torch says on a rank whose neighbour died or hangs. Such a rank is a victim, not the cause.
@@ -28,6 +28,14 @@ _PEER_LOST = (
 )
 
 
+class Stuck(LockstepError):
+    """The ranks hang, or could not answer a notice together in time; `rank` is the one to blame, where it is known."""
+
+    def __init__(self, message: str, rank: StuckRank | None):
+        super().__init__(message)
+        self.rank = rank
+
+
 def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
     """Write the failure report of this rank, and tell it in its log. Returns the exit code that `rank` ends with."""
     is_ours = isinstance(error, LockstepError)  # a sentence that says all
@@ -44,6 +52,7 @@ def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
         peer_lost=not is_ours and any(sign in str(error) for sign in _PEER_LOST),
         traceback=None if is_ours else "".join(traceback.format_exception(error)),
         exit_code=exit_code,
+        stuck=error.rank if isinstance(error, Stuck) else None,
     )
     try:
         report.write(attempt.failure_path(rank))

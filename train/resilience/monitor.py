@@ -4,12 +4,13 @@ import itertools
 import threading
 from collections.abc import Callable
 
+from store.run.liveness import choose_heartbeat_period
 from train.context import RankContext
 from train.resilience.control import ControlPoller
 from train.resilience.heartbeat import Heartbeat
 from train.resilience.watchdog import Watchdog
 
-PERIOD = 1.0  # seconds between two heartbeats
+PERIOD = 1.0  # seconds between two looks
 SUCCESSOR_PERIODS = 5  # between two looks for a later attempt: a look lists a folder that all ranks share
 
 
@@ -17,7 +18,9 @@ class RankMonitor:
     """Works from the moment it is made until `stop`."""
 
     def __init__(self, context: RankContext):
-        self.heartbeat, self.watchdog = Heartbeat(context), Watchdog(context)
+        self.heartbeat = Heartbeat(context)
+        self.watchdog = Watchdog(context, self.heartbeat)
+        self.heartbeat_periods = round(choose_heartbeat_period(context.world.size) / PERIOD)
         self.control = ControlPoller(context) if context.world.is_main_process else None
         self.only_heartbeats = self.warned = False
         self.stopped = threading.Event()
@@ -45,11 +48,15 @@ class RankMonitor:
                         print(f"ALARM: a heartbeat or the requests in control/ are lost: {error}", flush=True)
                     self.warned = True
 
+    def _write_heartbeat(self) -> None:
+        self.heartbeat.write(None if self.only_heartbeats else self.watchdog.find_due())
+
     def _duties(self, period: int) -> list[Callable[[], None]]:
         """What is to be done in this period; if one fails, the others are done all the same."""
+        duties = [self._write_heartbeat] if period % self.heartbeat_periods == 0 else []
         if self.only_heartbeats:
-            return [self.heartbeat.write]
-        duties = [self.heartbeat.write, self.watchdog.exit_if_stuck]
+            return duties
+        duties.append(self.watchdog.exit_if_stuck)
         if self.control is not None:
             duties += [self.control.check_time_limit, self.control.poll_requests]
         if period % SUCCESSOR_PERIODS == 0:

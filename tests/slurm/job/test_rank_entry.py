@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from configs.errors import LockstepError
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from slurm.job import request
+from slurm.job import rank_entry, request
 from slurm.site import Site
+from store.run.records import Allocation
 from store.run.run_dir import RunDir
 from tests.shell import as_colleague, two_users
 
@@ -88,3 +90,30 @@ def test_a_folder_of_somebody_else_is_refused(shared: Path, planted: str) -> Non
     assert as_colleague(*words).returncode == 0
     with pytest.raises(LockstepError, match=rf"^{run.slurm_path}: is (a link|another user's)"):
         request.make_output_folder(run.slurm_path)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "own_address", "interface"),
+    [
+        (["here", "127.0.0.1"], "127.0.1.1", "lo"),  # the route to the other node, which is this machine, too
+        (["here", "127.0.0.1"], None, "lo"),
+        (["here", "127.0.0.1"], "10.0.0.5", None),
+        (["here"], "127.0.1.1", None),
+        (["here", "no-such-node.invalid"], "127.0.1.1", None),
+    ],
+)
+def test_gloo_is_told_the_interface_where_the_nodes_name_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: list[str], own_address: str | None, interface: str | None
+) -> None:
+    """As on images whose /etc/hosts maps it to 127.0.1.1."""
+
+    def resolve(name: str) -> str:
+        if own_address is None:
+            raise socket.gaierror(f"{name}: not known")
+        return own_address
+
+    attempt = RunDir(tmp_path).attempt(1)
+    Allocation("7", nodes, 1.5).write(attempt.allocation_path)
+    monkeypatch.setenv("SLURMD_NODENAME", "here")
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
+    assert rank_entry._find_routed_interface(attempt) == interface

@@ -61,5 +61,5 @@ def test_a_node_is_left_out_after_two_failures_that_may_be_its_own() -> None:
     assert find_bad_nodes(history(NODE_LOST)) == {}
     assert find_bad_nodes(history(NODE_LOST, PREEMPTED, KILLED)) == {"node2": "2 attempts failed first on node2"}
     assert find_bad_nodes(history(CRASH, CRASH)) == {}, "a program that is wrong is wrong on every node"
-    ecc = Cause("program", "rank 0 on node1 failed: RuntimeError: CUDA error: uncorrectable ECC error", 0, "node1")
+    ecc = Cause("device", "rank 0 on node1 failed on its GPU: CUDA error: uncorrectable ECC error", 0, "node1")
     assert list(find_bad_nodes(history(ecc, ecc))) == ["node1"]

@@ -22,6 +22,7 @@ from store.run.records import (
     Record,
     ResumePoint,
     SavedCheckpoint,
+    StuckRank,
     read_failures,
     read_heartbeat,
     read_heartbeats,
@@ -36,8 +37,11 @@ RECORDS = [
     End("notice", 40, "step-00000040-a0001", "SIGUSR2"),
     Submission("/model", 1000, "d1ge57", "c0n7en7"),
     Allocation("7", ["n1", "n2"], 1.5, "first attempt", {"n3": "2 failures"}, 99.5, "n1", "/run/slurm/7.out", 10),
-    HeartbeatRecord(3, "n1", 77, 1.5, 40, "loading", 1.25),
+    HeartbeatRecord(3, "n1", 77, 1.5, 40, "loading", 1.25, 601.25),
     FailureReport(3, "n1", 77, 1.5, 12, "ValueError", "a bug — ü", False, "Traceback …", 1),
+    FailureReport(
+        3, "n1", 77, 1.5, 12, "Stuck", "rank 2 …", False, "Traceback …", 1, StuckRank(2, "n2", answers=False)
+    ),
     JobRecord("7_3", Site(max_time="1-00:00:00", container=Container(image="/i.sif", mounts=["/a"])), 2, 1.5),
     LockHolder("n1", 77, 1.5),
     Rendezvous("n1", 15_000),

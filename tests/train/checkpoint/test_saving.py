@@ -212,8 +212,8 @@ def test_a_frozen_rank_is_named_in_time(tmp_path, pipeline_folder, image_folder)
     assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()[-3000:]
     assert time.monotonic() - began < 12 + 4, "before the machine is taken away, and the launcher's grace"
     report = read_failures(run.attempt(1))[0]
-    late = "SIGUSR2 received, but the ranks did not stop within 6 s: rank 1 is unresponsive"
-    assert re.fullmatch(re.escape(late) + r" \(last heartbeat \d+ s ago\)", report.message)
+    late = rf"SIGUSR2 received, but the ranks did not stop within 6 s: rank 1 on {report.host} does not answer"
+    assert re.fullmatch(late + r" \(last heartbeat \d+ s ago\): it is stopped by a signal.*", report.message)
     assert check_all_verify_but_temporary(run)
 
 
@@ -238,4 +238,4 @@ def test_a_stuck_writer_stops_no_training_and_no_notice(tmp_path, pipeline_folde
     assert set(codes) <= {1, -signal.SIGKILL}
     assert check_all_verify_but_temporary(run) == [2]
     first = read_failures(run.attempt(1))[0].message
-    assert "rank 1 has been writing its part of the checkpoint, after" in first, "and it says what hung"
+    assert "has been writing its part of the checkpoint, after" in first, "and it says what hung"

@@ -54,9 +54,9 @@ def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
     context.progress.record_step(5, 0.1)
     context.progress.set_activity("waiting for samples")
     monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("a heartbeat waits for the disk"))
-    Heartbeat(context).write()
-    Heartbeat(context).write()
+    Heartbeat(context).write(None)
+    Heartbeat(context).write(1234.5)
     [(rank, beat)] = read_heartbeats(context.attempt).items()
-    assert (rank, beat.step, beat.doing, beat.pid) == (3, 5, "waiting for samples", os.getpid())
+    assert (rank, beat.step, beat.doing, beat.pid, beat.due) == (3, 5, "waiting for samples", os.getpid(), 1234.5)
     assert beat.since <= beat.time
     assert len(list(context.attempt.heartbeat_path(3).parent.iterdir())) == 1, "nothing is left beside it"
