@@ -124,7 +124,9 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     images = make_photos(folder / "images", max(64, 4 * args.batch), args.resolution)
     options = vars(args) | {"folder": str(folder), "model": str(model), "images": str(images)}
     options["steps"] = (args.blocks + 2) * args.block_steps
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))  # a lone rank's, as `submit` has it
+    threads = int(
+        os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    )  # a lone rank's, as `submit` has it
     environment = make_environment(args.device, threads)
     usual, ours = (
         Player(f"bench.peer_{name}", options, environment, folder / f"{name}.log") for name in ("usual", "ours")
