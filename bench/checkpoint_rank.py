@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, args: SimpleNamespace, world: process_group.World, stage: Stage):
         self.args, self.world, self.stage = args, world, stage
         self.folder = Path(args.folder)
-        self.engine = stage.make_engine(stage.open_context(self.folder / f"rank{world.rank}"))
+        self.engine = stage.make_engine()
         self.batches = stage.in_memory()
         self.step_number = 0
         self.run = RunDir(self.folder / "run")

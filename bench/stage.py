@@ -15,31 +15,20 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bench.unets import RandomWeights, draw_condition, make_unet
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render_deepspeed
-from configs.solve.engine import choose_engine
 from store.dataset.listing import list_samples
 from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import RunDir, write_json
+from store.run.run_dir import RunDir
+from tests.engines import SETTINGS, build_engine
 from train import process_group
 from train.context import RankContext
 from train.data.stream import Stream, list_positions
 from train.demo.make_base import make_tokenizer
-from train.engines import import_engine
 from train.engines.base import DTYPES, Engine, materialise
 from train.models.stable_diffusion import StableDiffusion
 from train.objective import make_objective
 from train.objective.loss import Objective
 from train.progress import Progress
 
-# What is measured → what a user writes for it.
-ENGINE_KEYS: dict[str, dict[str, Any]] = {
-    "ddp": {"engine": "deepspeed", "zero": 0},
-    "zero1": {"engine": "deepspeed", "zero": 1},
-    "zero2": {"engine": "deepspeed", "zero": 2},
-    "zero3": {"engine": "deepspeed", "zero": 3},
-    "fsdp2": {"engine": "fsdp2", "reshard": True},
-    "fsdp2-keep": {"engine": "fsdp2", "reshard": False},
-}
 NO_STOP = SimpleNamespace(received=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
 
 
@@ -108,15 +97,11 @@ class Stage:
         run = RunDir(folder)
         attempt = run.open_attempt()
         plan.write(attempt.plan_path)
-        if choose_engine(self.config) == "deepspeed":
-            write_json(attempt.deepspeed_path, render_deepspeed(self.config, self.plan))
         return RankContext(run, attempt, plan, self.config, self.world, Progress(), NO_STOP)
 
-    def make_engine(self, context: RankContext) -> Engine:
+    def make_engine(self) -> Engine:
         """Ours, around the model's denoiser. Once."""
-        module = import_engine(choose_engine(self.config))
-        module.prepare(self.world.device)
-        return module.make_engine(self.model.denoiser, self.model.weights, self.config, context.attempt, self.world)
+        return build_engine(self.model.denoiser, self.model.weights, self.config, self.plan, self.world)
 
     def loss(self, denoiser: Callable[..., Any], noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return self.objective.loss(denoiser, self.model.x_0, noise, timestep, self.model.told)
@@ -152,7 +137,7 @@ class Stage:
 def make_stage(args: SimpleNamespace, world: process_group.World, model: StableDiffusion, images: Path) -> Stage:
     plan = BatchPlan(Shape(1, world.size), args.micro_batch, args.accumulation)
     keys = {"batch": plan.batch, "micro_batch": plan.micro_batch, "precision": args.precision}
-    keys |= ENGINE_KEYS[args.engine] | getattr(args, "settings", {})
+    keys |= SETTINGS[args.engine] | getattr(args, "settings", {})
     data = {"images": str(images), "resolution": 8 * args.side, "workers": args.workers}
     steps = args.warm + args.rounds
     config = RunConfig(name="bench", model="random", data=data, steps=steps, ema=True, report_every_steps=1, **keys)

@@ -1,21 +1,21 @@
 """What our loop costs beside a bare loop of the same engine, and beside bare PyTorch: `python -m bench.step`.
 
-About 10 minutes on two idle cores (`--ranks 1 --engines ddp`: one minute); prints tables, writes
+About 10 minutes on two idle cores (`--ranks 1 --engines zero0`: one minute); prints tables, writes
 bench/results/step-DATE.json. On a CPU: a UNet of 62 M random weights (Stable Diffusion 1.5's layout, narrower), fp32,
-one thread per rank. On GPUs: `--unet sd15 --side 64 --micro-batch 8 --precision bf16 --engines zero1,fsdp2` takes the
+one thread per rank. On GPUs: `--unet sd15 --side 64 --micro-batch 8 --precision bf16 --engines zero1,keep` takes the
 real one.
 
 In one process group the contestants start from the same weights and take turns step by step, in changing order; an
 opponent's step is timed on both sides of each of ours. A step is timed from barrier to barrier. Numbers are medians
 of paired ratios [lower, upper quartile]. All consume the same samples, and must end with the same losses.
 
-engines     ddp (zero: 0), zero1 to zero3, fsdp2 (engine: fsdp2), fsdp2-keep (with reshard: false)
+engines     zero0 (torch's DistributedDataParallel) to zero3, and FSDP2: reshard, and keep (reshard: false)
 ours        the real loop.run_steps: samples from Stream through DataLoader workers, learning rate, Trainer.step, a
             report at every step (a run's default is every 10th), agreement on notices and saves, of which none comes;
             EMA on at every second step. Latents and text come ready from memory: VAE and text encoder, which the bare
             loops do not run, are timed apart
 bare        the least that trains with DeepSpeed or FSDP2 under the same settings: forward, backward, clip, update
-torch       the same in PyTorch alone, on several ranks with DistributedDataParallel: what ddp is measured against
+torch       the same in PyTorch alone, on several ranks with DistributedDataParallel: what zero0 is measured against
 ours/bare   our speed as a share of the bare loop's; "CPU" is the same from CPU time, which other programs on the
             machine disturb less, and which waits (for workers, for other ranks) are not in; bare/torch likewise
 bare/bare   the bare loop against its own next step: what the machine's noise alone makes of a ratio
@@ -39,9 +39,9 @@ import torch
 
 from bench.machine import run_ranks, summarize, write_result
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "fsdp2-keep")
-GROUPS = {"DeepSpeed": ("zero1", "zero2", "zero3"), "FSDP2": ("fsdp2", "fsdp2-keep")}
-AUTO = {"fp32": "ddp", "bf16": "zero1"}  # what `zero: auto` picks for a model that fits
+ENGINES = ("zero0", "zero1", "zero2", "zero3", "reshard", "keep")
+GROUPS = {"DeepSpeed": ("zero1", "zero2", "zero3"), "FSDP2": ("reshard", "keep")}
+AUTO = {"fp32": "zero0", "bf16": "zero1"}  # what `zero: auto` picks for a model that fits
 BARE_AIM, TORCH_AIM = 0.97, 0.95
 WARM = 2  # steps of each contestant that do not count: the optimizer's state and oneDNN's kernels are made there
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # relative

@@ -85,7 +85,7 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     batches = itertools.chain([next(batches)], batches)  # forks the workers while there is little memory to share
     race = Race(stage, find_opponents(stage))
     context = stage.open_context(folder)
-    engine = stage.make_engine(context)
+    engine = stage.make_engine()
     racer = Racer(stage.model, stage.objective, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine)
     writer = MetricsWriter(context.run, context.attempt, 1) if world.is_main_process else None
