@@ -52,16 +52,67 @@ PIPELINES = {
 
 
 @dataclass(frozen=True)
-class KnownModel:
+class PipelineSize:
+    """How large the parts of a pipeline are, by the names of their folders; a part that is not named is unknown."""
+
+    parameters: Mapping[str, int]
+    configs: Mapping[str, Mapping[str, Any]]  # of those parts whose layers are counted: the UNet and the VAE
+
+
+@dataclass(frozen=True)
+class KnownModel(PipelineSize):
     """What is known of a model on the hub whose files are not here."""
 
     class_name: str  # of its pipeline, which need not be one that can be trained
-    unet_parameters: int
 
 
-SD1 = KnownModel("StableDiffusionPipeline", 859_520_964)
-SD2 = KnownModel("StableDiffusionPipeline", 865_910_724)
-SDXL = KnownModel("StableDiffusionXLPipeline", 2_567_463_684)
+_VAE_PARAMETERS, _CLIP_L_PARAMETERS = 83_653_863, 123_060_480
+_VAE = {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}
+_UNET = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+SD1 = KnownModel(
+    parameters={"unet": 859_520_964, "vae": _VAE_PARAMETERS, "text_encoder": _CLIP_L_PARAMETERS},
+    configs={"unet": _UNET, "vae": _VAE},
+    class_name="StableDiffusionPipeline",
+)
+SD2 = KnownModel(
+    parameters={"unet": 865_910_724, "vae": _VAE_PARAMETERS, "text_encoder": 340_387_840},
+    configs={
+        "unet": _UNET
+        | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True},
+        "vae": _VAE,
+    },
+    class_name="StableDiffusionPipeline",
+)
+SDXL = KnownModel(
+    parameters={
+        "unet": 2_567_463_684,
+        "vae": _VAE_PARAMETERS,
+        "text_encoder": _CLIP_L_PARAMETERS,
+        "text_encoder_2": 694_659_840,
+    },
+    configs={
+        "unet": {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": _VAE,
+    },
+    class_name="StableDiffusionXLPipeline",
+)
 KNOWN_MODELS = {
     **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
     "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,

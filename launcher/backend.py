@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
+from configs.solve.hardware import Hardware
 from launcher.local.backend import LocalBackend
 from slurm.backend import SlurmBackend
 from slurm.recovery.cause import Cause, find_cause
@@ -143,6 +144,9 @@ class Backend(Protocol):
     def plan_batch(self, run: RunDir, config: RunConfig) -> BatchPlan:
         """On the shape that the run starts on there: of a node range the fewest nodes. Raises UserError where the batch
         does not divide."""
+
+    def find_hardware(self, config: RunConfig) -> Hardware:
+        """What the run's ranks compute on there, as far as anybody knows."""
 
     def check_runs(self, runs: "Sequence[PreparedRun]") -> "Sequence[CheckedRuns]":
         """All that can be known before the start, in groups that start together. Starts and writes nothing.

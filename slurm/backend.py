@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 from configs.errors import LockstepError
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
+from configs.solve.hardware import Hardware
 from slurm.job.record import JobRecord, find_active_job
 from slurm.query import queue
 from slurm.query.queue import Job, query_jobs
 from slurm.recovery.history import read_outcomes
 from slurm.recovery.requeue import Decision, decide_next
-from slurm.site import Site, load_site
+from slurm.site import Site, find_site, load_site
 from store.run.run_dir import Attempt, RunDir
 from store.run.submission import plan_batch
 
@@ -40,6 +41,13 @@ class SlurmBackend:
 
     def plan_batch(self, run: RunDir, config: RunConfig) -> BatchPlan:
         return plan_batch(run, config)
+
+    def find_hardware(self, config: RunConfig) -> Hardware:
+        """Of a site that is not known here nothing is known: one may plan for a cluster from anywhere."""
+        name = config.cluster.site
+        if name is not None and find_site(name) is None:
+            return Hardware()
+        return self._load_site(config).hardware
 
     def check_runs(self, runs: "Sequence[R]") -> "list[JobSubmission[R]]":
         from slurm.job.submission import check_submissions

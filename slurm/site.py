@@ -11,6 +11,7 @@ from configs.errors import UserError
 from configs.reading.load import load_section
 from configs.scalars import TimeLimit
 from configs.schema import Section
+from configs.solve.hardware import Hardware, parse_memory
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "sites"
 
@@ -35,6 +36,13 @@ class Site(Section):
     )
     cpus_per_rank: int = Field(8, ge=1, description="CPUs for one rank and the processes that decode its images")
     memory_per_node: str | None = Field(None, examples=["200G"], description="memory, as sbatch --mem has it")
+    gpu_memory: float | None = Field(None, gt=0, examples=[79.6], description="memory of one GPU, in GiB")
+    compute_capability: str | None = Field(
+        None,
+        pattern=r"^\d+\.\d+$",
+        examples=["9.0"],
+        description="NVIDIA's number for what the GPUs can do, in quotes; bf16 is there from 8.0 on",
+    )
     max_time: TimeLimit | None = Field(
         None, examples=["24:00:00"], description="longest job the site allows; the limit of runs that name none"
     )
@@ -45,6 +53,16 @@ class Site(Section):
     )
     container: Container | None = Field(None, description="container that ranks run in")
     interface: str | None = Field(None, examples=["ib0"], description="network interface through which ranks meet")
+
+    @property
+    def hardware(self) -> Hardware:
+        """What ranks compute on here."""
+        return Hardware(
+            gpus=self.gpus != "none",
+            gpu_memory=self.gpu_memory,
+            compute_capability=self.compute_capability,
+            host_memory=parse_memory(self.memory_per_node) if self.memory_per_node else None,
+        )
 
     @field_validator("partition", "account", "qos", "constraint", "memory_per_node", "interface")
     @classmethod

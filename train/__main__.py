@@ -25,6 +25,10 @@ QUIET = {
 }
 
 
+# Of the names that torch reads, the one that all its releases from 2.7 on know; how to set the allocator of GPUs.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -P -m lockstep train", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="the run's folder, made by lockstep submit")
@@ -36,6 +40,8 @@ def main() -> int:
     open_log(attempt, rank)
     faulthandler.enable(file=1)  # whoever aborts this process, such as NCCL's watchdog, leaves its stacks in the log
     os.environ.update(QUIET)
+    if not os.environ.keys() & set(ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # else memory that fell to pieces looks like too little
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()

@@ -41,7 +41,8 @@ from train.stop_signal import StopSignal
 
 def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
-    config, plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
+    plan = AttemptPlan.read(attempt.plan_path)
+    config = plan.settle_config(load_config(run.config_path))
     engine_module = import_engine(choose_engine(config))
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     process_group.keep_flight_recorder(attempt.flight_recorder_path)
@@ -90,10 +91,12 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
 def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
     transformers_logging.disable_progress_bar()
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
-    if config.deterministic and world.device.type == "cuda":
+    if world.device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = not config.deterministic  # every micro-batch has the same shapes
+    if config.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
 
 
 def _read_samples(context: RankContext) -> list[Sample]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from configs.scalars import MicroBatch
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.sections import (
     CheckpointConfig,
@@ -57,11 +58,11 @@ class RunConfig(Section):
     batch: int | None = Field(
         None, ge=1, examples=[256], description="samples per step, on any cluster shape", json_schema_extra=RUN
     )
-    micro_batch: int | None = Field(
+    micro_batch: MicroBatch | None = Field(
         None,
-        ge=1,
         examples=[8],
-        description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range",
+        description="samples per rank and pass; exact on a fixed shape, a ceiling on a node range; auto: the largest "
+        "part of a rank's share of the batch that fits into the GPU, on each shape anew",
         json_schema_extra=COST,
     )
     gradient_accumulation_steps: int | None = Field(
@@ -122,17 +123,21 @@ class RunConfig(Section):
         json_schema_extra=RUN,
     )
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="dtype of the UNet's passes; masters stay fp32", json_schema_extra=RUN
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "auto",
+        description="dtype of the UNet's passes; masters stay fp32; auto: bf16 on GPUs that have it, else fp32, "
+        "settled once for the run",
+        json_schema_extra=RUN,
     )
     engine: Literal["deepspeed", "fsdp2"] = Field(
         "deepspeed",
         description="what shards the training state over the ranks: DeepSpeed ZeRO, or torch's FSDP2 (fully_shard)",
         json_schema_extra=COST,
     )
-    zero: Literal[0, 1, 2, 3] = Field(
-        2,
-        description="ZeRO stage: what is sharded over the ranks; 0: nothing, by torch's DistributedDataParallel",
+    zero: Literal[0, 1, 2, 3, "auto"] = Field(
+        "auto",
+        description="ZeRO stage: what is sharded over the ranks; 0: nothing, by torch's DistributedDataParallel; auto: "
+        "the lowest that fits, on each shape anew, and 2 where nobody can tell",
         json_schema_extra=COST,
     )
     reshard: bool = Field(
@@ -230,6 +235,14 @@ def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
     yield from _find_engine_disagreements(config)
+    if config.micro_batch == "auto" and config.batch is None:
+        yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")
+    if config.micro_batch == "auto" and config.gradient_accumulation_steps is not None:
+        yield Disagreement(
+            ("gradient_accumulation_steps", "micro_batch"),
+            f"gradient_accumulation_steps: {config.gradient_accumulation_steps} settles the micro-batch already; leave "
+            "it out, or write no micro_batch: auto",
+        )
     if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
         yield Disagreement(
             ("min_snr_gamma", "loss_weighting"),
@@ -262,7 +275,7 @@ def _find_engine_disagreements(config: RunConfig) -> Iterator[Disagreement]:
             f"reshard: {str(config.reshard).lower()} is a setting of FSDP2's; write engine: fsdp2, or leave it out and "
             "write zero: 3 (as reshard: true) or zero: 1 (as reshard: false)",
         )
-    if config.zero == 0 and config.precision != "fp32":
+    if config.zero == 0 and config.precision not in ("auto", "fp32"):
         yield Disagreement(
             ("zero", "precision"),
             f"zero: 0 keeps no fp32 weights beside those of the passes, which precision {config.precision} needs; "

@@ -43,8 +43,9 @@ class BatchPlan:
 def solve_batch(config: RunConfig, shape: Shape | None = None, *, begun: BatchPlan | None = None) -> BatchPlan:
     """The batch plan of `config` on `shape`, or on the config's own shape: on a node range, the fewest nodes that work.
 
-    A run that was `begun` keeps its batch, and on another shape `micro_batch` is a ceiling. Raises UserError where no
-    whole number of gradient accumulation steps gives the batch.
+    A run that was `begun` keeps its batch, and on another shape `micro_batch` is a ceiling. `micro_batch: auto` is left
+    open here: a rank's whole share stands for it until `settle_memory` cuts it. Raises UserError where no whole number
+    of gradient accumulation steps gives the batch.
     """
     if begun is not None:
         config = config.model_copy(update={"batch": config.batch or begun.batch})
@@ -90,15 +91,19 @@ def _is_fixed(config: RunConfig) -> bool:
     return config.cluster.nodes.low == config.cluster.nodes.high
 
 
+def _get_micro_batch(config: RunConfig) -> int | None:
+    return None if config.micro_batch == "auto" else config.micro_batch
+
+
 def _world_from_batch(config: RunConfig) -> int | None:
-    batch, micro, accumulation = config.batch, config.micro_batch, config.gradient_accumulation_steps
+    batch, micro, accumulation = config.batch, _get_micro_batch(config), config.gradient_accumulation_steps
     if batch and micro and accumulation and batch % (micro * accumulation) == 0:
         return batch // (micro * accumulation)
     return None
 
 
 def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
-    world, micro, accumulation = shape.world_size, config.micro_batch, config.gradient_accumulation_steps
+    world, micro, accumulation = shape.world_size, _get_micro_batch(config), config.gradient_accumulation_steps
     if config.batch is None:
         return BatchPlan(shape, micro or 1, accumulation or 1)
     if config.batch % world:

@@ -121,14 +121,15 @@ def submit_config(config: str, overrides: tuple[str, ...], local: bool, ranks: i
     if ranks is not None and not local:
         raise UserError("--ranks is for --local; on a cluster write cluster.nodes and cluster.gpus_per_node")
     run_config = load_config(config, overrides)
-    if fork is not None:
-        from launcher.manage.export import fork_run
-
-        run_config = fork_run(run_config, fork)
     from launcher.backend import LocalBackend, SlurmBackend
     from launcher.submit.start import start_run
 
-    sys.exit(start_run(run_config, LocalBackend(ranks) if local else SlurmBackend()))
+    backend = LocalBackend(ranks) if local else SlurmBackend()
+    if fork is not None:
+        from launcher.manage.export import fork_run
+
+        run_config = fork_run(run_config, fork, backend.find_hardware(run_config))
+    sys.exit(start_run(run_config, backend))
 
 
 @cli.command("sweep")

@@ -1,6 +1,7 @@
 """This machine as one who starts runs: what is under way here holds the run's lock, or gives signs of life."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ import psutil
 from configs.errors import LockstepError
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
+from configs.solve.hardware import GIB, Hardware
 from launcher.local.job import LocalJob
 from launcher.run_lock import is_run_held, read_trained_attempt
+from store.run import gpus
 from store.run.liveness import find_training_attempt
+from store.run.nvidia_smi import find_smallest, query_gpus
 from store.run.records import read_heartbeats
 from store.run.run_dir import Attempt, RunDir
 from store.run.submission import plan_batch
@@ -44,6 +48,17 @@ class LocalBackend:
         if batch_plan.shape.nodes == 1:
             return batch_plan
         return plan_batch(run, config, Shape(1, batch_plan.shape.gpus_per_node))
+
+    def find_hardware(self, config: RunConfig) -> Hardware:
+        """This machine's, whatever the config's cluster has."""
+        found = [] if gpus.are_gpus_hidden(os.environ) else query_gpus()
+        memory, capability = find_smallest(found)
+        return Hardware(
+            gpus=bool(found) or gpus.must_find_gpu(os.environ),
+            gpu_memory=memory,
+            compute_capability=capability,
+            host_memory=round(psutil.virtual_memory().total / GIB, 1),
+        )
 
     def check_runs(self, runs: "Sequence[PreparedRun]") -> "list[LocalRuns]":
         from launcher.local.attempt import LocalRuns

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from configs.errors import LockstepError, UserError
 from configs.schema import RunConfig
+from configs.solve.hardware import Hardware
 from launcher.run_lock import hold_run
+from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import prepare_run
 from store.checkpoint.checkpoints import find_checkpoint
 from store.run.records import Record
@@ -35,9 +37,9 @@ def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> 
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode
 
 
-def fork_run(config: RunConfig, parent: str) -> RunConfig:
+def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
     """`config` with the newest weights of the run in the folder `parent` for its base model, kept in the new run's own
-    folder.
+    folder. `hardware`: that its ranks will compute on.
 
     Everything else is checked before anything is written. Raises UserError where the run was begun otherwise.
     """
@@ -52,7 +54,8 @@ def fork_run(config: RunConfig, parent: str) -> RunConfig:
             raise UserError(f"{run.path}: was forked from {origin.run}; give this one another name")
         return forked
     newest = find_checkpoint(source, None)
-    prepare_run(config.model_copy(update={"model": Submission.read(source.submission_path).model_folder}))
+    model = Submission.read(source.submission_path).model_folder
+    prepare_run(config.model_copy(update={"model": model}), RunInputs(hardware))
     with hold_run(run):
         exit_code = run_export(source, newest.step, "raw", str(run.base_path))
         if exit_code:

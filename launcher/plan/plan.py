@@ -24,32 +24,18 @@ from configs.solve.deepspeed import render_deepspeed
 from configs.solve.engine import choose_engine
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
-from configs.solve.memory import (
-    ModelStates,
-    count_unet_parameters,
-    estimate_activations,
-    estimate_checkpoint,
-    list_model_states,
-)
+from configs.solve.model_size import read_model_size
+from configs.solve.settle import settle_memory
+from launcher.backend import BACKENDS
 from launcher.format import format_count, format_rate
+from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
 from store.dataset.listing import list_samples, select_samples
 from store.run.run_dir import RunDir
-from store.run.submission import plan_batch
+from store.run.submission import plan_batch, settle_run_precision
 
 _SHAPES_SHOWN = 5
 _NODE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What the model weighs, in bytes; None is `unknown`, which is printed as such and never guessed."""
-
-    parameters: int | None
-    states: ModelStates | None  # of this run
-    alternatives: list[ModelStates]  # of every ZeRO stage, with and without offload
-    activations: int | None
-    checkpoint: int | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +51,7 @@ class RunPlan:
     newest_step: int | None  # of the newest checkpoint
     lr: list[tuple[int, float]]  # (step, rate) at a few steps that show the schedule
     memory: MemoryPlan
+    reasons: dict[str, str]  # of what the config leaves open: key → why it is settled as `config` has it
     free_bytes: int  # on the disk of the run
     shapes: list[BatchPlan]  # some node counts that keep the batch
     deepspeed: dict[str, Any] | None  # its config, where it is the engine
@@ -101,6 +88,13 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
     _check_model(config)
     run_dir = RunDir.for_config(config)
     batch_plan = plan_batch(run_dir, config, _requested_shape(config, request))
+    next_command = _submit_command(config, request, batch_plan)
+    hardware = BACKENDS[_find_backend_name(config, batch_plan)]().find_hardware(config)
+    size = read_model_size(config.model)
+    config, precision_reason = settle_run_precision(run_dir, config, hardware)
+    settled = settle_memory(config, batch_plan, hardware, size)
+    reasons = ({"precision": precision_reason} if precision_reason else {}) | settled.reasons
+    config, batch_plan = settled.config, settled.batch_plan
     dataset_size, notes = _count_samples(config, request)
     length = solve_length(config, batch_plan.batch, dataset_size)
     steps = _steps_to_show(config, length.steps)
@@ -114,12 +108,13 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
         started=run_dir.config_path.exists(),
         newest_step=checkpoints[-1].step if checkpoints else None,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
-        memory=_plan_memory(config, batch_plan),
+        memory=plan_memory(settled, hardware, size, dataset_size),
+        reasons=reasons,
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
         notes=notes,
-        next_command=_submit_command(config, request, batch_plan),
+        next_command=next_command,
     )
     return replace(plan, notes=[*notes, *_warnings(plan)])
 
@@ -171,23 +166,6 @@ def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[s
     return len(samples), [f"{skipped} will be skipped; the first: {listing.problems[0]}"]
 
 
-def _plan_memory(config: RunConfig, batch_plan: BatchPlan) -> MemoryPlan:
-    parameters = count_unet_parameters(config.model)
-    if parameters is None:
-        return MemoryPlan(None, None, [], None, None)
-    world, accumulation = batch_plan.shape.world_size, batch_plan.accumulation
-    alternatives = list(list_model_states(config, parameters, world, accumulation=accumulation))
-    chosen = next(states for states in alternatives if (states.zero, states.offload) == (config.zero, config.offload))
-    activations = estimate_activations(
-        parameters,
-        resolution=config.data.resolution,
-        precision=config.precision,
-        micro_batch=batch_plan.micro_batch,
-        recomputed=config.gradient_checkpointing,
-    )
-    return MemoryPlan(parameters, chosen, alternatives, activations, estimate_checkpoint(config, parameters))
-
-
 def _steps_to_show(config: RunConfig, total: int) -> list[int]:
     """Up to five steps that show the schedule: its start, the end of warm-up (or a quarter), and towards the last."""
     start = 0 if config.warmup_steps else 1
@@ -210,7 +188,7 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
     planned = batch_plan.shape
     allowed = config.cluster.nodes
     most = allowed.high if allowed.high > allowed.low else _NODE_COUNTS[-1]
-    ceiling = config.micro_batch or batch_plan.micro_batch
+    ceiling = config.micro_batch if isinstance(config.micro_batch, int) else batch_plan.micro_batch
     by_nodes = {planned.nodes: batch_plan}
     for nodes in _NODE_COUNTS:
         if nodes == planned.nodes or nodes > most:
@@ -223,14 +201,18 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
     return [by_nodes[nodes] for nodes in sorted(nearest[:_SHAPES_SHOWN])]
 
 
-def _submit_command(config: RunConfig, request: PlanRequest, batch_plan: BatchPlan) -> str:
-    """The command that starts what was planned, with the command line's shape.
-
-    --local only where nothing speaks of a cluster: neither the config nor this machine, which may be a login node.
-    """
+def _find_backend_name(config: RunConfig, batch_plan: BatchPlan) -> str:
+    """Where the run will run: here only where nothing speaks of a cluster, neither the config nor this machine, which
+    may be a login node."""
     names_cluster = "cluster" in config.model_fields_set
+    local = batch_plan.shape.nodes == 1 and not names_cluster and shutil.which("sbatch") is None
+    return "local" if local else "slurm"
+
+
+def _submit_command(config: RunConfig, request: PlanRequest, batch_plan: BatchPlan) -> str:
+    """The command that starts what was planned, with the command line's shape."""
     shape = []
-    if batch_plan.shape.nodes == 1 and not names_cluster and shutil.which("sbatch") is None:
+    if _find_backend_name(config, batch_plan) == "local":
         shape.append("--local")
         if request.gpus_per_node:
             shape += ["--ranks", str(request.gpus_per_node)]
@@ -258,10 +240,10 @@ def _warnings(plan: RunPlan) -> list[str]:
             "write a smaller checkpoint.keep, or another folder with runs"
         )
     ceiling = config.micro_batch
-    if ceiling and batch_plan.micro_batch * 2 <= ceiling:
+    if isinstance(ceiling, int) and batch_plan.micro_batch * 2 <= ceiling:
         notes.append(
             f"micro-batch {batch_plan.micro_batch} is far below micro_batch {ceiling}, because no larger divisor of "
             f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
             "see --shapes for what keeps this batch"
         )
-    return notes
+    return [*notes, *warn_of_memory(plan.memory, plan.reasons)]

@@ -1,11 +1,15 @@
 """A plan on one screen, its longer tables, and its JSON."""
 
+import dataclasses
 import textwrap
 from typing import Any
 
 from configs.solve.batch import BatchPlan
+from configs.solve.device_memory import DeviceMemory
+from configs.solve.hardware import GIB
 from configs.solve.memory import ModelStates
 from launcher.format import format_amount, format_count, format_rate, format_size
+from launcher.plan.memory_plan import MemoryPlan
 from launcher.plan.plan import RunPlan, list_all_batch_plans
 
 _WIDTH = 100
@@ -20,7 +24,10 @@ def render_plan(plan: RunPlan) -> str:
     lines += _row("batch", format_equation(plan.batch_plan))
     lines += _row("length", _length(plan))
     lines += _row("lr", _learning_rate(plan))
+    if plan.reasons:
+        lines += _row("auto", "; ".join(f"{key} {_settled(plan, key)}: {why}" for key, why in plan.reasons.items()))
     lines += _row("memory", _memory(plan))
+    lines += _row("host", _host(plan))
     lines += _row("disk", _disk(plan))
     lines += _row("shapes", " | ".join(shapes))
     if config.pictures:
@@ -55,18 +62,20 @@ def render_shapes(plan: RunPlan) -> str:
 
 
 def render_memory(plan: RunPlan) -> str:
-    """Model states per GPU and in CPU memory for every ZeRO stage."""
+    """What a rank holds on its GPU, and in CPU memory, for every ZeRO stage."""
     memory = plan.memory
     if memory.parameters is None:
         return f"model states: unknown, because no UNet file of {plan.config.model} is on this machine"
     ranks = format_count(plan.batch_plan.shape.world_size, "rank")
-    title = f"model states of {memory.parameters:,} parameters in {plan.config.precision} over {ranks}, per rank"
-    lines = [f"{title}; activations not included", f"{'':<18}{'GPU':>12}{'CPU':>12}"]
-    for states in memory.alternatives:
-        gpu = format_size(states.gpu)
+    title = f"{memory.parameters:,} parameters in {plan.config.precision} over {ranks}"
+    lines = [f"what one rank holds of {title}; in all: as above"]
+    lines.append(f"{'':<18}{'states, GPU':>12}{'CPU':>12}{'in all, GPU':>13}")
+    for states, device in memory.alternatives:
+        gpu, total = format_size(states.gpu), "unknown" if device.total is None else format_size(device.total)
         cpu = format_size(states.cpu) if states.cpu else "–"
+        fit = {True: "  fits", False: "  does not fit", None: ""}[device.fits(memory.capacity)]
         mark = "  ←" if states == memory.states else ""
-        lines.append(f"{states.label:<18}{gpu:>12}{cpu:>12}{mark}")
+        lines.append(f"{states.label:<18}{gpu:>12}{cpu:>12}{total:>13}{fit}{mark}")
     return "\n".join(lines)
 
 
@@ -90,13 +99,8 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         "epochs": length.epochs_after(length.steps),
         "samples_into_next_epoch": plan.into_next_epoch,
         "lr": [{"step": step, "lr": rate} for step, rate in plan.lr],
-        "memory": {
-            "unet_parameters": memory.parameters,
-            "states": [_states_to_json(states) for states in memory.alternatives],
-            "chosen": _states_to_json(memory.states) if memory.states else None,
-            "activation_bytes": memory.activations,
-            "activations": "estimate" if memory.activations else "not included",
-        },
+        "auto": {key: {"value": _settled(plan, key), "reason": reason} for key, reason in plan.reasons.items()},
+        "memory": _memory_to_json(memory),
         "checkpoint": {
             "bytes": memory.checkpoint,
             "every_steps": config.checkpoint.every_steps,
@@ -120,8 +124,33 @@ def _batch_plan_to_json(batch_plan: BatchPlan) -> dict[str, int]:
     }
 
 
-def _states_to_json(states: ModelStates) -> dict[str, Any]:
-    return {"zero": states.zero, "offload": states.offload, "gpu_bytes": states.gpu, "cpu_bytes": states.cpu}
+def _memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
+    host = memory.host
+    return {
+        "unet_parameters": memory.parameters,
+        "states": [_states_to_json(states, device) for states, device in memory.alternatives],
+        "chosen": _states_to_json(memory.states, memory.device) if memory.states else None,
+        "device": {**dataclasses.asdict(memory.device), "total": memory.device.total},
+        "device_bytes": memory.capacity,
+        "fits": memory.fits,
+        "host": {**dataclasses.asdict(host), "total": host.total} if host else None,
+        "hardware": dataclasses.asdict(memory.hardware),
+    }
+
+
+def _states_to_json(states: ModelStates, device: DeviceMemory) -> dict[str, Any]:
+    return {
+        "zero": states.zero,
+        "offload": states.offload,
+        "gpu_bytes": states.gpu,
+        "cpu_bytes": states.cpu,
+        "total_bytes": device.total,
+    }
+
+
+def _settled(plan: RunPlan, key: str) -> Any:
+    """What stands now for a key that the config leaves open."""
+    return plan.batch_plan.micro_batch if key == "micro_batch" else getattr(plan.config, key)
 
 
 def _row(label: str, text: str, indent: int = _LABEL) -> list[str]:
@@ -176,16 +205,45 @@ def _learning_rate(plan: RunPlan) -> str:
 
 
 def _memory(plan: RunPlan) -> str:
-    memory = plan.memory
-    if memory.states is None:
-        unknown = "model states unknown (no UNet file here to count)"
-        return f"ZeRO-{plan.config.zero}: {unknown} + activations (not included)"
-    states = f"{memory.states.label}: model states {format_size(memory.states.gpu)}/GPU"
-    if memory.states.cpu:
-        states += f" and {format_size(memory.states.cpu)}/rank in CPU memory"
-    if memory.activations:
-        return f"{states} + activations ~{format_size(memory.activations)} (estimate)"
-    return f"{states} + activations (not included)"
+    """All that one rank holds, its parts, and whether it fits."""
+    memory, device = plan.memory, plan.memory.device
+    label = memory.states.label if memory.states else f"ZeRO-{plan.config.zero}"
+    if device.total is not None:
+        label += f": {format_size(device.total)}/{'GPU' if memory.hardware.gpus else 'rank'}"
+    runtime = "CUDA and NCCL" if memory.hardware.gpus else "Python and torch"
+    parts = {
+        "model states": device.states,
+        "activations": device.activations,
+        "frozen models": device.frozen,
+        runtime: device.runtime,
+    }
+    text = f"{label} = " if device.total is not None else f"{label}: "
+    text += " + ".join(f"{_gibibytes(part)} {name}" for name, part in parts.items())
+    if memory.capacity is None:
+        return f"{text}; {'gpu_memory' if memory.hardware.gpus else 'memory_per_node'} unknown"
+    fit = {True: "fits", False: "does not fit into", None: "of"}[memory.fits]
+    return f"{text}; {fit} {format_size(memory.capacity)}"
+
+
+def _gibibytes(count: int | None) -> str:
+    """One part of a sum in GiB."""
+    if count is None:
+        return "unknown"
+    return f"{count / GIB:.1f}" if count >= GIB // 20 else "<0.1"
+
+
+def _host(plan: RunPlan) -> str:
+    """What the ranks of one node hold in its own memory."""
+    host, hardware = plan.memory.host, plan.memory.hardware
+    if host is None:
+        return "memory of a node unknown (no UNet file here to count)"
+    ranks = format_count(plan.batch_plan.shape.gpus_per_node, "rank")
+    text = f"{format_size(host.total)}/node for {ranks}"
+    if host.offload:
+        text += f", {format_size(host.offload)} of it offloaded model states"
+    if hardware.host_memory is None:
+        return text
+    return f"{text}; {'fits' if host.fits(hardware) else 'does not fit into'} {format_size(hardware.host_memory * GIB)}"
 
 
 def _disk(plan: RunPlan) -> str:

@@ -3,15 +3,17 @@
 from functools import cached_property
 from pathlib import Path
 
+from configs.solve.hardware import Hardware
 from launcher.submit.hub import check_model, resolve_model
 from store.dataset.listing import DatasetListing, check_images, digest_samples, list_samples
 from store.run.code_version import read_code_version
 
 
 class RunInputs:
-    """One for each command."""
+    """One for each command. `hardware`: that the runs' ranks compute on."""
 
-    def __init__(self) -> None:
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
         self._listings: dict[Path, DatasetListing] = {}
         self._texts: dict[str, str] = {}
         self._checked_models: set[str] = set()

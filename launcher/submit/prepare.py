@@ -13,6 +13,8 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.length import solve_length
+from configs.solve.model_size import read_model_size
+from configs.solve.settle import settle_memory
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
@@ -20,7 +22,7 @@ from store.dataset.listing import format_samples, select_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir, write_atomic
-from store.run.submission import Submission, plan_batch
+from store.run.submission import Submission, plan_batch, settle_run_precision
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,27 @@ class PreparedRun:
             raise UserError(f"{self.run.path}: cannot be written ({error.strerror}); {cure}") from None
 
 
-def prepare_run(config: RunConfig, batch_plan: BatchPlan | None = None, inputs: RunInputs | None = None) -> PreparedRun:
+def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | None = None) -> PreparedRun:
     """The run of `config`, with `batch_plan` or the one of its own shape; writes nothing.
 
     `inputs`: what the runs of one command have in common. Raises UserError where the model, the batch or the samples
     are wrong, or the run's folder holds another run.
     """
-    inputs = inputs or RunInputs()
     inputs.check_model(config.model)  # first: images take minutes to look at, and a whole model hours to fetch
     run = RunDir.for_config(config)
     batch_plan = batch_plan or plan_batch(run, config)
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
+    config = settle_run_precision(run, config, inputs.hardware)[0]
     listing = inputs.list_images(Path(config.data.images))
     samples = select_samples(config.data, listing)
     total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
     text, digest = inputs.share_text(format_samples(samples))
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
+    batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
     meanings = _meanings(config, model, digest, batch_plan, total_steps)
-    submission = Submission(model, len(samples), digest, _digest_content(config, meanings, inputs.code_digest))
+    content = _digest_content(config, meanings, inputs.code_digest)
+    submission = Submission(model, len(samples), digest, content, inputs.hardware)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, text, listing.problems)
     check_same_run(ready)
     return ready
@@ -110,7 +114,8 @@ def check_same_run(ready: PreparedRun) -> None:
     run, config, attempts = ready.run, ready.config, ready.run.attempts()
     if not run.config_path.is_file() or not attempts:
         return
-    before, last = load_config(run.config_path), AttemptPlan.read(attempts[-1].plan_path)
+    last = AttemptPlan.read(attempts[-1].plan_path)
+    before = last.settle_config(load_config(run.config_path))
     submission = ready.submission
     folder = submission.model_folder if before.model == config.model else last.model_folder  # a hub id stays itself
     was = _meanings(before, folder, last.dataset_digest, last.batch_plan, last.total_steps)

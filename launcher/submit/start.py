@@ -6,6 +6,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from launcher.backend import Backend, BackendJob, find_backend_job
 from launcher.run_lock import hold_run
+from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import PreparedRun, is_finished, prepare_run
 from store.run.end import FINISHED, ON_NOTICE
 from store.run.run_dir import RunDir
@@ -17,7 +18,8 @@ def start_run(config: RunConfig, backend: Backend) -> int:
     Raises UserError before anything is started, and what a run on this machine failed of.
     """
     backend.check_config(config)
-    prepared = prepare_run(config, backend.plan_batch(RunDir.for_config(config), config))
+    inputs = RunInputs(backend.find_hardware(config))
+    prepared = prepare_run(config, inputs, backend.plan_batch(RunDir.for_config(config), config))
     reason, _ = check_job(prepared, backend)
     exit_code = FINISHED
     if reason is None:

@@ -75,11 +75,11 @@ def queue_sweep(file: str, words: Iterable[str]) -> Iterator[str]:
     backend: Backend = SlurmBackend()
     for point in points:
         backend.check_config(point.config)
-    inputs = RunInputs()
+    inputs = RunInputs(backend.find_hardware(points[0].config))
     prepared_runs = []
     for point in points:
         batch_plan = backend.plan_batch(RunDir.for_config(point.config), point.config)
-        prepared_runs.append(prepare_run(point.config, batch_plan, inputs))
+        prepared_runs.append(prepare_run(point.config, inputs, batch_plan))
     _check_points_differ(points, prepared_runs)
     runs_by_content = _group_by_content(points[0].config.runs)
     new = []

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
+from configs.solve.settle import EARLIER_PRECISION, UNKNOWN_ZERO
 from store.run.records import Record
 
 
@@ -19,7 +21,16 @@ class AttemptPlan(Record):
     nonce: str  # tells this attempt from any other that thinks it has the same number
     dataset_size: int
     dataset_digest: str
+    # ZeRO stage. None in what an earlier version wrote: the stage of its config, or 2 where that says nothing.
+    zero: int | None = None
 
     @property
     def batch_plan(self) -> BatchPlan:
         return BatchPlan(Shape(self.nodes, self.gpus_per_node), self.micro_batch, self.gradient_accumulation_steps)
+
+    def settle_config(self, config: RunConfig) -> RunConfig:
+        """`config` as this attempt runs it: what it leaves open is as the launcher settled it."""
+        precision = EARLIER_PRECISION if config.precision == "auto" else config.precision
+        zero: int | str = config.zero if self.zero is None else self.zero
+        stage = UNKNOWN_ZERO if zero == "auto" else zero
+        return config.model_copy(update={"precision": precision, "zero": stage, "micro_batch": self.micro_batch})

@@ -17,8 +17,12 @@ def count_gpus() -> int:
 
 def must_find_gpu(environment: Mapping[str, str]) -> bool:
     """Whether a process with `environment` that starts on this machine has GPUs that it was not told to leave alone."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or environment.get(GPUS_VARIABLE) == "0"
-    return count_gpus() > 0 and not hidden
+    return count_gpus() > 0 and not are_gpus_hidden(environment)
+
+
+def are_gpus_hidden(environment: Mapping[str, str]) -> bool:
+    """Whether a process with `environment` is told to leave GPUs alone."""
+    return environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or environment.get(GPUS_VARIABLE) == "0"
 
 
 def is_gpu_promised() -> bool | None:

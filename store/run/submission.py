@@ -1,13 +1,17 @@
 """What `submit` settled once for all attempts of a run, and how each attempt is opened from it."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve import deepspeed
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 from configs.solve.engine import choose_engine
+from configs.solve.hardware import Hardware
 from configs.solve.length import solve_length
+from configs.solve.model_size import read_model_size
+from configs.solve.settle import Settled, settle_memory, settle_precision
 from store.run.attempt_plan import AttemptPlan
 from store.run.records import Allocation, Record
 from store.run.run_dir import Attempt, RunDir, write_json
@@ -21,9 +25,12 @@ class Submission(Record):
     dataset_size: int
     dataset_digest: str
     content: str  # digest of all that decides what comes of the run: config, code, samples, model
+    hardware: Hardware = field(default_factory=Hardware)  # that the ranks of every attempt compute on
 
-    def plan(self, config: RunConfig, batch_plan: BatchPlan) -> AttemptPlan:
-        """The next attempt on the shape of `batch_plan`."""
+    def plan(self, settled: Settled) -> AttemptPlan:
+        """The next attempt on the shape of the settled batch plan."""
+        config, batch_plan = settled.config, settled.batch_plan
+        assert config.zero != "auto", "it is settled"
         return AttemptPlan(
             nodes=batch_plan.shape.nodes,
             gpus_per_node=batch_plan.shape.gpus_per_node,
@@ -34,6 +41,7 @@ class Submission(Record):
             model_folder=self.model_folder,
             dataset_size=self.dataset_size,
             dataset_digest=self.dataset_digest,
+            zero=config.zero,
         )
 
 
@@ -43,17 +51,29 @@ def plan_batch(run: RunDir, config: RunConfig, shape: Shape | None = None) -> Ba
     return solve_batch(config, shape, begun=AttemptPlan.read(attempts[-1].plan_path).batch_plan if attempts else None)
 
 
+def settle_run_precision(run: RunDir, config: RunConfig, hardware: Hardware) -> tuple[RunConfig, str | None]:
+    """As `settle_precision`; a run that was begun keeps the precision that it was begun in."""
+    attempts = run.attempts()
+    begun = None
+    if attempts and run.config_path.is_file():
+        begun = AttemptPlan.read(attempts[-1].plan_path).settle_config(load_config(run.config_path)).precision
+    return settle_precision(config, hardware, begun)
+
+
 def open_attempt(
     run: RunDir, config: RunConfig, batch_plan: BatchPlan, allocation: Allocation | None = None
 ) -> Attempt:
     """Make the run's next attempt, planned on the shape of `batch_plan`. For whoever starts its processes.
 
-    `allocation` goes into `nodes.json`, where SLURM gave the nodes. The plan comes last: by it others see the attempt.
+    What `config` leaves open is settled for this shape. `allocation` goes into `nodes.json`, where SLURM gave the
+    nodes. The plan comes last: by it others see the attempt. Raises UserError where `micro_batch: auto` has no answer.
     """
-    plan = Submission.read(run.submission_path).plan(config, batch_plan)
+    submission = Submission.read(run.submission_path)
+    settled = settle_memory(config, batch_plan, submission.hardware, read_model_size(submission.model_folder))
+    plan = submission.plan(settled)
     attempt = run.open_attempt()
-    if choose_engine(config) == "deepspeed":
-        write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(config, batch_plan))
+    if choose_engine(settled.config) == "deepspeed":
+        write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(settled.config, settled.batch_plan))
     if allocation is not None:
         allocation.write(attempt.allocation_path)
     plan.write(attempt.plan_path)

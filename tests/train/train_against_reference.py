@@ -48,7 +48,7 @@ def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[fl
     for k in range(1, STEPS + 1):
         for batch in samples[(k - 1) * ACCUMULATION : k * ACCUMULATION]:
             with torch.no_grad():
-                moments = vae.encode(batch["pixels"]).latent_dist.parameters
+                moments = vae.encode(batch["pixels"] / torch.tensor(127.5) - 1).latent_dist.parameters
                 mean, log_variance = moments.chunk(2, dim=1)
                 sigma = torch.exp(0.5 * log_variance.clamp(-30, 20))
                 x = (mean + sigma * batch["posterior"]) * vae.config.scaling_factor

@@ -107,6 +107,7 @@ def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str) -> Any:
 
 def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, prediction: str, class_name: str) -> str:
     """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
+    config = plan.settle_config(config)
     data = ModelCardData(
         base_model=None if Path(config.model).is_absolute() else config.model,  # the Hub knows no local paths
         library_name="diffusers",

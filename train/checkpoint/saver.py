@@ -39,6 +39,7 @@ class Saver:
         self.policy = context.config.checkpoint
         self.run, self.attempt, self.plan = context.run, context.attempt, context.plan
         self.world, self.progress = context.world, context.progress
+        assert context.config.zero != "auto", "the attempt's plan settles it"
         self.zero = context.config.zero
         self.engine, self.ema = engine, ema
         self.newest = start  # the same on every rank: what was committed last, or else resumed from

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -27,8 +28,8 @@ class Crop:
 
 def load_square(
     file: BinaryIO, data: DataConfig, crop_at: tuple[float, float], flip: bool
-) -> tuple[NDArray[np.float32], Crop]:
-    """The image as RGB in [-1, 1], fp32, (3, resolution, resolution), and what it shows.
+) -> tuple[NDArray[np.uint8], Crop]:
+    """The image as RGB, uint8, (3, resolution, resolution), and what it shows.
 
     EXIF orientation is applied, transparency shown on white, the short side resized to the resolution, a square cut at
     `crop_at` (x and y as fractions of the free room; 0.5, 0.5 is the centre), then mirrored if `flip`. Raises OSError
@@ -44,10 +45,18 @@ def load_square(
         original = (height, width) if upright.size == as_stored else (width, height)
         image = _on_white(_in_8_bits(upright))
     square, corner = _square(image, side, crop_at)
-    pixels = np.asarray(square, np.float32) / 127.5 - 1.0
+    pixels = np.asarray(square)
     if flip:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
+
+
+def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 → fp32 in [-1, 1], of the same bits on every device.
+
+    The divisor is a tensor: by a number, CUDA multiplies with its reciprocal.
+    """
+    return pixels.float().div_(torch.full((), 127.5, device=pixels.device)).sub_(1.0)
 
 
 def _open(file: BinaryIO) -> Image.Image:

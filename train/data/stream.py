@@ -34,7 +34,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     """A range of m positions → everything one pass needs about their samples, a pure function of seed and positions:
 
     ==================  ===================================================================
-    pixels              (m, 3, R, R), fp32 in [-1, 1], for a resolution of R
+    pixels              (m, 3, R, R), uint8, for a resolution of R; `scale_pixels` makes [-1, 1] of them
     the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, 77)
     posterior, noise    (m, C, h, h), fp32, standard normal, for latents of C × h × h
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
@@ -94,7 +94,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, index: int) -> tuple[NDArray[np.float32], Crop, str]:
+    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, str]:
         """Square, crop and caption of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
         crop_at, flip = self._augmentation(position)
         folder = Path(self.data.images)

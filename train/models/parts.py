@@ -1,6 +1,7 @@
 """The parts of a pipeline folder, loaded by the libraries' own from_pretrained, and refused where not whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,25 @@ def check_trainable(path: Path, part: torch.nn.Module) -> None:
 def freeze_part(part: Any, device: torch.device) -> Any:
     """The same model on `device`, for inference alone."""
     return part.requires_grad_(False).eval().to(device)
+
+
+@contextmanager
+def frozen_pass(tf32: bool) -> Iterator[None]:
+    """Around a pass of a frozen part: no graph, and with `tf32` fp32 products that a GPU rounds to TF32's 10 bits.
+
+    What is trained runs outside of it, where fp32 means fp32. On a CPU leave `tf32` off: torch takes it as leave to
+    round there too, on processors that can.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    if tf32:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if tf32:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _join(names: Sequence[str]) -> str:

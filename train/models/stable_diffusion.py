@@ -22,14 +22,15 @@ from configs.schema import RunConfig
 from train.data.images import Crop
 from train.engines.base import DTYPES
 from train.models.base import Batch
-from train.models.parts import check_trainable, freeze_part, load_part
+from train.models.parts import check_trainable, freeze_part, frozen_pass, load_part
 from train.models.sampler import load_sampler
+from train.models.vae import choose_vae_dtype, decode_latents, encode_pixels
 from train.models.weights import PartWeights
 
 
 @dataclass
 class StableDiffusion:
-    """A `DiffusionModel`. The text encoder is in `dtype`, the VAE too, except in fp16 where it needs fp32."""
+    """A `DiffusionModel`. The text encoder is in `dtype`, the VAE too, except in fp16: see `choose_vae_dtype`."""
 
     folder: Path
     denoiser: UNet2DConditionModel
@@ -39,6 +40,7 @@ class StableDiffusion:
     tokenizer: CLIPTokenizer
     noise_scheduler: DDPMScheduler
     dtype: torch.dtype
+    tf32: bool = False  # whether the frozen parts may round fp32 products to it
 
     @classmethod
     def load(cls, config: RunConfig, folder: Path, device: torch.device) -> Self:
@@ -46,8 +48,7 @@ class StableDiffusion:
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         noise_scheduler.register_to_config(prediction_type=check_objective(config, folder))
         vae = load_part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
-        if config.precision == "bf16" or (config.precision == "fp16" and not vae.config.force_upcast):
-            vae.to(dtype)
+        vae.to(choose_vae_dtype(config, vae.config.force_upcast, device))
         text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
         unet = cls.make_denoiser(folder)
         check_trainable(folder / "unet", unet)
@@ -62,6 +63,7 @@ class StableDiffusion:
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             noise_scheduler=noise_scheduler,
             dtype=dtype,
+            tf32=device.type == "cuda" and not config.deterministic,
         )
 
     @staticmethod
@@ -77,27 +79,18 @@ class StableDiffusion:
     def latent_shape(self, resolution: int) -> LatentShape:
         return LatentShape.of_vae(self.vae.config, resolution)
 
-    @torch.no_grad()
     def latents(self, batch: Batch) -> torch.Tensor:
-        """One draw of the VAE's posterior, mean + std × `posterior`, scaled to about unit variance."""
-        moments = self.vae.encode(batch["pixels"].to(self.vae.dtype)).latent_dist
-        drawn = moments.mean.float() + moments.std.float() * batch["posterior"]
-        shift = self.vae.config.shift_factor or 0.0
-        return (drawn - shift) * self.vae.config.scaling_factor
+        with frozen_pass(self.tf32):
+            return encode_pixels(self.vae, batch["pixels"], batch["posterior"])
 
-    @torch.no_grad()
     def condition(self, batch: Batch) -> dict[str, Any]:
         """The text encoder's last hidden state, (m, 77, width)."""
-        return {"encoder_hidden_states": self.text_encoder(batch["tokens"])[0].to(self.dtype)}
+        with frozen_pass(self.tf32):
+            return {"encoder_hidden_states": self.text_encoder(batch["tokens"])[0].to(self.dtype)}
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
-        shift = self.vae.config.shift_factor or 0.0
-        unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift
-        pixels = self.vae.decode(unscaled).sample.float()
-        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        images: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().numpy()
-        return images
+        with frozen_pass(self.tf32):
+            return decode_latents(self.vae, latents)
 
     def pipeline(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(

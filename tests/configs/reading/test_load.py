@@ -35,7 +35,7 @@ def told(folder: Path, text: str, *overrides: str) -> list[str]:
 def test_the_least_config_has_every_default(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, LEAST, "dragons.yaml"))
     assert (config.name, config.model) == ("dragons", "org/model")
-    assert (config.lr, config.zero, config.precision) == (1e-5, 2, "fp32")
+    assert (config.lr, config.zero, config.precision) == (1e-5, "auto", "auto")
     assert config.runs == str(tmp_path / "runs")
 
 
@@ -57,7 +57,7 @@ def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
         "run.yaml:3:1: unknown key bach; did you mean batch?",
         "run.yaml:4:5: lr: must be a number, not 'fast'; write e.g. lr: 1e-5",
         "run.yaml:5:1: lr is set twice, first at run.yaml:4:1; keep one",
-        "run.yaml:6:7: zero: must be 0, 1, 2 or 3, not 7",
+        "run.yaml:6:7: zero: must be 0, 1, 2, 3 or auto, not 7",
         "command line: steps: must be a whole number, not 'many'; write e.g. steps: 10000",
     ]
 
@@ -133,7 +133,7 @@ def test_what_is_left_open_of_the_cost_stays_open_in_a_dump(tmp_path: Path) -> N
     """All else is written out, so that another default of a later release is not another run."""
     text = dump_config(load_config(write(tmp_path, LEAST + "zero: 1\ncheckpoint: {keep: 5}\n")))
     assert all(
-        f"\n{line}\n" in text for line in ("lr: 1.0e-05", "precision: fp32", "zero: 1", "report_every_steps: 10")
+        f"\n{line}\n" in text for line in ("lr: 1.0e-05", "precision: auto", "zero: 1", "report_every_steps: 10")
     )
     assert "  keep: 5\n" in text
     assert not any(key in text for key in ("every_steps: 500", "offload", "gpus_per_node", "workers"))
@@ -193,7 +193,7 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("name: a/b", "must start with a letter or digit"),
         ("model: has space", "is neither a folder beside the config nor a hub id"),
         ("model: ''", "must be at least one character long"),
-        ("precision: fp61", "must be fp32, bf16 or fp16, not 'fp61'; did you mean fp16?"),
+        ("precision: fp61", "must be fp32, bf16, fp16 or auto, not 'fp61'; did you mean fp16?"),
         ("cluster: {time: 43200}", "must be a time longer than zero, written HH:MM:SS"),
         ("cluster: {nodes: 8-2}", "must be a node count such as 4, or a range such as 2-8, not '8-2'"),
         ("optimizer: {betas: [0.9]}", "the list has the wrong length; write optimizer.betas: [0.9, 0.999]"),
@@ -202,6 +202,9 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("data: [1]", "data: must be a mapping (key: value lines), not a list"),
         ("steps: 5\nepochs: 2", "the length is given 2 times, as steps and epochs; keep one of them"),
         ("zero: 0\nprecision: bf16", "write zero: 1"),
+        ("micro_batch: 0", "micro_batch: must be a whole number of at least 1, or auto, not 0"),
+        ("micro_batch: auto", "micro_batch: auto is a part of the batch; write batch, too"),
+        ("batch: 8\nmicro_batch: auto\ngradient_accumulation_steps: 2", "2 settles the micro-batch already"),
         ("export: ema", "export: ema needs an average to export"),
         (
             "min_snr_gamma: 5",

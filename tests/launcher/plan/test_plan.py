@@ -18,18 +18,30 @@ from store.run import submission
 from tests.pokemon import POKEMON
 
 # States: 859,520,964 parameters × (2 in bf16 + (4 gradients + 12 masters and moments + 4 EMA) / 8 ranks) bytes.
-# Activations: 14 GiB were counted at micro-batch 16. Checkpoint: 16 bytes per parameter.
+# Activations: 0.872 GiB per sample. Frozen: 206,714,343 parameters of VAE and text encoder in bf16. Checkpoint: 16
+# bytes per parameter. Of the node: 4 ranks × (2 GiB + 1.6 of buffers + 0.8 of loading + 2 workers × 0.5).
 SCREEN = """\
 pokemon → /scratch/me/runs/pokemon (new)
 batch    256 = 8 micro-batch × 4 accumulation × 8 ranks (2 nodes × 4)
 length   10,000 samples → 39.06 steps/epoch; 20 epochs → 782 steps (192 samples into the next)
 lr       0 → 1e-5 at step 100, then constant
-memory   ZeRO-2: model states 3.6 GiB/GPU + activations ~7.0 GiB (estimate)
+memory   ZeRO-2: 14.3 GiB/GPU = 3.6 model states + 7.0 activations + 0.4 frozen models + 3.3 CUDA
+         and NCCL; fits 79.6 GiB
+host     21.6 GiB/node for 4 ranks; fits 500.0 GiB
 disk     12.8 GiB per checkpoint, keeps 3; 900.0 GiB free
 shapes   1×4: 8×8 | 2×4: 8×4 ← | 4×4: 8×2 | 8×4: 8×1
 pictures /scratch/me/runs/pokemon/pictures
 next     lockstep submit pokemon.yaml
 """
+
+
+PROFILE = 'gpu_memory: 79.6\ncompute_capability: "9.0"\nmemory_per_node: 500G\n'
+
+
+def write_profile(folder: Path, text: str) -> None:
+    path = folder / "config/lockstep/mycluster.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 class Shell(NamedTuple):
@@ -45,8 +57,11 @@ Lockstep = Callable[..., Shell]
 
 @pytest.fixture
 def lockstep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lockstep:
-    """Runs a command line in a folder that holds pokemon.yaml, on a disk with 900 GiB free and an empty model cache."""
+    """Runs a command line in a folder that holds pokemon.yaml, on a disk with 900 GiB free and an empty model cache, by
+    a user whose site profile says what the cluster's nodes have."""
     (tmp_path / "pokemon.yaml").write_text(POKEMON)
+    write_profile(tmp_path, PROFILE)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 900 * 2**30))  # type: ignore[attr-defined]
@@ -173,19 +188,56 @@ def test_a_started_run_says_where_it_continues(lockstep: Lockstep, tmp_path: Pat
     assert "(resumes after step 400)" in lockstep(*words).out
 
 
-def test_what_is_not_known_is_not_guessed(lockstep: Lockstep) -> None:
+def test_what_is_not_known_is_not_guessed(lockstep: Lockstep, tmp_path: Path) -> None:
     text = lockstep("plan", "pokemon.yaml", "--samples", "10", "model=me/unheard-of").out
-    assert "model states unknown" in text
-    assert "activations (not included)" in text
+    parts = "ZeRO-2: unknown model states + unknown activations + unknown frozen models + 3.3 CUDA and NCCL"
+    assert f"memory   {parts}; of 79.6 GiB" in " ".join(text.split("\n         ")).replace("memory  ", "memory  ")
+    assert "memory of a node unknown" in text
     assert "checkpoint size unknown" in text
-    assert plan_json(lockstep, "--samples", "10", "model=me/unheard-of")["memory"]["unet_parameters"] is None
-    assert "activations (not included)" in lockstep("plan", "pokemon.yaml", "--samples", "9", "data.resolution=768").out
+    memory = plan_json(lockstep, "--samples", "10", "model=me/unheard-of")["memory"]
+    assert (memory["unet_parameters"], memory["device"]["total"], memory["fits"]) == (None, None, None)
+    write_profile(tmp_path, "{}")
+    text = lockstep("plan", "pokemon.yaml", "--samples", "10", "zero=auto").out
+    assert "gpu_memory unknown" in text
+    assert "auto     zero 2: nobody can tell what fits\n" in text
+    assert "lockstep doctor writes it into the site profile" in " ".join(text.split())
 
 
 def test_warnings_come_before_the_start(lockstep: Lockstep) -> None:
     text = lockstep("plan", "pokemon.yaml", "--samples", "100", "checkpoint.keep=99").out
     assert "note     warm-up takes 100 steps and the run 8" in text
     assert "99 checkpoints and the one being written do not fit into the free space" in " ".join(text.split())
+
+
+def test_what_does_not_fit_is_told(lockstep: Lockstep, tmp_path: Path) -> None:
+    write_profile(tmp_path, "gpu_memory: 12\nmemory_per_node: 16G\n")
+    text = lockstep("plan", "pokemon.yaml", "--samples", "100").out
+    flat = " ".join(text.split())
+    assert "does not fit into 12.0 GiB" in flat
+    assert "14.3 GiB is more than 11.0 GiB, all less a margin of 8%; write a smaller micro_batch, " in flat
+    assert (
+        "a node needs about 21.6 GiB of its own memory, and a job gets 16 GiB; write more into memory_per_node" in flat
+    )
+
+
+def test_what_is_auto_is_settled_and_told(lockstep: Lockstep, tmp_path: Path) -> None:
+    words = ("--samples", "10000", "precision=auto", "zero=auto", "micro_batch=auto")
+    text = lockstep("plan", "pokemon.yaml", *words).out
+    assert "batch    256 = 32 micro-batch × 1 accumulation × 8 ranks" in text
+    told = "auto     precision bf16: compute capability 9.0; zero 1: the lowest stage that fits; micro_batch 32: "
+    assert told + "the largest that fits memory   ZeRO-1: " in text.replace("\n         ", " ").replace("\n", " ")
+    found = plan_json(lockstep, *words)
+    assert {key: settled["value"] for key, settled in found["auto"].items()} == {
+        "precision": "bf16",
+        "zero": 1,
+        "micro_batch": 32,
+    }
+    assert (found["deepspeed"]["zero_optimization"]["stage"], found["micro_batch"]) == (1, 32)
+    assert found["memory"]["fits"] is True
+    write_profile(tmp_path, "{}")
+    shell = lockstep("plan", "pokemon.yaml", *words)
+    assert (shell.code, shell.out) == (2, "")
+    assert "how large a GPU is, is not known; write gpu_memory into the site profile, or a number here" in shell.err
 
 
 def test_lengths_in_steps_and_samples(lockstep: Lockstep, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from configs.errors import LockstepError
+from configs.solve.hardware import Hardware
 from launcher.run_lock import LockHolder
 from slurm.job.rank_entry import Rendezvous
 from slurm.job.record import JobRecord
@@ -31,11 +32,11 @@ from store.run.run_dir import Attempt
 from store.run.submission import Submission
 
 RECORDS = [
-    AttemptPlan(2, 4, 8, 4, 100, "/model", "5eed", 1000, "d1ge57"),
+    AttemptPlan(2, 4, 8, 4, 100, "/model", "5eed", 1000, "d1ge57", zero=1),
     ResumePoint(40, "step-00000040-a0001", "5eed"),
     SavedCheckpoint("step-00000040-a0001"),
     End("notice", 40, "step-00000040-a0001", "SIGUSR2"),
-    Submission("/model", 1000, "d1ge57", "c0n7en7"),
+    Submission("/model", 1000, "d1ge57", "c0n7en7", Hardware(True, 79.6, "9.0", 500.0)),
     Allocation("7", ["n1", "n2"], 1.5, "first attempt", {"n3": "2 failures"}, 99.5, "n1", "/run/slurm/7.out", 10),
     HeartbeatRecord(3, "n1", 77, 1.5, 40, "loading", 1.25, 601.25),
     FailureReport(3, "n1", 77, 1.5, 12, "ValueError", "a bug — ü", False, "Traceback …", 1),
@@ -157,7 +158,7 @@ def test_a_value_of_another_type_is_damage(tmp_path: Path, record: Record) -> No
     fields = json.loads(record.to_text())
     for key in fields:
         for wrong in ({"no": "such"}, 7 if isinstance(fields[key], str) else "7", float("nan")):
-            if key in ("excluded_nodes", "site") and isinstance(wrong, dict):
+            if key in ("excluded_nodes", "site", "hardware") and isinstance(wrong, dict):
                 continue  # any names with text are right there, and keys that are not known
             with pytest.raises(LockstepError, match=f"is damaged \\({key}"):
                 type(record).read(write(tmp_path / "record.json", record, **{key: wrong}))

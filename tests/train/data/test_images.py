@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from configs.schema import DataConfig
-from train.data.images import Crop, load_square
+from train.data.images import Crop, load_square, scale_pixels
 
 WHITE = [255, 255, 255]
 
@@ -19,7 +20,16 @@ def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5))
     """The square's pixels as they are displayed: (side, side, 3) of 0 … 255."""
     with open(path, "rb") as file:
         square, _ = load_square(file, DataConfig(images="x", resolution=side), crop_at, False)
-    return np.rint((square.transpose(1, 2, 0) + 1) * 127.5).astype(int)
+    return square.transpose(1, 2, 0).astype(int)
+
+
+def test_levels_are_scaled_in_fp32_to_the_same_bits_as_by_numpy() -> None:
+    """These bits are a promise: other pixels would be another run."""
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    scaled = scale_pixels(torch.from_numpy(every)).numpy()
+    assert scaled.dtype == np.float32
+    assert scaled.tobytes() == (every.astype(np.float32) / 127.5 - 1.0).tobytes()
+    assert (scaled.min(), scaled.max()) == (-1, 1)
 
 
 def crop_of(path: Path, side: int, crop_at: tuple[float, float]) -> Crop:

@@ -1,7 +1,7 @@
 """The program of test_loading: load a UNet and say by how much memory peaked above what stays.
 
-Arguments: the folder of the UNet, the ZeRO stage and the precision. Prints, as JSON, the elements and, in bytes, what the
-process's own memory was before, at its peak and after.
+Arguments: the folder of the UNet, the ZeRO stage and the precision. Prints, as JSON, the elements and, in bytes, what
+the process's own memory was before, at its peak and after.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What a rank's memory does while a UNet is loaded: it grows to what stays, and no second copy of the weights is held."""
+"""While a UNet is loaded a rank's memory grows to what stays: no second copy of the weights is held."""
 
 import json
 from pathlib import Path

@@ -67,9 +67,9 @@ def test_the_condition_is_the_pipelines_own(folder: Path, caption: str) -> None:
 
 def test_latents_are_a_draw_of_the_vaes_posterior_and_decode_undoes_them(folder: Path) -> None:
     model, pipeline = load(folder), StableDiffusionPipeline.from_pretrained(folder)
-    pixels, posterior = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)
+    pixels, posterior = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8), torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        moments = pipeline.vae.encode(pixels).latent_dist
+        moments = pipeline.vae.encode(pixels / 127.5 - 1).latent_dist
         expected = (moments.mean + moments.std * posterior) * pipeline.vae.config.scaling_factor
         decoded = pipeline.vae.decode(expected / pipeline.vae.config.scaling_factor).sample
     latents = model.latents({"pixels": pixels, "posterior": posterior})
@@ -120,7 +120,9 @@ def test_half_precision_is_the_denoisers_own_and_the_conditions(folder: Path) ->
     assert model.denoiser.dtype == torch.bfloat16
     condition = model.condition({"tokens": model.inputs(CAPTION, CROP)["tokens"][None]})
     assert condition["encoder_hidden_states"].dtype == torch.bfloat16
-    latents = model.latents({"pixels": torch.zeros(1, 3, 32, 32), "posterior": torch.zeros(1, 4, 8, 8)})
+    latents = model.latents(
+        {"pixels": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "posterior": torch.zeros(1, 4, 8, 8)}
+    )
     assert latents.dtype == torch.float32
 
 

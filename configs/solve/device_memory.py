@@ -1,0 +1,104 @@
+"""What one rank holds on its GPU, all of it, without torch: the sum that is compared with the GPU's memory.
+
+The model states, activations and frozen models are counted. What torch, CUDA and the engines keep beside them is not
+known before a GPU shows it: the constants are from a reading of DeepSpeed 0.19.8 and torch 2.13, to be corrected by
+bench.gpu.
+"""
+
+from dataclasses import dataclass
+
+from configs.pipelines import LatentShape, PipelineSize
+from configs.schema import RunConfig
+from configs.solve.activations import Activations, count_activations
+from configs.solve.batch import BatchPlan
+from configs.solve.hardware import GIB, MARGIN, Hardware
+from configs.solve.memory import ModelStates, count_width, estimate_model_states
+
+CUDA_CONTEXT = GIB // 2  # kernels and the driver's own
+COMMUNICATORS = 5 * GIB // 4  # NCCL's buffers: torch's group and the engine's copy of it, on several ranks
+WORKSPACES = GIB  # of cuDNN's convolutions and cuBLAS
+BUCKETS = 6 * GIB // 10  # DeepSpeed: a bucket of 50 million gradients, joined and in fp32, and fp64 for the norm
+PROCESS = GIB  # Python, torch and the libraries: where ranks compute on CPUs
+_VAE_TENSORS = 5  # of the encoder's first width and the image's side, alive at one time (counted on the meta device)
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of one rank; None is unknown."""
+
+    states: int | None
+    activations: int | None
+    frozen: int | None  # the models that are not trained
+    runtime: int
+
+    @property
+    def total(self) -> int | None:
+        """None where a part of it is unknown."""
+        if self.states is None or self.activations is None or self.frozen is None:
+            return None
+        return self.states + self.activations + self.frozen + self.runtime
+
+    def fits(self, memory: float | None) -> bool | None:
+        """Whether it fits into so many bytes with a margin; None where that is unknown."""
+        if self.total is None or memory is None:
+            return None
+        return self.total <= (1 - MARGIN) * memory
+
+
+def estimate_device_memory(
+    config: RunConfig, batch_plan: BatchPlan, size: PipelineSize, hardware: Hardware
+) -> DeviceMemory:
+    """What one rank holds at its highest; `config` has a dtype for its precision and a number for its stage."""
+    states = estimate_states(config, batch_plan, size)
+    return DeviceMemory(
+        states=None if states is None else states.gpu + (0 if hardware.gpus else states.cpu),
+        activations=_estimate_activations(config, batch_plan.micro_batch, size),
+        frozen=_estimate_frozen(config, size),
+        runtime=_estimate_runtime(config, batch_plan.shape.world_size) if hardware.gpus else PROCESS,
+    )
+
+
+def estimate_states(config: RunConfig, batch_plan: BatchPlan, size: PipelineSize) -> ModelStates | None:
+    """The model states of one rank; None where the UNet's parameters are not known."""
+    parameters = size.parameters.get("unet")
+    if parameters is None:
+        return None
+    world = batch_plan.shape.world_size
+    return estimate_model_states(config, parameters, world, accumulation=batch_plan.accumulation)
+
+
+def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
+    """The activations of one sample; None where they are not known."""
+    unet, vae = size.configs.get("unet"), size.configs.get("vae")
+    if unet is None or vae is None or not vae.get("block_out_channels"):
+        return None
+    side = LatentShape.of_vae({"latent_channels": 4} | dict(vae), config.data.resolution).side
+    return count_activations(unet, side, width=count_width(config), recomputed=config.gradient_checkpointing)
+
+
+def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSize) -> int | None:
+    """The larger one of what a micro-batch's pass keeps and what the VAE needs to encode its images before."""
+    sample = count_sample(config, size)
+    if sample is None:
+        return None
+    encoding: int = _vae_width(config) * _VAE_TENSORS * size.configs["vae"]["block_out_channels"][0]
+    return micro_batch * max(sample.peak, encoding * config.data.resolution**2)
+
+
+def _estimate_frozen(config: RunConfig, size: PipelineSize) -> int | None:
+    """The VAE and the text encoders, in the dtype that they compute in."""
+    counts = {part: count for part, count in size.parameters.items() if part != "unet"}
+    if "vae" not in counts or "text_encoder" not in counts:
+        return None
+    vae = counts.pop("vae")
+    return _vae_width(config) * vae + count_width(config) * sum(counts.values())
+
+
+def _vae_width(config: RunConfig) -> int:
+    """Bytes of one element; in fp16 the VAE computes in fp32, because its activations leave fp16's range."""
+    return 2 if config.precision == "bf16" else 4
+
+
+def _estimate_runtime(config: RunConfig, world: int) -> int:
+    buckets = BUCKETS if config.zero else 0
+    return CUDA_CONTEXT + WORKSPACES + buckets + (COMMUNICATORS if world > 1 else 0)

@@ -1,0 +1,108 @@
+"""What a config leaves open, settled for one shape and one kind of hardware: `auto` of precision, zero, micro_batch.
+
+Pure: a requeued attempt on another shape settles its own anew, on a compute node.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from configs.errors import UserError
+from configs.pipelines import PipelineSize
+from configs.schema import RunConfig
+from configs.solve.batch import BatchPlan, list_divisors
+from configs.solve.device_memory import estimate_device_memory
+from configs.solve.hardware import Hardware
+
+UNKNOWN_ZERO = 2  # the stage where nobody can tell what fits
+EARLIER_PRECISION = "fp32"  # of a run whose config says nothing: an earlier version wrote it
+
+
+@dataclass(frozen=True)
+class Settled:
+    """`config` with nothing left open but its length, the batch plan that goes with it, and why: key → reason."""
+
+    config: RunConfig
+    batch_plan: BatchPlan
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def settle_precision(config: RunConfig, hardware: Hardware, begun: str | None = None) -> tuple[RunConfig, str | None]:
+    """`config` with a dtype for its precision, and why where it leaves it open. A run that was `begun` in one keeps it;
+    fp16 is never chosen, because its loss scale makes another curve."""
+    if config.precision != "auto":
+        return config, None
+    if begun is not None:
+        precision, reason = begun, "the run was begun in it"
+    elif not hardware.gpus:
+        precision, reason = "fp32", "ranks compute on CPUs"
+    elif config.zero == 0:
+        precision, reason = "fp32", "zero: 0 goes with it"
+    elif hardware.has_bf16 is None:
+        precision, reason = "bf16", "compute_capability is unknown; ranks look"
+    elif hardware.has_bf16:
+        precision, reason = "bf16", f"compute capability {hardware.compute_capability}"
+    else:
+        precision = "fp32"
+        reason = f"compute capability {hardware.compute_capability} has no bf16; precision: fp16 is faster"
+    return config.model_copy(update={"precision": precision}), reason
+
+
+def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, size: PipelineSize) -> Settled:
+    """`config` with numbers for `zero` and `micro_batch`, and with a dtype, on the shape of `batch_plan`: the largest
+    micro-batch that fits, at the lowest stage where it does.
+
+    Raises UserError where `micro_batch: auto` has no answer.
+    """
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": EARLIER_PRECISION})
+    memory = hardware.measure_device(batch_plan.shape.gpus_per_node)
+    choices = list(_list_choices(config, batch_plan))
+    fits = [estimate_device_memory(c.config, c.batch_plan, size, hardware).fits(memory) for c in choices]
+    fitting = [choice for choice, fit in zip(choices, fits, strict=True) if fit]
+    if config.micro_batch == "auto" and not fitting:
+        raise UserError(_describe_no_micro_batch(config, hardware, known=None not in fits))
+    if fitting:
+        # Stage 3 sends every weight twice per micro-batch: only where no other fits.
+        others = [choice for choice in fitting if choice.config.zero != 3]
+        chosen = max(others or fitting, key=lambda choice: choice.batch_plan.micro_batch)
+        reason = "the lowest stage that fits"
+    elif None in fits:
+        chosen = next((choice for choice in choices if choice.config.zero == UNKNOWN_ZERO), choices[-1])
+        reason = "nobody can tell what fits"
+    else:
+        chosen, reason = choices[-1], "no stage fits"
+    reasons = {"zero": reason} if config.zero == "auto" else {}
+    if config.micro_batch == "auto":
+        reasons["micro_batch"] = "the largest that fits"
+    return replace(chosen, reasons=reasons)
+
+
+def _list_choices(config: RunConfig, batch_plan: BatchPlan) -> Iterator[Settled]:
+    """Every stage and micro-batch that the config leaves open, lower stages and larger micro-batches first."""
+    stages = [config.zero]
+    if config.zero == "auto":
+        stages = [0, 1, 2, 3] if config.precision == "fp32" and not config.offload else [1, 2, 3]
+    micro_batches = [batch_plan.micro_batch]
+    per_rank = batch_plan.micro_batch * batch_plan.accumulation
+    if config.micro_batch == "auto":
+        micro_batches = list(reversed(list_divisors(per_rank)))
+    for zero in stages:
+        for micro_batch in micro_batches:
+            settled = config.model_copy(update={"zero": zero})
+            if config.micro_batch == "auto":
+                settled = settled.model_copy(update={"micro_batch": micro_batch})
+            yield Settled(settled, BatchPlan(batch_plan.shape, micro_batch, per_rank // micro_batch))
+
+
+def _describe_no_micro_batch(config: RunConfig, hardware: Hardware, *, known: bool) -> str:
+    """Why there is none, and the cure."""
+    place = "a GPU" if hardware.gpus else "a rank's share of the node's memory"
+    if known:
+        cure = "write gradient_checkpointing: true, a smaller data.resolution, or ask for more GPUs"
+        return f"micro_batch: auto finds none, because not one sample fits into {place} beside the model; {cure}"
+    unknown = "how much one of its samples takes is not known before it runs"
+    if hardware.measure_device(1) is None:
+        unknown = f"how large {place} is, is not known"
+        key = "gpu_memory" if hardware.gpus else "memory_per_node"
+        return f"micro_batch: auto finds none, because {unknown}; write {key} into the site profile, or a number here"
+    return f"micro_batch: auto finds none for {config.model}, because {unknown}; write a number"

@@ -1,0 +1,51 @@
+"""The frozen VAE of a pipeline: pixels to latents and back (Rombach et al. 2022, section 3.1)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from configs.schema import RunConfig
+from train.data.images import scale_pixels
+from train.engines.base import DTYPES
+
+# An encoder's activations are 0.26 GiB per 512-pixel sample in bf16: of a large micro-batch more than the UNet keeps
+# with gradient checkpointing. Eight such samples fill a GPU.
+SLICE_PIXELS = 8 * 512 * 512
+
+
+def choose_vae_dtype(config: RunConfig, force_upcast: bool, device: torch.device) -> torch.dtype:
+    """That of the passes, except for fp16, in which the VAEs that come with `force_upcast` overflow: bf16 on a GPU that
+    has it, else fp32."""
+    if config.precision != "fp16":
+        return DTYPES[config.precision]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32 if force_upcast else torch.float16
+
+
+def encode_pixels(vae: Any, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
+    """One draw of the posterior, mean + std × `posterior`, scaled to about unit variance: (m, C, h, h), fp32.
+
+    `pixels` are uint8, (m, 3, R, R). They are encoded in equal slices of SLICE_PIXELS or more, never of one sample
+    alone: for that one kernels take another path, and other bits come of it.
+    """
+    samples, _, height, width = pixels.shape
+    slices = max(1, min(samples // 2, samples * height * width // SLICE_PIXELS))
+    drawn = []
+    for part, normal in zip(pixels.tensor_split(slices), posterior.tensor_split(slices), strict=True):
+        moments = vae.encode(scale_pixels(part).to(vae.dtype)).latent_dist
+        drawn.append(moments.mean.float() + moments.std.float() * normal)
+    shift = vae.config.shift_factor or 0.0
+    return (torch.cat(drawn) - shift) * vae.config.scaling_factor
+
+
+def decode_latents(vae: Any, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """Images (m, R, R, 3) of latents (m, C, h, h)."""
+    shift = vae.config.shift_factor or 0.0
+    unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+    pixels = vae.decode(unscaled).sample.float()
+    levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    images: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return images
