@@ -79,7 +79,8 @@ def bare_fsdp2(stage: Stage) -> Step:
     def step(k: int) -> torch.Tensor:
         losses = []
         for number, (noise, timestep) in enumerate(batches[k - 1], 1):
-            unet.set_requires_gradient_sync(number == stage.plan.accumulation)
+            # whoever frees weights has no room for whole gradients either
+            unet.set_requires_gradient_sync(stage.config.reshard or number == stage.plan.accumulation)
             losses.append(stage.loss(unet, noise, timestep))
             (losses[-1] / stage.plan.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), stage.config.grad_clip)

@@ -20,6 +20,9 @@ from bench.counters import count_all
 from bench.machine import summarize
 from bench.stage import Stage, make_model, make_stage
 from bench.unets import draw_condition, make_unet
+from configs.pipelines import PipelineSize
+from configs.solve.device_memory import estimate_device_memory
+from configs.solve.hardware import Hardware
 from tests.tiny import make_images
 from train import process_group
 from train.checkpoint.saver import Saver
@@ -109,10 +112,18 @@ def measure_stall(steps: Steps, saver: Saver) -> float:
     return round(spent, 4)
 
 
-def measure_memory(device: str) -> dict[str, int | None]:
-    if device == "cpu":
-        return {}
-    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+def measure_memory(stage: Stage) -> dict[str, int | None]:
+    """Peak bytes of torch's allocator so far, and what a plan tells for a UNet that is alone on the device."""
+    unet, counted = stage.model.denoiser, sum(stage.model.weights.sizes.values())
+    size = PipelineSize(
+        parameters={"unet": counted, "vae": 0, "text_encoder": 0},
+        configs={"unet": dict(unet.config), "vae": dict(stage.model.vae.config)},
+    )
+    cuda = stage.world.device.type == "cuda"
+    planned = {"planned": estimate_device_memory(stage.config, stage.plan, size, Hardware(gpus=cuda)).total}
+    if not cuda:
+        return planned
+    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()} | planned
 
 
 def run_case(args: SimpleNamespace, folder: Path) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def run_case(args: SimpleNamespace, folder: Path) -> dict[str, Any]:
         "step_s": summarize(seconds, 5),
         "images_per_s": summarize([images / each for each in seconds], 3),
         "tflop_per_image": round(flops / 1e12, 3),
-        "memory": measure_memory(args.device),
+        "memory": measure_memory(stage),
     }
     if args.peak:
         rate = flops * found["images_per_s"]["median"]

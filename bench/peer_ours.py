@@ -7,11 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+import torch
+
 import train.attempt
 from bench.turns import Turns
 from configs.reading.load import dump_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
+from configs.solve.hardware import Hardware
 from store.dataset.listing import digest_samples, format_samples, list_samples
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
@@ -27,6 +31,14 @@ class TakingTurns(Trainer):
     def step(self, *args: Any, **kwargs: Any) -> StepResult:
         self.turns.before_step()
         return super().step(*args, **kwargs)
+
+
+def find_hardware(device: str) -> Hardware:
+    """This machine, as `submit` finds it."""
+    if device == "cpu":
+        return Hardware(gpus=False, host_memory=psutil.virtual_memory().total / 2**30)
+    card = torch.cuda.get_device_properties(0)
+    return Hardware(True, card.total_memory / 2**30, f"{card.major}.{card.minor}")
 
 
 def open_run(args: SimpleNamespace) -> tuple[RunDir, Attempt]:
@@ -48,7 +60,8 @@ def open_run(args: SimpleNamespace) -> tuple[RunDir, Attempt]:
     lines = format_samples(listed)
     write_atomic(run.config_path, dump_config(config))
     write_atomic(run.dataset_path, lines)
-    Submission(args.model, len(listed), digest_samples(lines), content="").write(run.submission_path)
+    hardware = find_hardware(args.device)
+    Submission(args.model, len(listed), digest_samples(lines), "", hardware).write(run.submission_path)
     return run, open_attempt(run, config, solve_batch(config, Shape(1, 1)))
 
 

@@ -3,6 +3,7 @@
 The one that measures holds a `Player` of each; inside the program a `Turns` stands before every step.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from bench.machine import ROOT
 
-READY = {"seconds": 0.0}  # the answer to the first wait, before any step
+READY = [0.0, 0.0]  # the answer to the first wait, before any step
 
 
 class Turns:
@@ -28,7 +30,7 @@ class Turns:
         self.answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # whatever else is printed goes to the log
         self.left = 0
-        self.began: float | None = None
+        self.began: tuple[float, float] | None = None
 
     def before_step(self) -> None:
         """Call it before each step. Ends the process when no more are asked for."""
@@ -37,14 +39,25 @@ class Turns:
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)  # workers and threads are of no use any more
-            self.left, self.began = int(line), time.perf_counter()
+            self.left, self.began = int(line), self._clock()
         self.left -= 1
 
     def _answer(self) -> None:
+        answer = READY
+        if self.began is not None:
+            answer = [now - then for now, then in zip(self._clock(), self.began, strict=True)]
+        print(json.dumps(answer), file=self.answers)
+
+    def _clock(self) -> tuple[float, float]:
+        """The time, and the CPU time of this process and its workers, once the device is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        answer = READY if self.began is None else {"seconds": time.perf_counter() - self.began}
-        print(json.dumps(answer), file=self.answers)
+        this = psutil.Process()
+        spent = sum(this.cpu_times()[:4])  # its own, and of children that have ended
+        for child in this.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended, and counts at the next look
+                spent += sum(child.cpu_times()[:2])
+        return time.perf_counter(), spent
 
 
 class Player:
@@ -64,16 +77,16 @@ class Player:
                 text=True,
             )
 
-    def wait(self) -> float:
-        """Seconds of the block that was begun. Ends this program where the other one failed."""
+    def wait(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of the block that was begun. Ends this program where the other one failed."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"{self.process.args}\n{self.log.read_text()[-8000:]}")
-        return json.loads(line)["seconds"]
+        return tuple(json.loads(line))
 
-    def play(self, steps: int) -> float:
-        """Make `steps` steps; answers their seconds."""
+    def play(self, steps: int) -> tuple[float, float]:
+        """Make `steps` steps; answers their seconds and CPU seconds."""
         assert self.process.stdin is not None
         print(steps, file=self.process.stdin, flush=True)
         return self.wait()
