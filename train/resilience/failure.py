@@ -16,6 +16,8 @@ _PEER_LOST = (
     "Connection reset by peer",
     "Broken pipe",
     "remote process exited",
+    "Connection closed by remote peer",  # NCCL's own sockets
+    "ncclRemoteError",
     "SocketImpl",
     "Socket Timeout",
     "Timed out waiting",  # gloo's own time-out

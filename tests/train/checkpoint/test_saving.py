@@ -238,4 +238,6 @@ def test_a_stuck_writer_stops_no_training_and_no_notice(tmp_path, pipeline_folde
     assert set(codes) <= {1, -signal.SIGKILL}
     assert check_all_verify_but_temporary(run) == [2]
     first = read_failures(run.attempt(1))[0].message
-    assert "has been writing its part of the checkpoint, after" in first, "and it says what hung"
+    assert re.search(r"rank 1 on \S+ has been writing its part of the checkpoint, after", first), (
+        "and it says what hung"
+    )
