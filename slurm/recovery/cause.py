@@ -35,7 +35,9 @@ _ERRORS: list[tuple[CauseKind, str]] = [
     ("out of memory", r"[Oo]ut of memory|^MemoryError|[Cc]an't allocate memory|Cannot allocate memory"),
 ]
 _VERBS = {"out of memory": "ran out of memory", "disk": "could not read or write", "data": "stopped"}
-_DEVICE = re.compile(r"NoDevice|CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid")
+_DEVICE = re.compile(
+    r"NoDevice|CorruptReplica|CUDA error|CUDNN_STATUS|uncorrectable|NCCL.*(unhandled|system) error|Xid"
+)
 _INTERRUPTIONS: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in the job's or srun's output
     ("node lost", r"Node failure on (\S+)", "node {} was lost"),
     ("preempted", r"CANCELLED AT \S+ DUE TO PREEMPTION", "SLURM gave its nodes to another job before it could save"),
