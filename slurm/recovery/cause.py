@@ -43,7 +43,8 @@ _ERRORS: list[tuple[CauseKind, str]] = [
         "device",
         r"^(NoDevice|CorruptReplica)\b|uncorrectable (ECC|NVLink) error|hardware (stack )?error"
         r"|CUDA error: unknown error|no CUDA-capable device|CUDA-capable device\S* (is/)?are busy or unavailable"
-        r"|system not yet initialized|GPU is lost|GPU requires reset|fallen off the bus|\bXid\b|unhandled (cuda|system) error",
+        r"|system not yet initialized|GPU is lost|GPU requires reset|fallen off the bus|\bXid\b"
+        r"|unhandled (cuda|system) error",
     ),
 ]
 _VERBS = {
