@@ -29,6 +29,7 @@ from store.checkpoint import checkpoints
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from tests.tiny import make_images
+from tests.weights import ModuleWeights
 from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
@@ -48,7 +49,8 @@ class Bench:
         self.args, self.world, self.stage = args, world, stage
         self.folder = Path(args.folder)
         rendered = render_deepspeed(stage.config, stage.plan)
-        self.engine = ZeroEngine(stage.unet(), stage.config, rendered, world.device)
+        unet = stage.unet()
+        self.engine = ZeroEngine(unet, ModuleWeights(unet), stage.config, rendered, world.device)
         self.batches = stage.in_memory()
         self.step_number = 0
         self.run = RunDir(self.folder / "run")

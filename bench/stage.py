@@ -15,10 +15,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from store.dataset.listing import list_samples
+from tests.weights import ModuleWeights
 from train import process_group
 from train.data.stream import Stream, list_positions
 from train.demo.make_base import make_tokenizer
-from train.models.parts import DTYPES
+from train.engines.base import DTYPES
 from train.models.stable_diffusion import StableDiffusion
 from train.objective import make_objective
 from train.objective.loss import Objective
@@ -52,7 +53,8 @@ def make_model(args: SimpleNamespace, device: torch.device) -> StableDiffusion:
     text = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **large)
     vae, text_encoder = (x.requires_grad_(False).eval().to(device, dtype) for x in (vae, CLIPTextModel(text)))
     noise_scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return StableDiffusion(Path(), make_unet(args), vae, text_encoder, tokenizer, noise_scheduler, dtype)
+    unet = make_unet(args)
+    return StableDiffusion(Path(), unet, ModuleWeights(unet), vae, text_encoder, tokenizer, noise_scheduler, dtype)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from store.dataset.listing import open_image
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.tiny import make_images
+from tests.weights import ModuleWeights
 from train import loop, process_group
 from train.checkpoint.saver import Saver
 from train.context import RankContext
@@ -134,7 +135,8 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     batches = micro_batches(stage.stream, stage.plan, world.rank, steps, pin_memory=world.device.type == "cuda")
     batches = itertools.chain([next(batches)], batches)  # forks the workers while there is little memory to share
     race = Race(stage, {"deepspeed": bare_deepspeed(stage), "torch": bare_torch(stage)})
-    engine = ZeroEngine(stage.unet(), config, render_deepspeed(config, stage.plan), world.device)
+    unet = stage.unet()
+    engine = ZeroEngine(unet, ModuleWeights(unet), config, render_deepspeed(config, stage.plan), world.device)
     racer = Racer(stage.model, stage.objective, engine, None, world.device)
     racer.race, racer.average = race, Ema(config.ema, engine)
     context = make_context(stage, folder)

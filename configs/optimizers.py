@@ -9,9 +9,11 @@ class OptimizerFacts:
 
     states: tuple[str, ...]
     bytes_per_parameter: int  # of all its states together, in memory
-    engines: tuple[str, ...]  # that take it
+    engines: tuple[str, ...]  # that take it, by their names in train/engines
 
 
 OPTIMIZERS = {
-    "adamw": OptimizerFacts(states=("exp_avg", "exp_avg_sq"), bytes_per_parameter=8, engines=("deepspeed",)),
+    "adamw": OptimizerFacts(
+        states=("exp_avg", "exp_avg_sq"), bytes_per_parameter=8, engines=("deepspeed", "fsdp2", "ddp")
+    ),
 }

@@ -9,6 +9,7 @@ from transformers import logging as transformers_logging
 from configs.errors import LockstepError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
+from configs.solve.engine import choose_engine
 from store.checkpoint.checkpoints import Checkpoint
 from store.dataset.listing import Sample, digest_samples, parse_samples
 from store.run.attempt_plan import AttemptPlan
@@ -41,7 +42,7 @@ from train.stop_signal import StopSignal
 def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
     config, plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
-    engine_module = import_engine("deepspeed")  # the only one so far
+    engine_module = import_engine(choose_engine(config))
     engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     world = process_group.init_process_group(plan.batch_plan.shape.world_size)
     context = RankContext(run, attempt, plan, config, world, Progress(), stop)
@@ -54,7 +55,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     latent_shape = model.latent_shape(config.data.resolution)
     stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
-    engine = engine_module.make_engine(model.denoiser, config, attempt, world)
+    engine = engine_module.make_engine(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(model, objective, engine, ema, world.device)
     resumed = resume_run(context, engine, ema)

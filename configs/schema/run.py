@@ -125,11 +125,26 @@ class RunConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="dtype of the UNet's passes; masters stay fp32", json_schema_extra=RUN
     )
+    engine: Literal["deepspeed", "fsdp2"] = Field(
+        "deepspeed",
+        description="what shards the training state over the ranks: DeepSpeed ZeRO, or torch's FSDP2 (fully_shard)",
+        json_schema_extra=COST,
+    )
     zero: Literal[0, 1, 2, 3] = Field(
-        2, description="DeepSpeed ZeRO stage: what is sharded over the ranks", json_schema_extra=COST
+        2,
+        description="ZeRO stage: what is sharded over the ranks; 0: nothing, by torch's DistributedDataParallel",
+        json_schema_extra=COST,
+    )
+    reshard: bool = Field(
+        True,
+        description="FSDP2: free gathered weights after each block's pass (like ZeRO 3), or keep them through the step "
+        "(like ZeRO 1)",
+        json_schema_extra=COST,
     )
     offload: bool = Field(
-        False, description="keep the optimizer's state in CPU memory (ZeRO 1 to 3)", json_schema_extra=COST
+        False,
+        description="keep the optimizer's state in CPU memory (ZeRO 1 to 3), and the sharded weights (FSDP2)",
+        json_schema_extra=COST,
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, about a third slower", json_schema_extra=COST
@@ -207,14 +222,7 @@ def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
-    if config.zero == 0 and config.precision != "fp32":
-        yield Disagreement(
-            ("zero", "precision"),
-            f"zero: 0 with precision {config.precision} makes DeepSpeed take another optimizer, which sums gradients "
-            f"in {config.precision}; write zero: 1",
-        )
-    if config.zero == 0 and config.offload:
-        yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")
+    yield from _find_engine_disagreements(config)
     if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
         yield Disagreement(
             ("min_snr_gamma", "loss_weighting"),
@@ -223,3 +231,35 @@ def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
         )
     if config.export == "ema" and config.ema is None:
         yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
+
+
+def _find_engine_disagreements(config: RunConfig) -> Iterator[Disagreement]:
+    written = config.model_fields_set
+    if config.engine == "fsdp2":
+        if "zero" in written:
+            yield Disagreement(
+                ("zero", "engine"),
+                f"zero: {config.zero} is a stage of DeepSpeed's; with engine: fsdp2 leave it out, and write reshard: "
+                "true (as ZeRO 3) or reshard: false (as ZeRO 1)",
+            )
+        if config.precision == "fp16":
+            yield Disagreement(
+                ("precision", "engine"),
+                "precision: fp16 needs a loss scale, which engine: fsdp2 does not keep; write precision: bf16, or "
+                "engine: deepspeed",
+            )
+        return
+    if "reshard" in written:
+        yield Disagreement(
+            ("reshard", "engine"),
+            f"reshard: {str(config.reshard).lower()} is a setting of FSDP2's; write engine: fsdp2, or leave it out and "
+            "write zero: 3 (as reshard: true) or zero: 1 (as reshard: false)",
+        )
+    if config.zero == 0 and config.precision != "fp32":
+        yield Disagreement(
+            ("zero", "precision"),
+            f"zero: 0 keeps no fp32 weights beside those of the passes, which precision {config.precision} needs; "
+            "write zero: 1",
+        )
+    if config.zero == 0 and config.offload:
+        yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")

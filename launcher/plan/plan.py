@@ -21,6 +21,7 @@ from configs.pipelines import (
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
+from configs.solve.engine import choose_engine
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.memory import (
@@ -66,7 +67,7 @@ class RunPlan:
     memory: MemoryPlan
     free_bytes: int  # on the disk of the run
     shapes: list[BatchPlan]  # some node counts that keep the batch
-    deepspeed: dict[str, Any]
+    deepspeed: dict[str, Any] | None  # its config, where it is the engine
     notes: list[str]
     next_command: str
 
@@ -116,7 +117,7 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
         memory=_plan_memory(config, batch_plan),
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
-        deepspeed=render_deepspeed(config, batch_plan),
+        deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
         notes=notes,
         next_command=_submit_command(config, request, batch_plan),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from configs.schema import RunConfig
 from configs.solve import deepspeed
 from configs.solve.batch import BatchPlan, Shape, solve_batch
+from configs.solve.engine import choose_engine
 from configs.solve.length import solve_length
 from store.run.attempt_plan import AttemptPlan
 from store.run.records import Allocation, Record
@@ -51,7 +52,8 @@ def open_attempt(
     """
     plan = Submission.read(run.submission_path).plan(config, batch_plan)
     attempt = run.open_attempt()
-    write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(config, batch_plan))
+    if choose_engine(config) == "deepspeed":
+        write_json(attempt.deepspeed_path, deepspeed.render_deepspeed(config, batch_plan))
     if allocation is not None:
         allocation.write(attempt.allocation_path)
     plan.write(attempt.plan_path)

@@ -7,6 +7,7 @@ them), when (before, after), and do (kill, slow, hang, full). A file `fired` in 
 Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
 whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite,
 {"spoil_average_after": step} writes a NaN into rank 1's average, {"export_waits_for": path} exports once that is there,
+{"undo_step": step} takes back what that step does to weights and optimizer,
 and {"fail_copies": true} lets rank 1's first copy for a save fail as on a broken GPU, and its second one for want of
 memory.
 
@@ -42,6 +43,8 @@ def install(fault: dict, attempt: Attempt) -> None:
     """Make the file operations of this rank fail where the fault says."""
     change_losses(set(fault.get("nan_at", ())), lambda loss: loss * float("nan"))
     change_losses(set(fault.get("infinite_gradient_at", ())), InfiniteGradient.apply)
+    if "undo_step" in fault:
+        undo_step(fault["undo_step"])
     if "spoil_average_after" in fault:
         spoil_average(fault["spoil_average_after"])
     if fault.get("fail_copies"):
@@ -111,6 +114,39 @@ def change_losses(positions: set[int], change) -> None:
         return change(loss) if positions & set(micro_batch["position"].tolist()) else loss
 
     Trainer.micro_loss = micro_loss
+
+
+def undo_step(number: int) -> None:
+    """What a skipped step must come to, by another way: through the seam, and with a gradient that is finite."""
+    original = Trainer.step
+
+    def step(self, now, *rest):
+        if now != number:
+            return original(self, now, *rest)
+        engine, closed = self.engine, []
+        before, counters = copy_state(engine), engine.counters(now - 1)
+        close = engine.step
+
+        def close_and_undo():
+            close()
+            closed.append(True)
+            if len(closed) == engine.accumulation:
+                for (fragment, key), values in before.items():
+                    engine.tensor(fragment, key).copy_(values)
+                engine.publish()
+                engine.set_counters(now, counters)
+
+        engine.step = close_and_undo
+        try:
+            return original(self, now, *rest)
+        finally:
+            del engine.step
+
+    Trainer.step = step
+
+
+def copy_state(engine) -> dict:
+    return {(f, key): engine.tensor(f, key).clone() for f in engine.held for key in engine.state_keys}
 
 
 def spoil_average(after: int) -> None:

@@ -103,7 +103,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn, weighting)
 
-    engine = ZeroEngine(model.denoiser, config, render_deepspeed(config, plan), world.device)
+    engine = ZeroEngine(model.denoiser, model.weights, config, render_deepspeed(config, plan), world.device)
     trainer = Trainer(model, objective, engine, None, world.device)
     losses, original = [], trainer.micro_loss
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from train.engines.base import EngineModule
 
-# Imported when one is chosen: each brings a library that takes seconds to import.
-ENGINES = {"deepspeed": "train.engines.deepspeed"}
+# Imported when one is chosen (configs/solve/engine.py): each may bring a library that takes seconds to import.
+ENGINES = {"deepspeed": "train.engines.deepspeed", "fsdp2": "train.engines.fsdp2", "ddp": "train.engines.ddp"}
 
 
 def import_engine(name: str) -> "EngineModule":

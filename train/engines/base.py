@@ -3,6 +3,7 @@
 What is built on fragments (averages, checkpoints, export) knows no engine, no stage and no world size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
@@ -12,6 +13,7 @@ from configs.schema import RunConfig
 from store.run.run_dir import Attempt
 from train.process_group import World
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the passes, by `precision`
 WEIGHTS = "weights"  # the key of the fp32 masters, beside the optimizer's own keys
 
 
@@ -22,6 +24,18 @@ class Fragment:
     name: str
     offset: int
     length: int
+
+
+class WeightReader(Protocol):
+    """The weights that a module begins with, read by ranges: a rank reads what it needs and keeps no second copy."""
+
+    sizes: dict[str, int]  # elements of each parameter
+
+    def read(self, name: str, offset: int, length: int) -> torch.Tensor:
+        """Elements [offset, offset + length) of the flattened parameter: 1-D, fp32, on the CPU, finite.
+
+        Raises UserError where they cannot be had.
+        """
 
 
 class Counters(TypedDict):
@@ -97,5 +111,30 @@ class EngineModule(Protocol):
     def prepare(self, device: torch.device) -> None:
         """What may take long and needs no other rank. To be called before the ranks join, which time out."""
 
-    def make_engine(self, module: torch.nn.Module, config: RunConfig, attempt: Attempt, world: World) -> Engine:
-        """`module` under this engine, with what `attempt` planned for it. All ranks together."""
+    def make_engine(
+        self, module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
+    ) -> Engine:
+        """`module`, which may be on torch's meta device, under this engine, with what `attempt` planned for it.
+
+        Its parameters, trained or not, begin as `weights`. All ranks together.
+        """
+
+
+@torch.no_grad()
+def materialise(module: torch.nn.Module, weights: WeightReader, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter of `module` room on `device` in `dtype`, and its values, one after the other."""
+
+    def load(name: str, parameter: torch.Tensor) -> torch.Tensor:
+        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        values.view(-1).copy_(weights.read(name, 0, parameter.numel()))
+        return values
+
+    replace_parameters(module, load)
+
+
+def replace_parameters(module: torch.nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Put what `make` answers of a parameter's name and itself in its place; what is trained stays so."""
+    for path, owner in module.named_modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            values = make(f"{path}.{name}" if path else name, parameter)
+            setattr(owner, name, torch.nn.Parameter(values, parameter.requires_grad))

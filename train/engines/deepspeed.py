@@ -1,5 +1,6 @@
 """DeepSpeed's ZeRO as an engine: the sharding is its, the optimizer and the learning rate are ours."""
 
+import ctypes
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +15,16 @@ from configs.solve.deepspeed import gradient_divisor
 from store.checkpoint.manifest import digest_layout
 from store.run.run_dir import Attempt
 from train.engines import cpu_extension, deepspeed_state, zero3_linear
-from train.engines.base import WEIGHTS, Counters, Engine, Fragment
+from train.engines.base import (
+    DTYPES,
+    WEIGHTS,
+    Counters,
+    Engine,
+    Fragment,
+    WeightReader,
+    materialise,
+    replace_parameters,
+)
 from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
 from train.process_group import World
 
@@ -25,25 +35,57 @@ def prepare(device: torch.device) -> None:
         cpu_extension.build_extension()
 
 
-def make_engine(module: torch.nn.Module, config: RunConfig, attempt: Attempt, world: World) -> Engine:
+def make_engine(
+    module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
+) -> Engine:
     """`module` under the DeepSpeed config that `attempt` was planned with."""
-    return ZeroEngine(module, config, json.loads(attempt.deepspeed_path.read_text()), world.device)
+    return ZeroEngine(module, weights, config, json.loads(attempt.deepspeed_path.read_text()), world.device)
+
+
+@torch.no_grad()
+def _lend_room(module: torch.nn.Module, weights: WeightReader, dtype: torch.dtype, device: torch.device) -> None:
+    """Let all trained parameters of `module` lie in one and the same memory, for DeepSpeed to make its own of them.
+
+    It copies them into flat ones, which are filled from `weights` afterwards: with a memory for each, a rank would hold
+    all of them twice meanwhile. What is not trained has its values at once.
+    """
+    largest = max(parameter.numel() for parameter in module.parameters())
+    shared = torch.zeros(largest, dtype=dtype, device=device)
+
+    def lend(name: str, parameter: torch.Tensor) -> torch.Tensor:
+        if parameter.requires_grad:
+            return shared[: parameter.numel()].view(parameter.shape)
+        return weights.read(name, 0, parameter.numel()).view(parameter.shape).to(device, dtype)
+
+    replace_parameters(module, lend)
+
+
+def _trim_heap() -> None:
+    """Give the system back what is free: glibc keeps it, and ZeRO 3 has just freed a shard's worth in small pieces."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # another C library has none
+        library.malloc_trim(0)
 
 
 class ZeroEngine:
     """The engine of `train.engines.base`, under any ZeRO stage."""
 
     def __init__(
-        self, module: torch.nn.Module, config: RunConfig, rendered: Mapping[str, Any], device: torch.device
+        self,
+        module: torch.nn.Module,
+        weights: WeightReader,
+        config: RunConfig,
+        rendered: Mapping[str, Any],
+        device: torch.device,
     ) -> None:
         """`rendered`: see configs/solve/deepspeed.py. Raises LockstepError for a DeepSpeed that is not known."""
         prepare(device)  # a program without time-outs to fear need not have called it before
+        give_room = materialise if config.zero == 0 else _lend_room
+        give_room(module, weights, DTYPES[config.precision], device)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.sizes = {name: parameter.numel() for name, parameter in trained.items()}
         self.layout = digest_layout(self.sizes)
         self.state_keys = (WEIGHTS, *OPTIMIZERS[config.optimizer.name].states)
-        # DeepSpeed makes its masters of weights that it has rounded to 16 bits, so the whole ones are kept for them
-        whole = {} if config.precision == "fp32" else {n: p.detach().clone() for n, p in trained.items()}
         self._optimizer = make_optimizer(trained.values(), config)
         self._optimizer.register_step_pre_hook(self._take_mean)
         if config.zero == 3:
@@ -63,7 +105,7 @@ class ZeroEngine:
         held, owned = deepspeed_state.find_held(self._deepspeed), deepspeed_state.find_owned(self._deepspeed)
         self.held, self.owned = list(held), list(owned)
         self._places = held | owned
-        self._set_masters(whole)
+        self._fill(weights)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._deepspeed(*args, **kwargs)
@@ -132,12 +174,18 @@ class ZeroEngine:
         deepspeed_state.set_loss_scaler(self._deepspeed, counters["loss_scaler"])
 
     @torch.no_grad()
-    def _set_masters(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Write whole fp32 `weights` into the masters of those parameters. What passes see is right already."""
-        for fragment in self.held:
-            if fragment.name in weights:
-                whole = weights[fragment.name].reshape(-1)
-                self.tensor(fragment, WEIGHTS).copy_(whole[fragment.offset : fragment.offset + fragment.length])
+    def _fill(self, weights: WeightReader) -> None:
+        """Give the masters what this rank holds of `weights`, and the passes all of them; make the optimizer's states.
+
+        The states come last: what the ranks need to tell each other the weights is free again by then.
+        """
+        if self._stage:  # at ZeRO 0 the masters are what passes see, and have their values
+            for fragment in self.held:
+                self.tensor(fragment, WEIGHTS).copy_(weights.read(fragment.name, fragment.offset, fragment.length))
+            self.publish()
+        _trim_heap()
+        for place in self._places.values():
+            ensure_state(self._optimizer, place.owner, self.state_keys[1:])
 
     def _clip(self) -> None:
         """ZeRO 0: clip, or take away a gradient that is not finite, so that the optimizer updates nothing."""

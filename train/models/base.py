@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from train.data.images import Crop
+from train.engines.base import WeightReader
 
 Batch = dict[str, torch.Tensor]  # one micro-batch of m samples, on the device, as `train.data.stream.Stream` draws it
 
@@ -22,7 +23,7 @@ class DiffusionModel(Protocol):
     `noise_scheduler` says how noise is added and, as its prediction_type, what the denoiser predicts of it.
     """
 
-    denoiser: torch.nn.Module  # its weights are fp32 until an engine takes them over
+    denoiser: torch.nn.Module  # on torch's meta device until an engine takes it over
     noise_scheduler: DDPMScheduler
     dtype: torch.dtype  # of the denoiser's inputs and of its condition
 
@@ -35,6 +36,11 @@ class DiffusionModel(Protocol):
     def make_denoiser(folder: Path) -> Any:
         """The denoiser of the pipeline in `folder` as its config describes it, without weights (on torch's meta
         device): for an export, which has them from a checkpoint."""
+        ...
+
+    @property
+    def weights(self) -> WeightReader:
+        """What the denoiser begins with."""
         ...
 
     @property

@@ -1,6 +1,6 @@
 """The parts of a pipeline folder, loaded by the libraries' own from_pretrained, and refused where not whole."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from safetensors import SafetensorError
 
 from configs.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CURE = "fetch the model again"
 _SHOWN = 5  # tensors that one sentence names
-_CURE = "fetch the model again"
 
 
 def load_part(part_class: Any, path: Path, **options: Any) -> Any:
@@ -28,18 +27,40 @@ def load_part(part_class: Any, path: Path, **options: Any) -> Any:
     try:
         part, info = part_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: does not load ({' '.join(str(error).split())}); {_CURE}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{path}: its weights lack {_join(missing)}; {_CURE}")
-    mismatched = [f"{name} ({tuple(has)}, not {tuple(wants)})" for name, has, wants in info["mismatched_keys"]]
-    if mismatched:
-        raise UserError(
-            f"{path}: has tensors of another shape than its config says: {_join(sorted(mismatched))}; {_CURE}"
-        )
-    not_finite = [name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()]
-    if not_finite:
-        raise UserError(f"{path}: not finite are {_join(not_finite)}; {_CURE}")
+        raise UserError(f"{path}: does not load ({' '.join(str(error).split())}); {CURE}") from error
+    check_whole(path, info["missing_keys"], info["mismatched_keys"])
+    check_finite(path, [name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()])
     return part
+
+
+def check_whole(
+    path: Path, missing: Sequence[str], mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    """Raise UserError where the part in `path` lacks weights, or has some of another shape: (name, has, wants)."""
+    if missing:
+        raise UserError(f"{path}: its weights lack {_join(sorted(missing))}; {CURE}")
+    if mismatched:
+        shapes = [f"{name} ({tuple(has)}, not {tuple(wants)})" for name, has, wants in mismatched]
+        raise UserError(f"{path}: has tensors of another shape than its config says: {_join(sorted(shapes))}; {CURE}")
+
+
+def check_finite(path: Path, not_finite: Sequence[str]) -> None:
+    """Raise UserError where weights of the part in `path` are not finite, naming them."""
+    if not_finite:
+        raise UserError(f"{path}: not finite are {_join(not_finite)}; {CURE}")
+
+
+def check_trainable(path: Path, part: torch.nn.Module) -> None:
+    """Raise UserError where the part in `path` draws at random while it is trained, or has tensors that are no weights:
+    a sample's draws are its position's (contract 2), and what is no weight is in no checkpoint."""
+    config = path / "config.json"
+    for name, module in part.named_modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            raise UserError(
+                f"{config}: {name} drops values with p = {module.p:g}, and only 0 is trained; write dropout: 0"
+            )
+    if buffers := [name for name, _ in part.named_buffers()]:
+        raise UserError(f"{config}: {_join(buffers)} are tensors and no weights, which this version does not train")
 
 
 def freeze_part(part: Any, device: torch.device) -> Any:
@@ -66,6 +87,6 @@ def frozen_pass(tf32: bool) -> Iterator[None]:
             matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _join(names: list[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -20,10 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from configs.pipelines import LatentShape, check_objective
 from configs.schema import RunConfig
 from train.data.images import Crop
+from train.engines.base import DTYPES
 from train.models.base import Batch
-from train.models.parts import DTYPES, freeze_part, frozen_pass, load_part
+from train.models.parts import check_trainable, freeze_part, frozen_pass, load_part
 from train.models.sampler import load_sampler
 from train.models.vae import choose_vae_dtype, decode_latents, encode_pixels
+from train.models.weights import PartWeights
 
 
 @dataclass
@@ -32,6 +34,7 @@ class StableDiffusion:
 
     folder: Path
     denoiser: UNet2DConditionModel
+    weights: PartWeights
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -47,12 +50,14 @@ class StableDiffusion:
         vae = load_part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
         vae.to(choose_vae_dtype(config, vae.config.force_upcast, device))
         text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
-        unet = load_part(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
+        unet = cls.make_denoiser(folder)
+        check_trainable(folder / "unet", unet)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         return cls(
             folder=folder,
             denoiser=unet.train(),
+            weights=PartWeights(folder / "unet", unet),
             vae=freeze_part(vae, device),
             text_encoder=freeze_part(text_encoder, device),
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from configs.schema import RunConfig
 from train.data.images import scale_pixels
-from train.models.parts import DTYPES
+from train.engines.base import DTYPES
 
 # An encoder's activations are 0.26 GiB per 512-pixel sample in bf16: of a large micro-batch more than the UNet keeps
 # with gradient checkpointing. Eight such samples fill a GPU.

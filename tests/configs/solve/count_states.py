@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from configs.solve.deepspeed import render_deepspeed
 from train import process_group
-from train.models.parts import DTYPES
+from train.engines.base import DTYPES
 
 
 def live() -> int:

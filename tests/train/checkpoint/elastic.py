@@ -1,8 +1,8 @@
 """The program of test_elastic: make checkpoints on this world, or load others' on it and train on.
 
 Arguments: make|load, the root folder, the pipeline folder, the image folder, and cases as JSON:
-make: [[zero, precision], …]; load: [[zero, precision, [source, …]], …], a source being a run's name. MORE in the
-environment says how many steps are made after the saved one.
+make: [[engine, precision], …]; load: [[engine, precision, [source, …]], …], an engine being a name in tests.engines and
+a source a run's name. MORE in the environment says how many steps are made after the saved one.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from configs.reading.load import load_config
+from configs.solve.engine import choose_engine
 from configs.solve.learning_rate import compute_learning_rate
 from store.checkpoint import checkpoints
 from store.dataset.listing import parse_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
+from tests.engines import SETTINGS
 from tests.gather import gather
 from tests.runs import new_run, next_attempt
 from train import process_group
@@ -41,27 +43,29 @@ MICRO = {1: 6, 2: 3, 3: 2, 4: 3}
 class Case:
     """One engine on this world, and the run it trains at the moment."""
 
-    def __init__(self, world, stop, root: Path, pipeline: Path, images: Path, zero: int, precision: str):
-        self.world, self.stop, self.root = world, stop, root
-        self.name = f"{precision}-zero{zero}-ranks{world.size}"
-        self.changes = {"micro_batch": MICRO[world.size], "zero": zero, "precision": precision, "steps": SAVED + MORE}
-        run, attempt = self.open(self.name, pipeline, images)
+    def __init__(self, world, stop, folders: tuple[Path, Path, Path], engine: str, precision: str):
+        """`folders`: the root, the pipeline's and the images'."""
+        self.world, self.stop, self.folders = world, stop, folders
+        self.name = f"{precision}-{engine}-ranks{world.size}"
+        self.settings = {"micro_batch": MICRO[world.size], "precision": precision, "steps": SAVED + MORE}
+        self.settings |= SETTINGS[engine]
+        run, attempt = self.open(self.name)
         self.config, self.plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
-        self.model = load_model(self.config, pipeline, world.device)
+        self.model = load_model(self.config, folders[1], world.device)
         noise_scheduler, dtype = self.model.noise_scheduler, self.model.dtype
         self.objective = make_objective(self.config, noise_scheduler, dtype, world.device)
-        self.engine = import_engine("deepspeed").make_engine(self.model.denoiser, self.config, attempt, world)
+        engine_module, model = import_engine(choose_engine(self.config)), self.model
+        self.engine = engine_module.make_engine(model.denoiser, model.weights, self.config, attempt, world)
         self.ema = Ema(self.config.ema, self.engine)
         self.trainer = Trainer(self.model, self.objective, self.engine, self.ema, world.device)
         self.run, self.attempt = run, attempt
 
-    def open(self, name: str, pipeline: Path | None = None, images: Path | None = None):
-        """The run `name`, made by rank 0 where it is not there, and its next attempt."""
-        run = RunDir(self.root / name)
+    def open(self, name: str):
+        """The run `name` as this case trains it, whether or not it is there yet, and its next attempt."""
+        root, pipeline, images = self.folders
+        run = RunDir(root / name)
         if self.world.is_main_process:
-            if not run.path.exists():
-                new_run(run.path, pipeline, images, **self.changes)
-            next_attempt(run, self.world.size, **self.changes)
+            next_attempt(new_run(run.path, pipeline, images, **self.settings), self.world.size)
         self.world.barrier()
         return run, run.attempts()[-1]
 
@@ -142,8 +146,8 @@ class Case:
 def main(mode: str, root: str, pipeline: str, images: str, cases: str) -> None:
     stop = StopSignal()
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
-    for zero, precision, *sources in json.loads(cases):
-        case = Case(world, stop, Path(root), Path(pipeline), Path(images), zero, precision)
+    for engine, precision, *sources in json.loads(cases):
+        case = Case(world, stop, (Path(root), Path(pipeline), Path(images)), engine, precision)
         if mode == "make":
             case.make()
         for source in sources[0] if sources else ():

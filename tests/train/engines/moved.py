@@ -14,6 +14,7 @@ from configs.errors import LockstepError
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from configs.solve.deepspeed import render_deepspeed
+from tests.weights import ModuleWeights
 from train import process_group
 from train.engines import deepspeed_state
 from train.engines.deepspeed import ZeroEngine
@@ -47,9 +48,8 @@ def main() -> None:
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for zero in range(4):
         config = RunConfig(name="moved", model="-", data={"images": "-"}, batch=2, zero=zero)
-        engine = ZeroEngine(
-            torch.nn.Linear(4, 4), config, render_deepspeed(config, solve_batch(config, Shape(1, 1))), world.device
-        )
+        layer, rendered = torch.nn.Linear(4, 4), render_deepspeed(config, solve_batch(config, Shape(1, 1)))
+        engine = ZeroEngine(layer, ModuleWeights(layer), config, rendered, world.device)
         inner = engine._deepspeed
         print(zero, "nothing", message_of(inner), sep="|")
         for name in (*deepspeed_state._COUNTERS, *deepspeed_state._TOUCHED[zero]):

@@ -1,4 +1,4 @@
-"""The same run on 1 to 6 ranks and every ZeRO stage: the same samples, the same randomness, the same losses."""
+"""The same run on 1 to 6 ranks and every engine: the same samples, the same randomness, the same losses."""
 
 import json
 from pathlib import Path
@@ -9,29 +9,32 @@ import torch
 from tests.ranks import run_ranks
 
 PROGRAM = Path(__file__).with_name("train_on_shape.py")
-# ranks → (ZeRO stage, precision, micro-batch, accumulation); the batch is 12 samples everywhere
+# ranks → (engine, precision, micro-batch, accumulation); the batch is 12 samples everywhere
 CASES = {
-    1: [(0, "fp32", 6, 2), (1, "fp32", 12, 1), (2, "fp32", 3, 4), (3, "fp32", 6, 2), (2, "bf16", 6, 2)],
-    2: [
-        (0, "fp32", 6, 1),
-        (1, "fp32", 2, 3),
-        (2, "fp32", 6, 1),
-        (3, "fp32", 3, 2),
-        (1, "bf16", 6, 1),
-        (3, "bf16", 3, 2),
-    ],
-    3: [(1, "fp32", 4, 1), (3, "fp32", 2, 2), (1, "bf16", 2, 2), (2, "bf16", 4, 1)],
-    4: [(0, "fp32", 3, 1), (1, "fp32", 3, 1), (2, "fp32", 1, 3), (3, "fp32", 3, 1), (2, "bf16", 3, 1)],
-    6: [(0, "fp32", 2, 1), (2, "bf16", 1, 2)],
+    1: [("zero0", "fp32", 6, 2), ("zero1", "fp32", 12, 1), ("zero2", "fp32", 3, 4), ("reshard", "fp32", 6, 2)],
+    2: [("zero0", "fp32", 3, 2), ("zero1", "fp32", 2, 3), ("zero2", "fp32", 6, 1), ("keep", "fp32", 3, 2)],
+    3: [("zero1", "fp32", 4, 1), ("keep", "fp32", 2, 2)],
+    4: [("zero0", "fp32", 3, 1), ("zero2", "fp32", 1, 3), ("reshard", "fp32", 3, 1), ("keep", "fp32", 3, 1)],
+    6: [("zero0", "fp32", 2, 1), ("reshard", "fp32", 1, 2)],
 }
+SIXTEEN = {
+    1: [("zero2", "bf16", 6, 2), ("keep", "bf16", 3, 4)],
+    2: [("zero1", "bf16", 6, 1), ("reshard", "bf16", 3, 2)],
+    3: [("zero1", "bf16", 2, 2), ("zero2", "bf16", 4, 1)],
+    4: [("zero2", "bf16", 3, 1), ("keep", "bf16", 3, 1)],
+    6: [("zero2", "bf16", 1, 2), ("reshard", "bf16", 2, 1)],
+}
+ZERO3 = {1: [("zero3", "fp32", 6, 2)], 2: [("zero3", "fp32", 3, 2), ("zero3", "bf16", 3, 2)]}
+ZERO3 |= {3: [("zero3", "fp32", 2, 2)], 4: [("zero3", "fp32", 3, 1)]}  # comes last: see test_elastic
+CASES = {ranks: CASES[ranks] + SIXTEEN[ranks] + ZERO3.get(ranks, []) for ranks in CASES}
 RUNS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
 
 
 class Happened:
     """One run's record, its ranks put together."""
 
-    def __init__(self, folder: Path, ranks: int, zero: int, precision: str):
-        name = f"{precision}-zero{zero}-ranks{ranks}"
+    def __init__(self, folder: Path, ranks: int, engine: str, precision: str):
+        name = f"{precision}-{engine}-ranks{ranks}"
         parts = [json.loads((folder / f"{name}-rank{rank}.json").read_text()) for rank in range(ranks)]
         self.losses = parts[0]["losses"]
         self.norms = parts[0]["norms"]
@@ -47,29 +50,29 @@ def happened(pipeline_folder, image_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     for ranks, cases in CASES.items():
         run_ranks(ranks, PROGRAM, pipeline_folder, image_folder, folder, json.dumps(cases))
-    return {(ranks, zero, precision): Happened(folder, ranks, zero, precision) for ranks, zero, precision, *_ in RUNS}
+    return {run[:3]: Happened(folder, *run[:3]) for run in RUNS}
 
 
 def relative(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("ranks", "zero", "precision", "micro", "accumulation"), RUNS)
-def test_every_shape_consumes_the_same_stream(happened, ranks, zero, precision, micro, accumulation):
-    this, base = happened[ranks, zero, precision], happened[1, 0, "fp32"]
+@pytest.mark.parametrize(("ranks", "engine", "precision", "micro", "accumulation"), RUNS)
+def test_every_shape_consumes_the_same_stream(happened, ranks, engine, precision, micro, accumulation):
+    this, base = happened[ranks, engine, precision], happened[1, "zero0", "fp32"]
     assert sorted(this.by_position("noise")) == list(range(20 * 12)), "each position exactly once, none left out"
     for key in ("noise", "posterior", "pixels", "tokens", "timesteps"):
         assert this.by_position(key) == base.by_position(key), key
 
 
-@pytest.mark.parametrize(("ranks", "zero", "precision", "micro", "accumulation"), RUNS)
-def test_losses_agree_on_every_shape(happened, ranks, zero, precision, micro, accumulation):
-    this, base = happened[ranks, zero, precision], happened[1, 0, "fp32"]
+@pytest.mark.parametrize(("ranks", "engine", "precision", "micro", "accumulation"), RUNS)
+def test_losses_agree_on_every_shape(happened, ranks, engine, precision, micro, accumulation):
+    this, base = happened[ranks, engine, precision], happened[1, "zero0", "fp32"]
     if precision == "fp32":
         assert relative(this.losses, base.losses) <= 5e-6
         assert relative(this.norms, base.norms) <= 1e-4
     else:
-        assert relative(this.losses, happened[1, 2, "bf16"].losses) <= 1e-2
+        assert relative(this.losses, happened[1, "zero2", "bf16"].losses) <= 1e-2
         assert relative(this.losses, base.losses) <= 3e-2, "bf16 trains the same thing as fp32"
 
 
@@ -89,9 +92,9 @@ def test_first_step_losses_are_the_same_bits_where_micro_batches_cut_the_same_po
 
 
 def test_training_changed_the_weights_the_same_way(happened):
-    base = happened[1, 0, "fp32"].weights
-    for ranks, zero, precision, *_ in RUNS:
+    base = happened[1, "zero0", "fp32"].weights
+    for ranks, engine, precision, *_ in RUNS:
         if precision == "fp32":
-            for name, tensor in happened[ranks, zero, precision].weights.items():
-                assert (tensor - base[name]).norm() <= 1e-4 * base[name].norm(), (ranks, zero, name)
-    assert happened[1, 0, "fp32"].losses[-1] != happened[1, 0, "fp32"].losses[0]
+            for name, tensor in happened[ranks, engine, precision].weights.items():
+                assert (tensor - base[name]).norm() <= 1e-4 * base[name].norm(), (ranks, engine, name)
+    assert happened[1, "zero0", "fp32"].losses[-1] != happened[1, "zero0", "fp32"].losses[0]

@@ -1,7 +1,7 @@
 """The program of test_shapes: train the same run on this world, once per case, and write down all that happened.
 
 Arguments: the pipeline folder, the image folder, the folder for the records, and cases as JSON:
-[[zero, precision, micro_batch, accumulation], …].
+[[engine, precision, micro_batch, accumulation], …], an engine being a name in tests.engines.
 """
 
 import hashlib
@@ -13,14 +13,13 @@ import torch
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
 from store.dataset.listing import list_samples
+from tests.engines import SETTINGS, build_engine
 from tests.gather import gather
 from train import process_group
 from train.data.stream import Stream, micro_batches
 from train.engines.base import WEIGHTS
-from train.engines.deepspeed import ZeroEngine
 from train.engines.ema import Ema, ema_decay
 from train.models import load_model
 from train.objective import make_objective
@@ -33,13 +32,13 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-def record(world, config, plan, folder: Path) -> dict:
+def record(world, config, plan, folder: Path, name: str) -> dict:
     """20 steps of the real trainer; every micro-batch's positions, noise, timesteps and loss."""
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     samples = list_samples(Path(config.data.images)).samples
     stream = Stream(config, samples, model.inputs, model.latent_shape(32), objective.timestep)
-    engine = ZeroEngine(model.denoiser, config, render_deepspeed(config, plan), world.device)
+    engine = build_engine(model.denoiser, model.weights, config, plan, world)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)
     passes, original = [], trainer.micro_loss
@@ -77,19 +76,15 @@ def record(world, config, plan, folder: Path) -> dict:
                     assert torch.equal(whole, averages[name]), f"the sharded average of {name} differs at step {step}"
     final = gather(world, engine.owned, weights)
     if world.is_main_process:
-        torch.save(final, folder / f"{name_of(config, world)}.pt")
+        torch.save(final, folder / f"{name}.pt")
     return {"losses": losses, "norms": norms, "passes": passes}
-
-
-def name_of(config, world) -> str:
-    return f"{config.precision}-zero{config.zero}-ranks{world.size}"
 
 
 def main(model_folder: str, images: str, records: str, cases: str) -> None:
     folder = Path(records)
     cases = json.loads(cases)
     world = None
-    for zero, precision, micro, accumulation in cases:
+    for engine, precision, micro, accumulation in cases:
         world = world or process_group.init_process_group(12 // (micro * accumulation))
         config = RunConfig(
             name="shapes",
@@ -100,13 +95,14 @@ def main(model_folder: str, images: str, records: str, cases: str) -> None:
             steps=STEPS,
             lr=1e-4,
             warmup_steps=2,
-            zero=zero,
+            **SETTINGS[engine],
             precision=precision,
             ema=True,
         )
         plan = BatchPlan(Shape(1, world.size), micro, accumulation)
-        happened = record(world, config, plan, folder)
-        (folder / f"{name_of(config, world)}-rank{world.rank}.json").write_text(json.dumps(happened))
+        name = f"{precision}-{engine}-ranks{world.size}"
+        happened = record(world, config, plan, folder, name)
+        (folder / f"{name}-rank{world.rank}.json").write_text(json.dumps(happened))
 
 
 if __name__ == "__main__":

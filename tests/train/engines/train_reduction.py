@@ -1,7 +1,8 @@
 """The program of test_reduction: the gradient that AdamW gets, against the mean of all ranks' own unscaled gradients.
 
-Arguments: cases as JSON: [[zero, precision, offload], …]. Each rank computes the reference by itself: one plain
-backward pass per micro-batch in the same dtype, summed over micro-batches and ranks in fp64, divided once at the end.
+Arguments: cases as JSON: [[engine, precision, offload], …], an engine being a name in tests.engines. Each rank computes
+the reference by itself: one plain backward pass per micro-batch in the same dtype, summed over micro-batches and ranks
+in fp64, divided once at the end.
 AdamW's gradient is read off its state, as any engine has it: with β1 = 1/2, exp_avg is exactly half of the first one.
 """
 
@@ -15,11 +16,11 @@ from deepspeed.accelerator import get_accelerator
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render_deepspeed
+from tests.engines import SETTINGS, build_engine
 from tests.gather import gather
+from tests.weights import ModuleWeights
 from train import process_group
-from train.engines.deepspeed import ZeroEngine
-from train.models.parts import DTYPES
+from train.engines.base import DTYPES
 
 ACCUMULATION, MICRO = 3, 8
 FP16_SCALE = 2.0**16  # DeepSpeed's first loss scale: without it small gradients vanish in the reference, too
@@ -58,7 +59,7 @@ def mean_gradient(world: process_group.World, precision: str) -> dict[str, torch
     return total
 
 
-def given_gradient(world: process_group.World, zero: int, precision: str, offload: bool) -> dict | None:
+def given_gradient(world: process_group.World, engine: str, precision: str, offload: bool) -> dict | None:
     """What the engine hands to AdamW, whole tensors on rank 0; and the norm that it reports."""
     plan = BatchPlan(Shape(1, world.size), MICRO, ACCUMULATION)
     config = RunConfig(
@@ -67,13 +68,14 @@ def given_gradient(world: process_group.World, zero: int, precision: str, offloa
         data={"images": "-"},
         batch=plan.batch,
         micro_batch=MICRO,
-        zero=zero,
+        **SETTINGS[engine],
         precision=precision,
         offload=offload,
         grad_clip=1e6,
         optimizer={"betas": [0.5, 0.999]},
     )
-    engine = ZeroEngine(Net(), config, render_deepspeed(config, plan), world.device)
+    net = Net()
+    engine = build_engine(net, ModuleWeights(net), config, plan, world)
     for micro_batch in range(ACCUMULATION):
         unet_pass = loss_of(engine, micro_batch, world.rank, DTYPES[precision])
         engine.backward(unet_pass)
@@ -86,16 +88,16 @@ def given_gradient(world: process_group.World, zero: int, precision: str, offloa
 def main(cases: str) -> None:
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     get_accelerator().is_fp16_supported = lambda: True  # torch computes fp16 on a CPU, if slowly
-    for zero, precision, offload in json.loads(cases):
+    for engine, precision, offload in json.loads(cases):
         wanted = mean_gradient(world, precision)
-        found = given_gradient(world, zero, precision, offload)
+        found = given_gradient(world, engine, precision, offload)
         if not world.is_main_process:
             continue
         whole = torch.cat([value.flatten() for value in wanted.values()])
         given = torch.cat([found["gradient"][name].double() for name in wanted])
         error = float((given - whole).norm() / whole.norm())
         norm_error = abs(float(found["norm"]) / float(whole.norm()) - 1)
-        print(json.dumps([zero, precision, offload, error, norm_error]))
+        print(json.dumps([engine, precision, offload, error, norm_error]))
 
 
 if __name__ == "__main__":

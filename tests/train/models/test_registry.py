@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.pipelines import PIPELINES, LatentShape
 from configs.schema import RunConfig
 from train.data.images import Crop
+from train.engines.base import materialise
 from train.models import MODELS, load_model
 from train.models.base import DiffusionModel
 
@@ -30,6 +31,13 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def load(folder: Path, **changes: object) -> DiffusionModel:
     config = RunConfig(name="a", model=str(folder), data={"images": "-"}, **changes)
     return load_model(config, folder, torch.device("cpu"))
+
+
+def load_whole(folder: Path) -> DiffusionModel:
+    """With the denoiser as an engine makes it."""
+    model = load(folder)
+    materialise(model.denoiser, model.weights, torch.float32, torch.device("cpu"))
+    return model
 
 
 def test_planning_and_training_know_the_same_pipelines() -> None:
@@ -74,7 +82,7 @@ def test_latents_are_a_draw_of_the_vaes_posterior_and_decode_undoes_them(folder:
 
 
 def test_the_denoiser_takes_the_condition_as_it_is(folder: Path) -> None:
-    model, pipeline = load(folder), StableDiffusionPipeline.from_pretrained(folder)
+    model, pipeline = load_whole(folder), StableDiffusionPipeline.from_pretrained(folder)
     x_t, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     condition = model.condition({"tokens": torch.stack([model.inputs(CAPTION, CROP)["tokens"]] * 2)})
     with torch.no_grad():
@@ -84,7 +92,7 @@ def test_the_denoiser_takes_the_condition_as_it_is(folder: Path) -> None:
 
 
 def test_training_draws_what_the_folders_own_pipeline_draws(folder: Path) -> None:
-    model, pipeline = load(folder), StableDiffusionPipeline.from_pretrained(folder)
+    model, pipeline = load_whole(folder), StableDiffusionPipeline.from_pretrained(folder)
     model.denoiser.eval()
     options = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
     drawn, expected = (
@@ -95,7 +103,7 @@ def test_training_draws_what_the_folders_own_pipeline_draws(folder: Path) -> Non
 
 
 def test_a_denoiser_without_weights_has_the_same_parameters(folder: Path) -> None:
-    parameters = dict(load(folder).denoiser.named_parameters())
+    parameters = dict(load_whole(folder).denoiser.named_parameters())
     empty = dict(MODELS["StableDiffusionPipeline"].make_denoiser(folder).named_parameters())
     assert [(name, p.shape) for name, p in empty.items()] == [(name, p.shape) for name, p in parameters.items()]
     assert all(parameter.is_meta for parameter in empty.values())
@@ -108,7 +116,8 @@ def test_workers_get_no_weights(folder: Path) -> None:
 def test_half_precision_is_the_denoisers_own_and_the_conditions(folder: Path) -> None:
     model = load(folder, precision="bf16")
     assert model.dtype == torch.bfloat16
-    assert model.denoiser.dtype == torch.float32, "until an engine takes it over"
+    materialise(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
+    assert model.denoiser.dtype == torch.bfloat16
     condition = model.condition({"tokens": model.inputs(CAPTION, CROP)["tokens"][None]})
     assert condition["encoder_hidden_states"].dtype == torch.bfloat16
     latents = model.latents(

@@ -1,0 +1,143 @@
+"""What the engines made of torch alone have in common: masters that torch's AdamW updates, and the update itself.
+
+The update touches memory once. Norm, clipping and the verdict whether the gradient is finite are numbers on the device,
+and torch's fused AdamW takes them as they are: it divides by `grad_scale`, and leaves everything alone where
+`found_inf` is not 0 (as torch's own GradScaler has it). So no pass over the gradients is made but the norm's, and the
+host waits for nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from configs.optimizers import OPTIMIZERS
+from configs.schema import RunConfig
+from store.checkpoint.manifest import digest_layout
+from train.engines.base import WEIGHTS, Counters, Fragment
+from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
+from train.process_group import World
+
+
+@dataclass(frozen=True, eq=False)
+class Master:
+    """Elements of the parameter `name` from `offset` on, flattened, or none of them: fp32, updated by the optimizer."""
+
+    name: str
+    offset: int
+    values: torch.nn.Parameter
+
+
+class TorchEngine:
+    """The engine of `train.engines.base` but for its passes, which a subclass makes.
+
+    A subclass says what this rank holds (`_hold`), and measures its gradient (`_measure_norm`).
+    """
+
+    module: torch.nn.Module
+
+    def __init__(self, sizes: Mapping[str, int], config: RunConfig, accumulation: int, world: World):
+        self.sizes = dict(sizes)
+        self.layout = digest_layout(self.sizes)
+        self.state_keys = (WEIGHTS, *OPTIMIZERS[config.optimizer.name].states)
+        self.accumulation = accumulation
+        self.skipped_steps = 0
+        self.loss_scale: float | None = None  # there is no fp16 here
+        self._config, self._world = config, world
+        self._micro_batches = 0  # of the step that is being made
+
+    def _hold(self, masters: list[Master], owned: list[Fragment], summed: int) -> None:
+        """`masters` are all that this rank updates, and `owned` those elements of them that it answers for.
+
+        A step's gradient is the sum of `summed` mean gradients.
+        """
+        self._masters, self._summed, self.owned = masters, summed, owned
+        self._optimizer = make_optimizer([master.values for master in masters], self._config)
+        self._flags = _Flags(self._world.device)
+        everything = [Fragment(master.name, master.offset, master.values.numel()) for master in masters]
+        self.held = [fragment for fragment in everything if fragment.length]
+        self._by_name = {master.name: master for master in masters}
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether this micro-batch is the last of its step."""
+        return self._micro_batches == self.accumulation - 1
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        is_last = self._is_last
+        self._micro_batches = 0 if is_last else self._micro_batches + 1
+        if is_last:
+            self._update()
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        gradients = [gradient for master in self._masters if (gradient := master.values.grad) is not None]
+        self._norm = self._measure_norm(gradients) / self._summed
+        found_inf = (~torch.isfinite(self._norm)).float()
+        self._flags.send(found_inf)
+        clip = (self._config.grad_clip / (self._norm + 1e-6)).clamp(max=1.0)
+        # as GradScaler hands them over
+        self._optimizer.grad_scale = self._summed / clip  # type: ignore[attr-defined]
+        self._optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self._optimizer.step()
+        for master in self._masters:
+            master.values.grad = None
+
+    def _measure_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """Of the step's summed gradient, over all ranks: fp32, a scalar on the device."""
+        raise NotImplementedError
+
+    @property
+    def skipped(self) -> bool:
+        return self._flags.read()
+
+    def gradient_norm(self) -> float:
+        norm = float(self._norm)
+        return norm if math.isfinite(norm) else math.inf
+
+    def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
+        master = self._by_name[fragment.name]
+        if key == WEIGHTS:
+            whole = master.values.detach()
+        else:
+            ensure_state(self._optimizer, master.values, self.state_keys[1:])
+            whole = self._optimizer.state[master.values][key]
+        return whole.view(-1).narrow(0, fragment.offset - master.offset, fragment.length)
+
+    def counters(self, step: int) -> Counters:
+        values = self._masters[0].values  # all parameters are updated together
+        ensure_state(self._optimizer, values, self.state_keys[1:])
+        applied = count_updates(self._optimizer, values)
+        return {"optimizer_step": applied, "skipped_steps": step - applied, "loss_scaler": None}
+
+    def set_counters(self, step: int, counters: Counters) -> None:
+        self.skipped_steps = step - counters["optimizer_step"]
+        for master in self._masters:
+            ensure_state(self._optimizer, master.values, self.state_keys[1:])
+            set_update_count(self._optimizer, master.values, counters["optimizer_step"])
+
+
+class _Flags:
+    """One number of each step on its way from the device to the host, who waits for it only when it reads it."""
+
+    def __init__(self, device: torch.device):
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._value = torch.zeros((), pin_memory=self._event is not None)
+
+    def send(self, value: torch.Tensor) -> None:
+        self._value.copy_(value, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def read(self) -> bool:
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._value)
