@@ -38,10 +38,12 @@ class DataConfig(Section):
         "a folder that cannot be listed always stops: nobody knows what would be left out",
         json_schema_extra=RESULT,
     )
-    workers: int = Field(
-        2,
+    workers: int | None = Field(
+        None,
         ge=0,
-        description="processes per rank that decode images; 0 decodes in the training process",
+        examples=[4],
+        description="processes per rank that decode images; 0 decodes in the training process; null: one for each of "
+        "the rank's CPUs but one, at most 8",
         json_schema_extra=COST,
     )
 
