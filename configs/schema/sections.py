@@ -7,6 +7,10 @@ from pydantic import Field
 from configs.scalars import NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 
+# Workers that a rank starts by itself: 80 to 160 photographs of 512 pixels per second and CPU are more than a GPU takes,
+# and each worker holds micro-batches in memory.
+MOST_WORKERS = 8
+
 
 class DataConfig(Section):
     """The images and captions, and how a sample is made of them."""
@@ -43,7 +47,7 @@ class DataConfig(Section):
         ge=0,
         examples=[4],
         description="processes per rank that decode images; 0 decodes in the training process; null: one for each of "
-        "the rank's CPUs but one, at most 8",
+        f"the rank's CPUs but one, at most {MOST_WORKERS}",
         json_schema_extra=COST,
     )
 

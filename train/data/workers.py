@@ -2,8 +2,7 @@
 
 import os
 
-# 80 to 160 photographs of 512 pixels per second and CPU: more than a GPU takes, and each holds micro-batches in memory.
-MOST = 8
+from configs.schema import MOST_WORKERS
 
 
 def count_cpus() -> int:
@@ -15,5 +14,5 @@ def count_cpus() -> int:
 
 
 def count_workers(workers: int | None) -> int:
-    """`data.workers`; where it is null, a CPU each but for the one that trains, at most MOST."""
-    return min(MOST, max(1, count_cpus() - 1)) if workers is None else workers
+    """`data.workers`; where it is null, a CPU each but for the one that trains, at most MOST_WORKERS."""
+    return min(MOST_WORKERS, max(1, count_cpus() - 1)) if workers is None else workers
