@@ -7,8 +7,8 @@ from pydantic import Field
 from configs.scalars import NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 
-# Workers that a rank starts by itself: 80 to 160 photographs of 512 pixels per second and CPU are more than a GPU takes,
-# and each worker holds micro-batches in memory.
+# Workers that a rank starts by itself: each makes 80 to 160 photographs of 512 pixels per second, all together more
+# than a GPU takes, and each holds micro-batches in memory.
 MOST_WORKERS = 8
 
 
