@@ -32,8 +32,8 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-def record(world, config, plan, folder: Path, name: str) -> dict:
-    """20 steps of the real trainer; every micro-batch's positions, noise, timesteps and loss."""
+def record(world, config, plan, file: Path) -> dict:
+    """20 steps of the real trainer: of every micro-batch the positions, noise, timesteps and loss; the weights in `file`."""
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     samples = list_samples(Path(config.data.images)).samples
@@ -76,7 +76,7 @@ def record(world, config, plan, folder: Path, name: str) -> dict:
                     assert torch.equal(whole, averages[name]), f"the sharded average of {name} differs at step {step}"
     final = gather(world, engine.owned, weights)
     if world.is_main_process:
-        torch.save(final, folder / f"{name}.pt")
+        torch.save(final, file)
     return {"losses": losses, "norms": norms, "passes": passes}
 
 
@@ -101,7 +101,7 @@ def main(model_folder: str, images: str, records: str, cases: str) -> None:
         )
         plan = BatchPlan(Shape(1, world.size), micro, accumulation)
         name = f"{precision}-{engine}-ranks{world.size}"
-        happened = record(world, config, plan, folder, name)
+        happened = record(world, config, plan, folder / f"{name}.pt")
         (folder / f"{name}-rank{world.rank}.json").write_text(json.dumps(happened))
 
 
