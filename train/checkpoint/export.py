@@ -21,6 +21,7 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
 from configs.reading.load import load_config
 from configs.schema import RunConfig
+from configs.solve.memory import describe_layout
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
@@ -141,7 +142,7 @@ image = pipeline("a prompt").images[0]
 | learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
 | prediction | {prediction} |
 | loss weighting | {weighting} |
-| precision | {config.precision}, ZeRO-{config.zero} |
+| precision | {config.precision}, {describe_layout(config)} |
 | resolution | {config.data.resolution} px |
 | seed | {config.seed} |
 | diffusers | {__version__} |
