@@ -26,13 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.step import KEEP_PAGES, RESULTS, ROOT, machine
+from bench.machine import ROOT, run_ranks, write_result
 
 STALL_AIM, ELASTIC_AIM = 1 / 20, 5.0
 
@@ -56,26 +55,17 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace, mode: str, ranks: int, folder: Path, contestant: str = "") -> dict[str, Any]:
     """Start `ranks` ranks of bench/checkpoint_rank.py in `mode`, and wait for what they measured."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"DS_ACCELERATOR": args.device, "PYTHONWARNINGS": "ignore::FutureWarning"}
-    if args.device == "cpu":
-        environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **KEEP_PAGES}
     shape = {
         "mode": mode,
         "world_size": ranks,
-        "stage": args.zero,
+        "engine": f"zero{args.zero}",
         "folder": str(folder),
         "accumulation": 1,
         "warm": 0,
+        "workers": 2,
     }
     options = vars(args) | shape | {"disk": None, "contestant": contestant}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "bench.checkpoint_rank", json.dumps(options)]
-    log = folder / f"{mode}.log"
-    with open(log, "w") as output:
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if done.returncode:
-        sys.exit(log.read_text()[-8000:])
+    run_ranks("bench.checkpoint_rank", ranks, args.device, options, folder / f"{mode}.log")
     return json.loads((folder / f"{mode}.json").read_text())
 
 
@@ -135,13 +125,11 @@ def main() -> None:
             row |= run(args, "memory", args.ranks, folder, name)
     load.append(os.getloadavg()[0])
     answers = show(measured["saves"], loads, args)
-    now = datetime.now(UTC)
-    path = RESULTS / f"checkpoint-{now:%Y-%m-%d}.json"
-    record = {"time": f"{now:%Y-%m-%dT%H:%M:%SZ}", "took_s": round(time.perf_counter() - began), "load": load}
-    record |= {**machine(), "asked": {k: str(v) if k == "disk" else v for k, v in vars(args).items()}}
+    record = {"took_s": round(time.perf_counter() - began), "load": load}
+    record |= {"options": {k: str(v) if k == "disk" else v for k, v in vars(args).items()}}
     record |= {**measured, "resume": loads, **answers}
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"UNet {measured['parameters']:,} parameters; {record['took_s']} s, load {load} → {path.relative_to(ROOT)}")
+    path = write_result("checkpoint", record)
+    print(f"UNet {measured['parameters']:,} parameters; {record['took_s']} s, load {load} → {path}")
 
 
 if __name__ == "__main__":

@@ -22,23 +22,20 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import async_save
 
-from bench.stage import Stage, make_model, make_stage
+from bench.stage import NO_STOP, Stage, make_model, make_stage
 from configs.schema import CheckpointConfig as Policy
 from configs.solve.deepspeed import render_deepspeed
 from store.checkpoint import checkpoints
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from tests.tiny import make_images
-from tests.weights import ModuleWeights
 from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.context import RankContext
-from train.engines.deepspeed import ZeroEngine
 from train.progress import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
-NOBODY = SimpleNamespace(given=False, reason=None, since=None)  # train's own stop signal would keep Ctrl-C from us
 AFTER = 2  # steps that are made after a save at least, so that a copy behind them is waited for
 
 
@@ -48,9 +45,7 @@ class Bench:
     def __init__(self, args: SimpleNamespace, world: process_group.World, stage: Stage):
         self.args, self.world, self.stage = args, world, stage
         self.folder = Path(args.folder)
-        rendered = render_deepspeed(stage.config, stage.plan)
-        unet = stage.unet()
-        self.engine = ZeroEngine(unet, ModuleWeights(unet), stage.config, rendered, world.device)
+        self.engine = stage.make_engine()
         self.batches = stage.in_memory()
         self.step_number = 0
         self.run = RunDir(self.folder / "run")
@@ -76,7 +71,7 @@ class Bench:
     def context(self) -> RankContext:
         """Of a new attempt; nobody stops it."""
         never = self.stage.config.model_copy(update={"checkpoint": NEVER})
-        return RankContext(self.run, self.open_attempt(), self.plan, never, self.world, Progress(), NOBODY)
+        return RankContext(self.run, self.open_attempt(), self.plan, never, self.world, Progress(), NO_STOP)
 
     def objective(self, unet: Callable[..., Any]) -> torch.Tensor:
         """The loss of this step's micro-batch."""
@@ -145,7 +140,7 @@ def by_deepspeed(bench: Bench, engine: deepspeed.DeepSpeedEngine) -> dict[str, f
 def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
     """The same fragments; a rank's own keys, as each rank owns what it saves."""
     watch, began, beside = Watch(), time.perf_counter(), []
-    pieces, sources = saver._state()
+    pieces, sources = saver.state.pieces, saver.state.sources
     state = {f"{piece.key}:{bench.world.rank}": source for piece, source in zip(pieces, sources, strict=True)}
     call = lambda: async_save(state, checkpoint_id=bench.folder / "dcp", process_group=group)  # noqa: E731
     future: Future = watch.over(call)
@@ -265,7 +260,7 @@ def main(options: str) -> None:
     if world.is_main_process and not images.exists():
         make_images(images, 16, 10 * args.side)
     world.barrier()
-    stage = make_stage(args, world, make_model(args, world.device), images)
+    stage = make_stage(args, world, make_model(args, torch.device("meta")), images)
     bench = Bench(args, world, stage)
     measured = {"save": save, "memory": memory, "same": same, "other": other}[args.mode](bench)
     if world.is_main_process:

@@ -1,4 +1,4 @@
-"""What the contestants of bench/step.py and bench/checkpoint.py share: a model, its samples and one ZeRO stage."""
+"""What all contestants of a benchmark share: a model, its samples, and the config of one engine."""
 
 import statistics
 import time
@@ -12,19 +12,24 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bench.unets import RandomWeights, draw_condition, make_unet
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from store.dataset.listing import list_samples
-from tests.weights import ModuleWeights
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import RunDir
+from tests.engines import SETTINGS, build_engine
 from train import process_group
+from train.context import RankContext
 from train.data.stream import Stream, list_positions
 from train.demo.make_base import make_tokenizer
-from train.engines.base import DTYPES
+from train.engines.base import DTYPES, Engine, materialise
 from train.models.stable_diffusion import StableDiffusion
 from train.objective import make_objective
 from train.objective.loss import Objective
+from train.progress import Progress
 
-WIDTHS = {"small": (96, 192, 320, 320), "medium": (128, 256, 416, 416), "sd15": (320, 640, 1280, 1280)}
+NO_STOP = SimpleNamespace(received=False, reason=None, since=None)  # train's own would keep Ctrl-C from us
 
 
 class InMemory(StableDiffusion):
@@ -33,33 +38,37 @@ class InMemory(StableDiffusion):
     def latents(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.x_0
 
-    def condition(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"encoder_hidden_states": self.text}
+    def condition(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        return self.told
 
 
-def make_unet(args: SimpleNamespace) -> UNet2DConditionModel:
-    torch.manual_seed(1)
-    width, side = WIDTHS[args.unet], args.side
-    return UNet2DConditionModel(side, block_out_channels=width, cross_attention_dim=768, attention_head_dim=8).train()
-
-
-def make_model(args: SimpleNamespace, device: torch.device) -> StableDiffusion:
-    """Stable Diffusion 1.5 with random weights: VAE and text encoder in full size, the UNet as args."""
+def make_model(args: SimpleNamespace, frozen: torch.device) -> StableDiffusion:
+    """Stable Diffusion 1.5 with random weights: VAE and text encoder in full size on `frozen` (torch's meta device
+    where nobody calls them), the UNet as args."""
     torch.manual_seed(0)
     dtype, tokenizer = DTYPES[args.precision], make_tokenizer()
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
     large = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     text = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **large)
-    vae, text_encoder = (x.requires_grad_(False).eval().to(device, dtype) for x in (vae, CLIPTextModel(text)))
-    noise_scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    unet = make_unet(args)
-    return StableDiffusion(Path(), unet, ModuleWeights(unet), vae, text_encoder, tokenizer, noise_scheduler, dtype)
+    with frozen:
+        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
+        parts = [part.requires_grad_(False).eval().to(dtype) for part in (vae, CLIPTextModel(text))]
+    unet = make_unet(args.unet, args.side)
+    return StableDiffusion(
+        folder=Path(),
+        denoiser=unet,
+        weights=RandomWeights(unet),
+        vae=parts[0],
+        text_encoder=parts[1],
+        tokenizer=tokenizer,
+        noise_scheduler=DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        dtype=dtype,
+    )
 
 
 @dataclass
 class Stage:
-    """One ZeRO stage on one world: what the contestants share."""
+    """One engine on one world: what the contestants share."""
 
     args: SimpleNamespace
     world: process_group.World
@@ -70,14 +79,32 @@ class Stage:
     stream: Stream
 
     def unet(self) -> UNet2DConditionModel:
-        return make_unet(self.args)
+        """The UNet in fp32, on the device."""
+        unet = make_unet(self.args.unet, self.args.side)
+        materialise(unet, self.model.weights, torch.float32, self.world.device)
+        return unet
 
-    def adamw(self, unet: UNet2DConditionModel) -> torch.optim.Optimizer:
-        o, fused = self.config.optimizer, self.world.device.type == "cuda"
-        return torch.optim.AdamW(unet.parameters(), self.config.lr, o.betas, o.eps, o.weight_decay, fused=fused)
+    def adamw(self, unet: torch.nn.Module) -> torch.optim.Optimizer:
+        """As fast as torch has it, for every contestant."""
+        o = self.config.optimizer
+        return torch.optim.AdamW(unet.parameters(), self.config.lr, o.betas, o.eps, o.weight_decay, fused=True)
+
+    def open_context(self, folder: Path) -> RankContext:
+        """Of a run of each rank's own, which no other one misses. Its last step is never made, as that would save."""
+        shape, split = self.plan.shape, (self.plan.micro_batch, self.plan.accumulation)
+        length = (self.config.steps + 1, "random", "0" * 16, len(self.stream.samples), "")
+        plan = AttemptPlan(shape.nodes, shape.gpus_per_node, *split, *length)
+        run = RunDir(folder)
+        attempt = run.open_attempt()
+        plan.write(attempt.plan_path)
+        return RankContext(run, attempt, plan, self.config, self.world, Progress(), NO_STOP)
+
+    def make_engine(self) -> Engine:
+        """Ours, around the model's denoiser. Once."""
+        return build_engine(self.model.denoiser, self.model.weights, self.config, self.plan, self.world)
 
     def loss(self, denoiser: Callable[..., Any], noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return self.objective.loss(denoiser, self.model.x_0, noise, timestep, self.model.condition({}))
+        return self.objective.loss(denoiser, self.model.x_0, noise, timestep, self.model.told)
 
     def in_memory(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
         """Noise and timesteps of every micro-batch of every step, and of one step after the last, on the device."""
@@ -109,15 +136,16 @@ class Stage:
 
 def make_stage(args: SimpleNamespace, world: process_group.World, model: StableDiffusion, images: Path) -> Stage:
     plan = BatchPlan(Shape(1, world.size), args.micro_batch, args.accumulation)
-    cut = {"batch": plan.batch, "micro_batch": plan.micro_batch, "precision": args.precision, "zero": args.stage}
-    data = {"images": str(images), "resolution": 8 * args.side}
+    keys = {"batch": plan.batch, "micro_batch": plan.micro_batch, "precision": args.precision}
+    keys |= SETTINGS[args.engine] | getattr(args, "settings", {})
+    data = {"images": str(images), "resolution": 8 * args.side, "workers": args.workers}
     steps = args.warm + args.rounds
-    config = RunConfig(name="bench", model="random", data=data, steps=steps, ema=True, report_every_steps=1, **cut)
+    config = RunConfig(name="bench", model="random", data=data, steps=steps, ema=True, report_every_steps=1, **keys)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     shape = model.latent_shape(8 * args.side)
     stream = Stream(config, list_samples(images).samples, model.inputs, shape, objective.timestep)
     ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
     drawn = torch.Generator().manual_seed(2)
     ready.x_0 = torch.randn(plan.micro_batch, 4, args.side, args.side, generator=drawn).to(world.device)
-    ready.text = torch.randn(plan.micro_batch, 77, 768, generator=drawn).to(world.device, model.dtype)
+    ready.told = draw_condition(args.unet, plan.micro_batch, world.device, model.dtype)
     return Stage(args, world, ready, objective, config, plan, stream)

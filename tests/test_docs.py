@@ -11,7 +11,7 @@ from configs.reading.load import load_config
 from tests.sources import PACKAGES, ROOT
 from tests.test_arrows import ORDER
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/speed.md")
 DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # SHA-256 of apache.org's text
 
@@ -80,9 +80,9 @@ def test_documents_lead_somewhere(name: str) -> None:
     assert cited_contracts(text) <= contracts_of_the_design()
 
 
-def test_the_design_is_reached_from_the_readme() -> None:
+def test_every_document_is_reached_from_the_readme() -> None:
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {"docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"} <= set(links)
+    assert {"docs/design.md", "docs/speed.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"} <= set(links)
 
 
 def test_the_design_s_config_is_one(tmp_path: Path) -> None:

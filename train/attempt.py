@@ -85,6 +85,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     if world.is_main_process:
         end.write(attempt.end_path)
     world.barrier()
+    saver.close()
     monitor.stop()
     return end
 

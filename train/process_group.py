@@ -1,6 +1,7 @@
 """The process group, and what ranks tell each other. The only file that imports torch.distributed."""
 
 import os
+import pickle
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,12 +156,18 @@ def keep_flight_recorder(folder: Path) -> None:
     os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
 
 
-def dump_flight_recorder(folder: Path, rank: int) -> None:
-    """Write this rank's last collectives, over gloo too, where torch would write them. torch has no public call for it;
-    a release without the one that it uses itself leaves it to NCCL. Raises OSError."""
-    dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace", None)
-    if dump is not None:
-        (folder / f"rank-{rank}").write_bytes(dump())
+def dump_flight_recorder(folder: Path, rank: int) -> int:
+    """Write this rank's last collectives where torch would write them; and answer how many it has begun so far, which
+    is less on a rank for which the others wait. They are NCCL's, or gloo's in a torch without NCCL. torch has no public
+    call for it: 0, and nothing is written, in a release without those that it uses itself. Raises OSError."""
+    dumps = [getattr(torch._C._distributed_c10d, name, None) for name in ("_dump_nccl_trace", "_dump_fr_trace")]
+    dump = next(filter(None, dumps), None)
+    if dump is None:
+        return 0
+    trace = dump()
+    (folder / f"rank-{rank}").write_bytes(trace)
+    groups = pickle.loads(trace).get("pg_status", {}).values()
+    return sum(group.get("last_enqueued_collective", 0) for group in groups)
 
 
 def has_gpu() -> bool:

@@ -7,6 +7,7 @@ two stand in a model validator, checks that need the machine or the data stand w
 from configs.schema.base import Section, get_section
 from configs.schema.run import DISAGREEMENT, LENGTHS, Disagreement, Prediction, RunConfig, find_disagreements
 from configs.schema.sections import (
+    MOST_WORKERS,
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -18,6 +19,7 @@ from configs.schema.sections import (
 __all__ = [
     "DISAGREEMENT",
     "LENGTHS",
+    "MOST_WORKERS",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",

@@ -82,7 +82,8 @@ def _find_routed_interface(attempt: Attempt) -> str | None:
     own name leads, and on images whose /etc/hosts has it as 127.0.1.1 nobody else gets there. None where that is not
     so, where there is one node, and where the other node's name leads nowhere: gloo then says what it cannot do."""
     own = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    others = [node for node in Allocation.read(attempt.allocation_path).nodes if node != own]
+    allocation = Allocation.read_if_written(attempt.allocation_path)
+    others = [node for node in allocation.nodes if node != own] if allocation else []
     if not others or not _leads_to_itself(socket.gethostname()):
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

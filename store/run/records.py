@@ -149,6 +149,8 @@ class HeartbeatRecord(Record):
     since: float  # when it began with that
     # When it must have come to something else, or else it hangs; None where nobody can tell.
     due: float | None = None
+    # That it has begun, once the ranks were found to hang and it has written down what it is at; None before.
+    collectives: int | None = None
 
 
 @dataclass(frozen=True)

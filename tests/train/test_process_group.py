@@ -133,7 +133,7 @@ world = process_group.init_process_group(1, process_group.choose_timeout(1000))
 for group in (world.cpu_group, dist.new_group()):
     assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=4000)
 world.sum([1.0])
-process_group.dump_flight_recorder(folder, world.rank)
+assert process_group.dump_flight_recorder(folder, world.rank) == 1
 entries = pickle.loads((folder / "rank-0").read_bytes())["entries"]
 print([entry["profiling_name"] for entry in entries], {entry["timeout_ms"] for entry in entries})
 """

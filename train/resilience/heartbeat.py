@@ -22,6 +22,7 @@ class Heartbeat:
         self.rank = context.world.rank
         self.path = context.attempt.heartbeat_path(self.rank)
         self.waits_in: str | None = None  # the collective in which a rank was found that hangs
+        self.collectives: int | None = None  # that such a rank has begun
 
     def write(self, due: float | None) -> None:
         """Whole or not at all; not flushed to the disk, as the next one is never far. Raises OSError.
@@ -38,5 +39,6 @@ class Heartbeat:
             doing=f"{WAITING_FOR_OTHERS} in {self.waits_in}" if self.waits_in else progress.activity,
             since=progress.since,
             due=due,
+            collectives=self.collectives,
         )
         beat.write(self.path, durable=False)

@@ -55,10 +55,10 @@ def describe_process(pid: int) -> str:
     letter = (re.search(r"^State:\s+(\S)", status, re.MULTILINE) or ["", "?"])[1]
     state = _STATES.get(letter, f"its process is in state {letter}")
     try:
-        place = (_PROC / str(pid) / "wchan").read_text().strip("\0\n 0")
-    except OSError:  # a kernel that does not tell, or not to us
-        place = ""
-    return f"{state} ({place})" if place else state
+        place = (_PROC / str(pid) / "wchan").read_text().strip("\0\n ")
+    except OSError:  # a kernel that does not tell
+        place = "0"  # as it says of a process that is not in it, or where it does not tell us
+    return state if place in ("", "0") else f"{state} ({place})"
 
 
 def find_collective() -> str | None:

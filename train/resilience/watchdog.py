@@ -74,7 +74,8 @@ class Watchdog:
         problem = self._find_late_stop() or self._find_hang()
         if problem is not None:
             self._exit_stuck(problem)
-        if not self.has_written and self.context.attempt.stacks_path.is_dir():
+        waits = time.time() - self.context.progress.since > self.silence  # else nothing is asked of the file system
+        if waits and not self.has_written and self.context.attempt.stacks_path.is_dir():
             self._write_stacks()
 
     def _find_late_stop(self) -> str | None:
@@ -109,7 +110,7 @@ class Watchdog:
         """End the attempt, after the other ranks had time to write down what they are at."""
         faulthandler.dump_traceback_later(LAST_RESORT, exit=True, file=1)
         self._write_stacks()
-        self._wait_for_stacks()
+        self._wait_for_others()
         stuck, sentence = self.find_stuck_rank()
         self.abort(Stuck(f"{problem}: {sentence}", stuck))
 
@@ -125,30 +126,30 @@ class Watchdog:
             place += f"; it waits for the other ranks in {collective}"
         try:
             stacks.write_stacks(attempt, rank, f"rank {rank} on {HOST} (process {os.getpid()}): {place}")
-            self.heartbeat.write(self.find_due())
             beats = self._read_heartbeats()
             for beat in self._find_silent(beats) if not isinstance(beats, str) else []:
                 if beat.host == HOST:
                     stacks.write_neighbour(attempt, beat)
-            process_group.dump_flight_recorder(attempt.flight_recorder_path, rank)
+            self.heartbeat.collectives = process_group.dump_flight_recorder(attempt.flight_recorder_path, rank)
+            self.heartbeat.write(self.find_due())
         except OSError as error:
             print(f"ALARM: what the ranks are at could not be written: {error}", flush=True)
 
-    def _wait_for_stacks(self) -> None:
-        """Until every rank that answers has written them, or time is up."""
+    def _wait_for_others(self) -> None:
+        """Until every rank that answers has written down what it is at, or time is up."""
         deadline = time.monotonic() + SETTLE
         while time.monotonic() < deadline:
             beats = self._read_heartbeats()
             if isinstance(beats, str):
                 return
-            silent = {beat.rank for beat in self._find_silent(beats)}
-            if all(self.context.attempt.stack_path(beat.rank).is_file() for beat in beats if beat.rank not in silent):
+            silent = self._find_silent(beats)
+            if all(beat.collectives is not None or beat in silent for beat in beats):
                 return
             time.sleep(0.2)
 
     def find_stuck_rank(self) -> tuple[StuckRank | None, str]:
         """Which rank to blame, and half a sentence about it: the one that has given no heartbeat for longest, or else
-        the one that has made no progress for longest and waits for nobody."""
+        the one that waits for nobody and is behind the others, in steps or in collectives."""
         beats = self._read_heartbeats()
         if isinstance(beats, str):
             return None, beats
@@ -164,7 +165,13 @@ class Watchdog:
                 f"rank {beat.rank}{beat.doing.removeprefix(WAITING_FOR_OTHERS)}" for beat in beats[:_SHOWN]
             )
             return None, f"all ranks wait for each other: {shown}{'; …' * (len(beats) > _SHOWN)}"
-        stuck = min(beats, key=lambda beat: (beat.doing.startswith(WAITING_FOR_OTHERS), beat.step, beat.since))
+        counted = all(beat.collectives is not None for beat in beats)
+
+        def rank_by_blame(beat: HeartbeatRecord) -> tuple[bool, int, int, float]:
+            collectives = beat.collectives or 0 if counted else 0
+            return beat.doing.startswith(WAITING_FOR_OTHERS), beat.step, collectives, beat.since
+
+        stuck = min(beats, key=rank_by_blame)
         place = f"after {stuck.step} steps, for {now - stuck.since:.0f} s"
         sentence = f"rank {stuck.rank} on {stuck.host} has been {stuck.doing}, {place}"
         return StuckRank(stuck.rank, stuck.host, answers=True), sentence

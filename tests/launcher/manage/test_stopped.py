@@ -121,6 +121,27 @@ def test_the_average_is_not_the_weights(stopped: Stopped, trained: Trained) -> N
     assert "These are the weights themselves after" in (stopped.run.pipeline_path / "README.md").read_text()
 
 
+@pytest.mark.faults
+def test_a_rank_that_hangs_ends_the_run_and_is_named(model: Path) -> None:
+    """It is stopped in mid-step, and nobody gives a notice."""
+    file, run = make_run(model, "hangs", CONFIG.replace(f"steps: {STEPS}", "steps: 1_000_000\nhang_seconds: 8"))
+    output, attempt = file.with_suffix(".out"), run.attempt(1)
+    with started(output, "submit", file, *LOCAL, 2) as process:
+        until(lambda: metrics_of(attempt.metrics_path))
+        rank = rank_of(run.path, 1)
+        assert rank is not None
+        rank.suspend()
+        assert process.wait(180) == 1
+    assert processes_of(run.path) == [], "a stopped process is ended, too"
+    last = output.read_text().splitlines()[-1]
+    named = "rank 1 on \\S+ does not answer \\(last heartbeat \\d+ s ago\\): it is stopped by a signal.*"
+    told = f"no rank made progress for \\d+ s: {named}; every rank's stacks are in {attempt.stacks_path}"
+    assert re.search(told, last), output.read_text()
+    why = lockstep("why", run.path).stdout.splitlines()
+    assert re.fullmatch(f"attempt 1 of hangs: {told}", why[0])
+    assert sorted(path.name for path in attempt.stacks_path.iterdir()) == ["rank-0000.txt", "rank-0001.txt"]
+
+
 def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> None:
     """Two attempts of a run that would never end."""
     file, run = make_run(model, "endless", CONFIG.replace(f"steps: {STEPS}", "steps: 1_000_000"))

@@ -10,6 +10,8 @@ from store.run.end import End
 CRASH = Cause("program", "rank 0 on node1 failed in step 1: ValueError: no", 0, "node1")
 KILLED = Cause("killed", "rank 3 on node2 was killed from outside in step 7", 3, "node2")
 NODE_LOST = Cause("node lost", "node node2 was lost", host="node2")
+SILENT = Cause("unresponsive", "no rank made progress for 612 s: rank 3 on node2 does not answer", 3, "node2")
+HUNG = Cause("hung", "no rank made progress for 612 s: rank 0 on node1 has been waiting for samples", 0, "node1")
 MISTAKE = Cause("data", "rank 1 on node1 stopped: /x.png: does not decode", 1, "node1", is_user_error=True)
 FINISHED = End("finished", 100, "step-00000100-a0001")
 PREEMPTED = End("notice", 40, "step-00000040-a0001", "SIGTERM")
@@ -49,6 +51,8 @@ SAVED = (CRASH, "saved")
         ([NODE_LOST] * (MAX_INTERRUPTIONS - 1), "requeue", "node2 was lost"),
         ([NODE_LOST] * MAX_INTERRUPTIONS, "hold", f"{MAX_INTERRUPTIONS} attempts"),
         ([NODE_LOST, CRASH, NODE_LOST, CRASH], "requeue", f"try 2 of {MAX_FAILURES}"),
+        ([SILENT] * (MAX_INTERRUPTIONS - 1), "requeue", "rank 3 on node2 does not answer"),
+        ([HUNG] * MAX_FAILURES, "hold", f"{MAX_FAILURES} attempts"),
     ],
 )
 def test_whether_a_run_is_started_again(ended: list[End | Cause], action: str, reason: str) -> None:
@@ -60,6 +64,8 @@ def test_whether_a_run_is_started_again(ended: list[End | Cause], action: str, r
 def test_a_node_is_left_out_after_two_failures_that_may_be_its_own() -> None:
     assert find_bad_nodes(history(NODE_LOST)) == {}
     assert find_bad_nodes(history(NODE_LOST, PREEMPTED, KILLED)) == {"node2": "2 attempts failed first on node2"}
+    assert find_bad_nodes(history(SILENT, SILENT)) == {"node2": "2 attempts failed first on node2"}
+    assert find_bad_nodes(history(HUNG, HUNG)) == {}
     assert find_bad_nodes(history(CRASH, CRASH)) == {}, "a program that is wrong is wrong on every node"
     ecc = Cause("device", "rank 0 on node1 failed on its GPU: CUDA error: uncorrectable ECC error", 0, "node1")
     assert list(find_bad_nodes(history(ecc, ecc))) == ["node1"]

@@ -15,6 +15,8 @@ from train.resilience.failure import report_failure
 VICTIMS = [
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:31337",
     "NCCL communicator was aborted on rank 3.",
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:77, unhandled system error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.28.9\nLast error:\nsocketProgress: Connection closed by remote peer",
     "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=ALLREDUCE) ran for 600001 "
     "milliseconds before timing out.",
     "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",

@@ -17,6 +17,7 @@ from tests.shell import until
 from train.context import RankContext
 from train.progress import Progress
 from train.resilience.heartbeat import Heartbeat
+from train.resilience.monitor import RankMonitor
 
 PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 STEPS = 2
@@ -60,3 +61,18 @@ def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
     assert (rank, beat.step, beat.doing, beat.pid, beat.due) == (3, 5, "waiting for samples", os.getpid(), 1234.5)
     assert beat.since <= beat.time
     assert len(list(context.attempt.heartbeat_path(3).parent.iterdir())) == 1, "nothing is left beside it"
+
+
+@pytest.mark.parametrize(("ranks", "seconds"), [(1, 1), (8, 1), (64, 8), (80, 10), (1000, 10)])
+def test_many_ranks_give_them_less_often(tmp_path, ranks, seconds):
+    """Each makes a file and renames it, in a file system that all share: eight times a second, up to 80 ranks."""
+    run = RunDir(tmp_path / "run")
+    config = SimpleNamespace(hang_seconds=600.0)
+    world = SimpleNamespace(rank=0, size=ranks, is_main_process=False)
+    monitor = RankMonitor(
+        RankContext(run, run.open_attempt(), None, config, world, Progress(), SimpleNamespace(since=None))
+    )
+    monitor.stop()
+    periods = [period for period in range(31) if monitor._write_heartbeat in monitor._duties(period)]
+    assert periods == list(range(0, 31, seconds))
+    assert monitor.watchdog.silence == 5 * seconds

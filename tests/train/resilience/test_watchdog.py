@@ -46,11 +46,12 @@ def beat(
     ago: float = 0,
     since: float = 0,
     due_in: float | None = None,
+    collectives: int | None = None,
 ) -> None:
     """A heartbeat of `ago` seconds, of a rank that has been `doing` this for `since` seconds."""
     now = time.time()
     values = {"time": now - ago, "rank": rank, "step": step, "doing": doing, "since": now - since}
-    values["due"] = None if due_in is None else now + due_in
+    values |= {"due": None if due_in is None else now + due_in, "collectives": collectives}
     context.attempt.heartbeat_path(rank).write_text(json.dumps(values | {"host": "node1", "pid": 1}))
 
 
@@ -107,6 +108,15 @@ def test_ranks_that_wait_for_each_other_are_all_told_and_none_is_blamed(context:
     beat(context, 1, "waiting for the other ranks in broadcast")
     sentence = "all ranks wait for each other: rank 0 in all_reduce; rank 1 in broadcast"
     assert watch(context).find_stuck_rank() == (None, sentence)
+
+
+def test_on_gpus_the_rank_that_is_behind_in_collectives_is_the_one(context: RankContext) -> None:
+    """There a collective is only queued, and every rank is in its micro-batch's passes."""
+    beat(context, 0, "in a micro-batch's passes", since=60, collectives=812)
+    beat(context, 1, "in a micro-batch's passes", since=50, collectives=811)
+    assert name_stuck_rank(context).startswith("rank 1 on node1 has been in a micro-batch's passes, after 7 steps")
+    beat(context, 1, "in a micro-batch's passes", since=50)
+    assert name_stuck_rank(context).startswith("rank 0"), "not all have told"
 
 
 @pytest.fixture
