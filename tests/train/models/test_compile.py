@@ -1,6 +1,7 @@
 """Compiled blocks learn what uncompiled ones do, are compiled once, and are whole in every engine that may compile."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from store.run.run_dir import RunDir
 from tests.ranks import run_ranks
+from tests.runs import new_run, next_attempt
 from train.models import compile
 from train.models.compile import compile_blocks, should_compile
 
-PROGRAM = Path(__file__).with_name("train_compiled.py")
+PROGRAM, ATTEMPT = (Path(__file__).with_name(f"{name}.py") for name in ("train_compiled", "compiled_attempt"))
+PICTURES = {"every_steps": 2, "prompts": ["a red circle"], "timesteps": 2}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CASES = [
     {"engine": "deepspeed", "zero": 1, "precision": "bf16", "gradient_checkpointing": True},
@@ -43,6 +47,31 @@ def test_what_is_compiled_learns_the_same_in_every_engine(
         assert eager["graphs"] == [0, 0]
         assert 0 < compiled["graphs"][0] == compiled["graphs"][1], "compiled in the first step, and never again"
         assert compiled["breaks"] == 0, "each block is one graph"
+
+
+@pytest.mark.faults
+def test_a_requeued_attempt_on_another_node_compiles_nothing_again(
+    tmp_path: Path, pipeline_folder: Path, image_folder: Path
+) -> None:
+    """With torch's own compiler, and sample pictures, which are drawn uncompiled."""
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, compile=True, zero=1, pictures=PICTURES)
+    for number, steps in enumerate((2, 4)):
+        attempt = next_attempt(run, 1, steps=steps)
+        node = tmp_path / f"node-{number}"
+        node.mkdir()
+        lines = run_ranks(1, ATTEMPT, run.path, attempt.number, TMPDIR=node)
+        found = json.loads(next(line for line in lines.splitlines() if line.startswith('{"hit"')))
+        assert found["miss"] == 0 if number else found["miss"] > 0
+        assert (node / f"lockstep-{os.getuid()}" / "compile").is_dir(), "what is compiled stays on its node"
+    uncompiled = new_run(tmp_path / "eager", pipeline_folder, image_folder, zero=1)
+    for steps in (2, 4):
+        run_ranks(1, ATTEMPT, uncompiled.path, next_attempt(uncompiled, 1, steps=steps).number)
+    assert losses(run) == pytest.approx(losses(uncompiled), rel=1e-5)
+
+
+def losses(run: RunDir) -> list[float]:
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 @pytest.mark.parametrize(
