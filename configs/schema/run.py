@@ -164,6 +164,13 @@ class RunConfig(Section):
         "times the longest step where that is more",
         json_schema_extra=COST,
     )
+    compile: bool | None = Field(
+        None,
+        examples=[False],
+        description="compile the UNet's blocks with torch.compile: faster passes, after a first step that takes "
+        "minutes longer; null: on a GPU, but not where deterministic is on or DeepSpeed's ZeRO 3 shards",
+        json_schema_extra=COST,
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -244,6 +251,7 @@ def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
             f"gradient_accumulation_steps: {config.gradient_accumulation_steps} settles the micro-batch already; leave "
             "it out, or write no micro_batch: auto",
         )
+    yield from _find_compile_disagreements(config)
     if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
         yield Disagreement(
             ("min_snr_gamma", "loss_weighting"),
@@ -252,6 +260,21 @@ def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
         )
     if config.export == "ema" and config.ema is None:
         yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
+
+
+def _find_compile_disagreements(config: RunConfig) -> Iterator[Disagreement]:
+    if config.compile and config.deterministic:
+        yield Disagreement(
+            ("compile", "deterministic"),
+            "compile: true chooses kernels by their speed, and deterministic: true keeps torch's own; leave one of "
+            "them out",
+        )
+    if config.compile and config.engine == "deepspeed" and config.zero == 3:
+        yield Disagreement(
+            ("compile", "zero"),
+            "compile: true compiles blocks whole, and DeepSpeed's zero: 3 acts inside of them, layer by layer; write "
+            "engine: fsdp2, a lower zero, or leave compile out",
+        )
 
 
 def _find_engine_disagreements(config: RunConfig) -> Iterator[Disagreement]:
