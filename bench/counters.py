@@ -19,7 +19,7 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 class StepCounts:
     """Of one step on one rank."""
 
-    operators: int = 0  # that torch dispatched, views among them
+    operators: int = 0  # that torch dispatched and that compute or move something; views do not
     reads: int = 0  # of a tensor's value by the host: on a GPU it waits for the device there
     copied_bytes: int = 0  # that copying operators wrote
 
@@ -32,7 +32,7 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        self.counts.operators += 1
+        self.counts.operators += not func.is_view and func.namespace != "profiler"
         self.counts.reads += name in READS
         if name in COPIES:
             written = args[0] if name == "_foreach_copy_" else result

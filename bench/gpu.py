@@ -43,7 +43,6 @@ NEEDED = {
     "diffusers": "diffusers",
     "einops": "einops",
     "hjson": "hjson",
-    "httpx": "httpx",
     "huggingface_hub": "huggingface-hub",
     "hypothesis": "hypothesis",
     "importlib_metadata": "importlib-metadata",
