@@ -140,7 +140,7 @@ def by_deepspeed(bench: Bench, engine: deepspeed.DeepSpeedEngine) -> dict[str, f
 def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
     """The same fragments; a rank's own keys, as each rank owns what it saves."""
     watch, began, beside = Watch(), time.perf_counter(), []
-    pieces, sources = saver._state()
+    pieces, sources = saver.state.pieces, saver.state.sources
     state = {f"{piece.key}:{bench.world.rank}": source for piece, source in zip(pieces, sources, strict=True)}
     call = lambda: async_save(state, checkpoint_id=bench.folder / "dcp", process_group=group)  # noqa: E731
     future: Future = watch.over(call)

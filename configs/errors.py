@@ -7,6 +7,7 @@ class LockstepError(Exception):
     """Something failed that no config change cures; the shell sees 1."""
 
     exit_code = 1
+    is_victim = False  # another rank is to blame, and says so itself
 
 
 class UserError(LockstepError):

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from slurm.site import Site, find_site, load_site, user_config_folder
 from store.run.run_dir import write_atomic
 
 POLL = 1.0  # seconds between two looks for a file of the job's
+SECOND_RANK = 60.0  # seconds that the second rank may start after the first
+Start = dict[str, Any]  # what slurm.job.doctor_job writes of one rank
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,15 @@ def examine_cluster(folder: Path, site_name: str, patience: float) -> Iterator[F
     site = load_site(site_name) if profile else survey.make_profile()
     yield from _examine_slurm(survey, site)
     yield from _examine_folder(folder)
-    yield from _examine_job(folder, site, patience)
-    if profile:
-        yield Finding(None, f"the profile {profile} stands as it is")
-    else:
-        yield _write_profile(site, site_name)
+    ranks = min(2, survey.find_partition(site.partition).gpus) or 1  # two GPUs of a node may be given in two ways
+    start = yield from _examine_job(folder, site, 1 if site.gpus == "none" else ranks, patience)
+    found = _read_gpu_keys(start) if site.gpus != "none" else {}
+    if not profile:
+        yield _write_profile(site.model_copy(update=found), site_name)
+        return
+    missing = {key: value for key, value in found.items() if getattr(site, key) is None}
+    cure = "".join(f"; write {key}: {json.dumps(value)} into it" for key, value in missing.items())
+    yield Finding(None, f"the profile {profile} stands as it is{cure}")
 
 
 def _examine_slurm(survey: Survey, site: Site) -> Iterator[Finding]:
@@ -107,30 +113,33 @@ def _examine_folder(folder: Path) -> Iterator[Finding]:
     yield Finding(renamed, f"{folder}: files and folders are renamed and synced here, {free:.0f} GiB free")
 
 
-def _examine_job(folder: Path, site: Site, patience: float) -> Iterator[Finding]:
-    """Queue the job, follow it, and take it and its folder away whatever happens."""
+def _examine_job(folder: Path, site: Site, ranks: int, patience: float) -> Generator[Finding, None, Start | None]:
+    """Queue the job, follow it, and take it and its folder away whatever happens. Answers what its first rank wrote."""
     shared = folder / f"doctor-{secrets.token_hex(4)}"
     word = secrets.token_hex(8)
     write_atomic(shared / WORD, word)
     try:
-        [job] = request_doctor_job(shared, site).submit()
+        [job] = request_doctor_job(shared, site, ranks).submit()
         try:
             stages = "it waits for its signal, then for its requeue"
             yield Finding(None, f"job {job} of {MINUTES} minutes is queued: {stages}")
-            yield from _follow_job(job, shared, site, word, patience)
+            first = _wait_for(shared / start_file(0), job, patience)
+            if first is None:
+                yield Finding(False, f"job {job} did not start in {patience:.0f} s: {_query_job(job).describe()}")
+                return None
+            yield from _examine_start(first, site, ranks, word)
+            if ranks > 1:
+                yield _examine_second(first, _wait_for(shared / start_file(0, 1), job, SECOND_RANK))
+            yield from _follow_job(job, shared, first, patience)
+            return first
         finally:
             queue.cancel_job(job)
     finally:
         shutil.rmtree(shared, ignore_errors=True)
 
 
-def _follow_job(job: str, shared: Path, site: Site, word: str, patience: float) -> Iterator[Finding]:
-    """Start, signal, requeue: up to the first that does not come."""
-    first = _wait_for(shared / start_file(0), job, patience)
-    if first is None:
-        yield Finding(False, f"job {job} did not start in {patience:.0f} s: {_query_job(job).describe()}")
-        return
-    yield from _examine_start(first, site, word)
+def _follow_job(job: str, shared: Path, first: Start, patience: float) -> Iterator[Finding]:
+    """Signal, requeue: up to the first that does not come."""
     signalled = _wait_for(shared / SIGNAL, job, 60 * MINUTES + 90)
     if signalled is None:
         yield Finding(False, "no signal came before the time limit: runs would lose what is not saved")
@@ -145,28 +154,58 @@ def _follow_job(job: str, shared: Path, site: Site, word: str, patience: float) 
     yield Finding(True, f"requeued, and back on {second['host']} after {away:.0f} s")
 
 
-def _examine_start(start: dict[str, Any], site: Site, word: str) -> Iterator[Finding]:
-    """What SLURM gave the job's rank, as the rank wrote it down."""
-    host, cpus, gpus = start["host"], start["cpus"], len(start["gpus"])
+def _examine_start(start: Start, site: Site, ranks: int, word: str) -> Iterator[Finding]:
+    """What SLURM gave the job's first rank, as the rank wrote it down."""
+    host, cpus, gpus = start["host"], start["cpus"], start["gpus"]
     shared = start["word"] == word
     sight = "the file system is shared" if shared else "it does not see what is written here"
     yield Finding(shared, f"started on {host}: {sight}")
     enough = cpus >= site.cpus_per_rank
     yield Finding(enough, f"a rank may use {format_count(cpus, 'CPU')}, of {site.cpus_per_rank} asked for")
     if site.gpus != "none":
-        yield Finding(gpus == 1, f"a rank was given {format_count(gpus, 'GPU')}, of 1 asked for")
+        yield _examine_sight(gpus, ranks)
+        if start["gpu_memory"]:
+            kind = f"compute capability {start['compute_capability']}, driver {start['driver_version']}"
+            yield Finding(True, f"GPUs of {start['gpu_memory']:g} GiB, {kind}")
         if not start["driver"]:
             yield Finding(None, f"no NVIDIA driver is loaded on {host}: ranks would stop there")
 
 
-def _wait_for(file: Path, job: str, patience: float) -> dict[str, Any] | None:
+def _examine_sight(gpus: list[str] | None, ranks: int) -> Finding:
+    """Whether a rank sees the GPUs of its job, all of them and no others."""
+    if gpus is None:
+        return Finding(
+            None, "nobody tells which GPUs a rank sees: neither CUDA_VISIBLE_DEVICES nor nvidia-smi is there"
+        )
+    text = f"a rank sees {format_count(len(gpus), 'GPU')}, of {ranks} asked for"
+    if len(gpus) > ranks:
+        text += ": jobs on one node would take the same GPUs; ask your site for ConstrainDevices in cgroup.conf"
+    return Finding(len(gpus) == ranks, text)
+
+
+def _examine_second(first: Start, second: Start | None) -> Finding:
+    """Whether the node's second rank started beside the first, and sees the same GPUs, as NCCL wants it."""
+    if second is None:
+        return Finding(False, f"the second rank of {first['host']} did not start in {SECOND_RANK:.0f} s")
+    same = (first["host"], first["gpus"]) == (second["host"], second["gpus"])
+    sight = "see the same GPUs" if same else "do not see the same GPUs: NCCL would not connect them"
+    return Finding(same, f"two ranks on {first['host']} {sight}")
+
+
+def _read_gpu_keys(start: Start | None) -> dict[str, Any]:
+    """What the job found out for the site profile."""
+    keys = ("gpu_memory", "compute_capability")
+    return {key: start[key] for key in keys if start[key] is not None} if start else {}
+
+
+def _wait_for(file: Path, job: str, patience: float) -> Start | None:
     """What the job wrote into `file`, once it did; None when it ended or `patience` seconds are over."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         over = _query_job(job).over  # asked before the look, so that a job's last file counts
         os.listdir(file.parent)  # makes an NFS client look again
         if file.is_file():
-            content: dict[str, Any] = json.loads(file.read_text())
+            content: Start = json.loads(file.read_text())
             return content
         if over:
             return None

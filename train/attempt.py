@@ -10,6 +10,7 @@ from configs.errors import LockstepError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve.engine import choose_engine
+from configs.solve.settle import check_precision
 from store.checkpoint.checkpoints import Checkpoint
 from store.dataset.listing import Sample, digest_samples, parse_samples
 from store.run.attempt_plan import AttemptPlan
@@ -84,11 +85,15 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     if world.is_main_process:
         end.write(attempt.end_path)
     world.barrier()
+    saver.close()
     monitor.stop()
     return end
 
 
 def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
+    if world.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(world.device)
+        check_precision(config.precision, f"{major}.{minor}")
     transformers_logging.disable_progress_bar()
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
     if world.device.type != "cuda":

@@ -5,8 +5,9 @@ two stand in a model validator, checks that need the machine or the data stand w
 """
 
 from configs.schema.base import Section, get_section
-from configs.schema.run import DISAGREEMENT, LENGTHS, Disagreement, Prediction, RunConfig
+from configs.schema.run import DISAGREEMENT, LENGTHS, Disagreement, Prediction, RunConfig, find_disagreements
 from configs.schema.sections import (
+    MOST_WORKERS,
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -18,6 +19,7 @@ from configs.schema.sections import (
 __all__ = [
     "DISAGREEMENT",
     "LENGTHS",
+    "MOST_WORKERS",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
@@ -28,5 +30,6 @@ __all__ = [
     "Prediction",
     "RunConfig",
     "Section",
+    "find_disagreements",
     "get_section",
 ]

@@ -208,7 +208,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "RunConfig":
-        found = list(_find_disagreements(self))
+        found = list(find_disagreements(self))
         if found:
             text = "; ".join(disagreement.sentence for disagreement in found)
             raise PydanticCustomError(DISAGREEMENT, "{text}", {"text": text, "all": found})
@@ -229,7 +229,8 @@ class Disagreement:
     sentence: str
 
 
-def _find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
+def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
+    """All keys of `config` that are right alone and wrong together."""
     lengths = [key for key in LENGTHS if getattr(config, key) is not None]
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"

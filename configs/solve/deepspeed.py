@@ -55,6 +55,7 @@ def gradient_divisor(rendered: Mapping[str, Any]) -> int:
 
 
 def _zero(config: RunConfig) -> dict[str, Any]:
+    assert config.zero != "auto", "it is settled before"
     zero: dict[str, Any] = {"stage": config.zero}
     if config.zero:
         zero |= {

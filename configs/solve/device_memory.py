@@ -5,12 +5,14 @@ known before a GPU shows it: the constants are from a reading of DeepSpeed 0.19.
 bench.gpu.
 """
 
+import math
 from dataclasses import dataclass
 
 from configs.pipelines import LatentShape, PipelineSize
 from configs.schema import RunConfig
 from configs.solve.activations import Activations, count_activations
 from configs.solve.batch import BatchPlan
+from configs.solve.engine import choose_engine
 from configs.solve.hardware import GIB, MARGIN, Hardware
 from configs.solve.memory import ModelStates, count_width, estimate_model_states
 
@@ -19,6 +21,7 @@ COMMUNICATORS = 5 * GIB // 4  # NCCL's buffers: torch's group and the engine's c
 WORKSPACES = GIB  # of cuDNN's convolutions and cuBLAS
 BUCKETS = 6 * GIB // 10  # DeepSpeed: a bucket of 50 million gradients, joined and in fp32, and fp64 for the norm
 PROCESS = GIB  # Python, torch and the libraries: where ranks compute on CPUs
+VAE_SLICE_PIXELS = 8 * 512 * 512  # of a micro-batch: so many or more are encoded at one time, see count_vae_slices
 _VAE_TENSORS = 5  # of the encoder's first width and the image's side, alive at one time (counted on the meta device)
 
 
@@ -52,8 +55,8 @@ def estimate_device_memory(
     states = estimate_states(config, batch_plan, size)
     return DeviceMemory(
         states=None if states is None else states.gpu + (0 if hardware.gpus else states.cpu),
-        activations=_estimate_activations(config, batch_plan.micro_batch, size),
-        frozen=_estimate_frozen(config, size),
+        activations=_estimate_activations(config, batch_plan.micro_batch, size, hardware),
+        frozen=_estimate_frozen(config, size, hardware),
         runtime=_estimate_runtime(config, batch_plan.shape.world_size) if hardware.gpus else PROCESS,
     )
 
@@ -76,29 +79,38 @@ def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
     return count_activations(unet, side, width=count_width(config), recomputed=config.gradient_checkpointing)
 
 
-def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSize) -> int | None:
+def count_vae_slices(samples: int, pixels: int) -> int:
+    """Slices, as equal as can be, in which the images of a micro-batch are encoded, each of so many pixels: never one
+    image alone, for which kernels take another path, and other bits come of it."""
+    return max(1, min(samples // 2, samples * pixels // VAE_SLICE_PIXELS))
+
+
+def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSize, hardware: Hardware) -> int | None:
     """The larger one of what a micro-batch's pass keeps and what the VAE needs to encode its images before."""
     sample = count_sample(config, size)
     if sample is None:
         return None
-    encoding: int = _vae_width(config) * _VAE_TENSORS * size.configs["vae"]["block_out_channels"][0]
-    return micro_batch * max(sample.peak, encoding * config.data.resolution**2)
+    pixels = config.data.resolution**2
+    encoding: int = _vae_width(config, hardware) * _VAE_TENSORS * size.configs["vae"]["block_out_channels"][0] * pixels
+    return max(micro_batch * sample.peak, math.ceil(micro_batch / count_vae_slices(micro_batch, pixels)) * encoding)
 
 
-def _estimate_frozen(config: RunConfig, size: PipelineSize) -> int | None:
+def _estimate_frozen(config: RunConfig, size: PipelineSize, hardware: Hardware) -> int | None:
     """The VAE and the text encoders, in the dtype that they compute in."""
     counts = {part: count for part, count in size.parameters.items() if part != "unet"}
     if "vae" not in counts or "text_encoder" not in counts:
         return None
     vae = counts.pop("vae")
-    return _vae_width(config) * vae + count_width(config) * sum(counts.values())
+    return _vae_width(config, hardware) * vae + count_width(config) * sum(counts.values())
 
 
-def _vae_width(config: RunConfig) -> int:
-    """Bytes of one element; in fp16 the VAE computes in fp32, because its activations leave fp16's range."""
-    return 2 if config.precision == "bf16" else 4
+def _vae_width(config: RunConfig, hardware: Hardware) -> int:
+    """Bytes of one element. In fp16 its activations would overflow: bf16 where GPUs have it, else fp32."""
+    if config.precision == "fp16":
+        return 2 if hardware.has_bf16 else 4
+    return count_width(config)
 
 
 def _estimate_runtime(config: RunConfig, world: int) -> int:
-    buckets = BUCKETS if config.zero else 0
+    buckets = BUCKETS if choose_engine(config) == "deepspeed" else 0
     return CUDA_CONTEXT + WORKSPACES + buckets + (COMMUNICATORS if world > 1 else 0)

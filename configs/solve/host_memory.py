@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from configs.pipelines import PipelineSize
-from configs.schema import RunConfig
+from configs.schema import MOST_WORKERS, RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.device_memory import PROCESS, DeviceMemory, estimate_states
 from configs.solve.hardware import GIB, MARGIN, Hardware
@@ -54,7 +54,7 @@ def estimate_host_memory(
     if states is None or parameters is None:
         return None
     ranks, world = batch_plan.shape.gpus_per_node, batch_plan.shape.world_size
-    workers = config.data.workers
+    workers = MOST_WORKERS if config.data.workers is None else config.data.workers
     if not hardware.gpus and device.total is None:
         return None
     return HostMemory(

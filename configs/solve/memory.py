@@ -8,12 +8,16 @@ from configs.optimizers import OPTIMIZERS
 from configs.schema import RunConfig
 from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
 
+# Parameters that FSDP2 keeps whole at one time with reshard: those outside of blocks, and the two largest blocks, of
+# which one computes while the next is gathered (178 million in Stable Diffusion 1 and 2, 152 in SDXL).
+FSDP2_LIVE_PARAMETERS = 178_000_000
+
 
 @dataclass(frozen=True)
 class ModelStates:
     """What one rank holds while the last micro-batch of a step runs, activations apart; all in bytes."""
 
-    zero: int
+    layout: str  # as `plan` shows it, such as ZeRO-2
     offload: bool
     gpu: int
     cpu: int
@@ -21,7 +25,7 @@ class ModelStates:
     @property
     def label(self) -> str:
         """As `plan` shows it: `ZeRO-2 + offload`."""
-        return f"ZeRO-{self.zero}" + (" + offload" if self.offload else "")
+        return self.layout + (" + offload" if self.offload else "")
 
 
 def count_width(config: RunConfig) -> int:
@@ -38,7 +42,8 @@ def estimate_model_states(
     accumulation: int = 1,
     live_parameters: int = ZERO3_LIVE_PARAMETERS,
 ) -> ModelStates:
-    """Model states of one of `world` ranks as DeepSpeed 0.19.8 lays them out under our rendered config.
+    """Model states of one of `world` ranks, as DeepSpeed 0.19.8 lays them out under our rendered config, and torch's
+    DistributedDataParallel (stage 0) and FSDP2 as train/engines has them.
 
     With P parameters, W ranks, p bytes per parameter in the passes (fp32 4, bf16 and fp16 2) and o of the optimizer's
     states (configs/optimizers.py; AdamW 8), in bytes:
@@ -53,33 +58,57 @@ def estimate_model_states(
     2     fp32       4P + 4P/W, twice while accumulating                             4P/W + oP/W
     2     16 bits    2P + 4P/W accumulated in fp32                                   4P/W + oP/W
     3     any        pP/W + p · gathered + 4P/W accumulated in fp32                  4P/W + oP/W
+    FSDP2            p · gathered + 4P/W; 4P while accumulating without reshard      4P/W + oP/W
     ====  =========  ==============================================================  =====================
 
-    `gathered` is min(P, `live_parameters`): what ZeRO-3 keeps whole at one time. EMA adds an fp32 4P/W beside the
+    `gathered` is min(P, `live_parameters`): what ZeRO-3 keeps whole at one time; under FSDP2 all
+    without reshard, else its root and two blocks. EMA adds an fp32 4P/W beside the
     master. Offload moves master, optimizer states, EMA and the gradients the optimizer reads (4P/W) to CPU memory, with
     a buffer of pP/W for the way back (ZeRO 1, 2); bf16 at ZeRO 1 then takes the layout of fp16. What else is on a GPU
     is summed up in configs/solve/device_memory.py.
     """
-    zero, offload = config.zero, config.offload
+    zero, offload, layout = config.zero, config.offload, describe_layout(config)
+    if config.engine == "fsdp2":
+        return _estimate_sharded_states(config, parameters, world, accumulation)
     assert zero != "auto", "it is settled before"
     state_bytes = OPTIMIZERS[config.optimizer.name].bytes_per_parameter
     width = count_width(config)
     whole, shard = parameters, math.ceil(parameters / world)
     average = 4 * shard if config.ema is not None else 0
-    if zero == 0:
-        return ModelStates(0, False, gpu=4 * whole + 4 * whole + state_bytes * whole + average, cpu=0)
+    if zero == 0:  # gradients are views of the buckets that are reduced
+        return ModelStates(layout, False, gpu=4 * whole + 4 * whole + state_bytes * whole + average, cpu=0)
     optimizer = (4 + state_bytes) * shard
     if zero == 3:
         gathered = min(parameters, live_parameters) if world > 1 else 0
         held = width * (shard + gathered)
         if offload:
-            return ModelStates(3, True, gpu=held, cpu=optimizer + 4 * shard + 4 * shard + average)
-        return ModelStates(3, False, gpu=held + 4 * shard + optimizer + average, cpu=0)
+            return ModelStates(layout, True, gpu=held, cpu=optimizer + 4 * shard + 4 * shard + average)
+        return ModelStates(layout, False, gpu=held + 4 * shard + optimizer + average, cpu=0)
     gradients = _estimate_gradients(config, whole, shard, accumulation)
     if offload:
         cpu = optimizer + 4 * shard + width * shard + average
-        return ModelStates(zero, True, gpu=width * whole + gradients, cpu=cpu)
-    return ModelStates(zero, False, gpu=width * whole + gradients + optimizer + average, cpu=0)
+        return ModelStates(layout, True, gpu=width * whole + gradients, cpu=cpu)
+    return ModelStates(layout, False, gpu=width * whole + gradients + optimizer + average, cpu=0)
+
+
+def _estimate_sharded_states(config: RunConfig, whole: int, world: int, accumulation: int) -> ModelStates:
+    """Of a rank under FSDP2: see the table of `estimate_model_states`."""
+    shard, width, layout = math.ceil(whole / world), count_width(config), describe_layout(config)
+    state_bytes = OPTIMIZERS[config.optimizer.name].bytes_per_parameter
+    kept = (4 + state_bytes + (4 if config.ema is not None else 0)) * shard
+    gathered = width * (min(whole, FSDP2_LIVE_PARAMETERS) if config.reshard else whole)
+    gradients = 4 * (whole if accumulation > 1 and not config.reshard else shard)
+    if config.offload:  # what is summed up whole stays on the GPU until it is cut
+        on_gpu = gradients if gradients > 4 * shard else 0
+        return ModelStates(layout, True, gpu=gathered + on_gpu, cpu=kept + 4 * shard)
+    return ModelStates(layout, False, gpu=gathered + gradients + kept, cpu=0)
+
+
+def describe_layout(config: RunConfig) -> str:
+    """What shards the states, for a person: `ZeRO-2`, `FSDP2` or `FSDP2, no reshard`."""
+    if config.engine == "fsdp2":
+        return "FSDP2" if config.reshard else "FSDP2, no reshard"
+    return f"ZeRO-{config.zero}"
 
 
 def _estimate_gradients(config: RunConfig, whole: int, shard: int, accumulation: int) -> int:
@@ -96,7 +125,12 @@ def _estimate_gradients(config: RunConfig, whole: int, shard: int, accumulation:
 
 
 def list_alternatives(config: RunConfig) -> Iterator[RunConfig]:
-    """`config` with every ZeRO stage that its precision allows, with and without CPU offload."""
+    """`config` with every ZeRO stage that its precision allows, or both ways of FSDP2, with and without offload."""
+    if config.engine == "fsdp2":
+        for reshard in (False, True):
+            for offload in (False, True):
+                yield config.model_copy(update={"reshard": reshard, "offload": offload})
+        return
     for zero in (0, 1, 2, 3):
         if zero == 0 and config.precision != "fp32":
             continue  # the schema refuses it

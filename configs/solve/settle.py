@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from configs.errors import UserError
 from configs.pipelines import PipelineSize
-from configs.schema import RunConfig
+from configs.schema import RunConfig, find_disagreements
 from configs.solve.batch import BatchPlan, list_divisors
 from configs.solve.device_memory import estimate_device_memory
-from configs.solve.hardware import Hardware
+from configs.solve.hardware import Hardware, is_bf16_capable
 
 UNKNOWN_ZERO = 2  # the stage where nobody can tell what fits
 EARLIER_PRECISION = "fp32"  # of a run whose config says nothing: an earlier version wrote it
@@ -28,7 +28,7 @@ class Settled:
 
 def settle_precision(config: RunConfig, hardware: Hardware, begun: str | None = None) -> tuple[RunConfig, str | None]:
     """`config` with a dtype for its precision, and why where it leaves it open. A run that was `begun` in one keeps it;
-    fp16 is never chosen, because its loss scale makes another curve."""
+    fp16 is never chosen, because its loss scale makes another curve. Raises UserError where other keys forbid it."""
     if config.precision != "auto":
         return config, None
     if begun is not None:
@@ -36,7 +36,7 @@ def settle_precision(config: RunConfig, hardware: Hardware, begun: str | None = 
     elif not hardware.gpus:
         precision, reason = "fp32", "ranks compute on CPUs"
     elif config.zero == 0:
-        precision, reason = "fp32", "zero: 0 goes with it"
+        precision, reason = "fp32", "zero: 0 has no other"
     elif hardware.has_bf16 is None:
         precision, reason = "bf16", "compute_capability is unknown; ranks look"
     elif hardware.has_bf16:
@@ -44,7 +44,19 @@ def settle_precision(config: RunConfig, hardware: Hardware, begun: str | None = 
     else:
         precision = "fp32"
         reason = f"compute capability {hardware.compute_capability} has no bf16; precision: fp16 is faster"
-    return config.model_copy(update={"precision": precision}), reason
+    settled = config.model_copy(update={"precision": precision})
+    for disagreement in find_disagreements(settled):
+        raise UserError(disagreement.sentence)
+    return settled, reason
+
+
+def check_precision(precision: str, compute_capability: str | None) -> None:
+    """Raises UserError where GPUs of this compute capability, where it is known, do not compute in `precision`."""
+    if precision == "bf16" and compute_capability is not None and not is_bf16_capable(compute_capability):
+        raise UserError(
+            f"precision: bf16 needs GPUs of compute capability 8.0 or more, and these have {compute_capability}; ask "
+            "for others, or write precision: fp16 or fp32, and another name where the run was begun in bf16"
+        )
 
 
 def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, size: PipelineSize) -> Settled:
@@ -71,7 +83,7 @@ def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, 
         reason = "nobody can tell what fits"
     else:
         chosen, reason = choices[-1], "no stage fits"
-    reasons = {"zero": reason} if config.zero == "auto" else {}
+    reasons = {"zero": reason} if config.zero == "auto" and config.engine == "deepspeed" else {}
     if config.micro_batch == "auto":
         reasons["micro_batch"] = "the largest that fits"
     return replace(chosen, reasons=reasons)
@@ -79,8 +91,10 @@ def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, 
 
 def _list_choices(config: RunConfig, batch_plan: BatchPlan) -> Iterator[Settled]:
     """Every stage and micro-batch that the config leaves open, lower stages and larger micro-batches first."""
-    stages = [config.zero]
-    if config.zero == "auto":
+    stages: list[object] = [config.zero]
+    if config.engine == "fsdp2":
+        stages = [UNKNOWN_ZERO]  # which has none
+    elif config.zero == "auto":
         stages = [0, 1, 2, 3] if config.precision == "fp32" and not config.offload else [1, 2, 3]
     micro_batches = [batch_plan.micro_batch]
     per_rank = batch_plan.micro_batch * batch_plan.accumulation

@@ -30,7 +30,8 @@ class CheckpointInfo:
     name: str
     size: int | None
     world_size: int | None
-    zero: int | None
+    engine: str | None
+    zero: int | None  # its stage, of an engine that knows such a thing
     problems: list[str] | None
 
 
@@ -44,9 +45,10 @@ def _describe(checkpoint: Checkpoint, verify: bool) -> CheckpointInfo:
     try:
         manifest = checkpoint.read_manifest()
     except ValueError as error:
-        return CheckpointInfo(step, attempt, name, None, None, None, [str(error)])
+        return CheckpointInfo(step, attempt, name, None, None, None, None, [str(error)])
     problems = checkpoint.verify() if verify else None
-    return CheckpointInfo(step, attempt, name, manifest.size, manifest.world_size, manifest.zero, problems)
+    shape = manifest.size, manifest.world_size, manifest.engine, manifest.zero
+    return CheckpointInfo(step, attempt, name, *shape, problems)
 
 
 def prune_checkpoints(run: RunDir, keep: int | None) -> list[Checkpoint]:

@@ -19,7 +19,7 @@ def render_checkpoints(run: RunDir, *, verify: bool, as_json: bool) -> tuple[str
         return json.dumps([asdict(row) for row in rows], indent=2), good
     lines = ["no checkpoints yet"]
     if rows:
-        lines = [f"{'step':>10}  {'attempt':>7}  {'size':>10}  {'ranks':>5}  {'ZeRO':>4}  state"]
+        lines = [f"{'step':>10}  {'attempt':>7}  {'size':>10}  {'ranks':>5}  {'engine':<11}  state"]
     lines += [_format_row(row) for row in rows]
     lines += [f"quarantined: {path}" for path in list_quarantined(run)]
     return "\n".join(lines), good
@@ -29,11 +29,12 @@ def _format_row(row: CheckpointInfo) -> str:
     """One line of the table; `?` is what an unreadable manifest does not tell."""
     size = "?" if row.size is None else format_size(row.size)
     ranks = "?" if row.world_size is None else row.world_size
-    zero = "?" if row.zero is None else row.zero
+    stage = "" if row.zero is None else f" {row.zero}"
+    engine = "?" if row.engine is None else f"{row.engine}{stage}"
     state = "not verified" if row.problems is None else "verified"
     if row.problems:
         state = row.problems[0]
-    return f"{row.step:>10,}  {row.attempt:>7}  {size:>10}  {ranks:>5}  {zero:>4}  {state}"
+    return f"{row.step:>10,}  {row.attempt:>7}  {size:>10}  {ranks:>5}  {engine:<11}  {state}"
 
 
 def render_pruned(run: RunDir, keep: int | None, *, as_json: bool) -> str:

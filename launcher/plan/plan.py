@@ -25,7 +25,7 @@ from configs.solve.engine import choose_engine
 from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
-from configs.solve.settle import settle_memory
+from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS
 from launcher.format import format_count, format_rate
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
@@ -92,6 +92,7 @@ def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
     hardware = BACKENDS[_find_backend_name(config, batch_plan)]().find_hardware(config)
     size = read_model_size(config.model)
     config, precision_reason = settle_run_precision(run_dir, config, hardware)
+    check_precision(config.precision, hardware.compute_capability)
     settled = settle_memory(config, batch_plan, hardware, size)
     reasons = ({"precision": precision_reason} if precision_reason else {}) | settled.reasons
     config, batch_plan = settled.config, settled.batch_plan

@@ -7,7 +7,7 @@ from typing import Any
 from configs.solve.batch import BatchPlan
 from configs.solve.device_memory import DeviceMemory
 from configs.solve.hardware import GIB
-from configs.solve.memory import ModelStates
+from configs.solve.memory import ModelStates, describe_layout
 from launcher.format import format_amount, format_count, format_rate, format_size
 from launcher.plan.memory_plan import MemoryPlan
 from launcher.plan.plan import RunPlan, list_all_batch_plans
@@ -140,7 +140,7 @@ def _memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
 
 def _states_to_json(states: ModelStates, device: DeviceMemory) -> dict[str, Any]:
     return {
-        "zero": states.zero,
+        "layout": states.layout,
         "offload": states.offload,
         "gpu_bytes": states.gpu,
         "cpu_bytes": states.cpu,
@@ -207,7 +207,7 @@ def _learning_rate(plan: RunPlan) -> str:
 def _memory(plan: RunPlan) -> str:
     """All that one rank holds, its parts, and whether it fits."""
     memory, device = plan.memory, plan.memory.device
-    label = memory.states.label if memory.states else f"ZeRO-{plan.config.zero}"
+    label = memory.states.label if memory.states else describe_layout(plan.config)
     if device.total is not None:
         label += f": {format_size(device.total)}/{'GPU' if memory.hardware.gpus else 'rank'}"
     runtime = "CUDA and NCCL" if memory.hardware.gpus else "Python and torch"
@@ -221,7 +221,7 @@ def _memory(plan: RunPlan) -> str:
     text += " + ".join(f"{_gibibytes(part)} {name}" for name, part in parts.items())
     if memory.capacity is None:
         return f"{text}; {'gpu_memory' if memory.hardware.gpus else 'memory_per_node'} unknown"
-    fit = {True: "fits", False: "does not fit into", None: "of"}[memory.fits]
+    fit = {True: "fits into", False: "does not fit into", None: "of"}[memory.fits]
     return f"{text}; {fit} {format_size(memory.capacity)}"
 
 
@@ -243,7 +243,8 @@ def _host(plan: RunPlan) -> str:
         text += f", {format_size(host.offload)} of it offloaded model states"
     if hardware.host_memory is None:
         return text
-    return f"{text}; {'fits' if host.fits(hardware) else 'does not fit into'} {format_size(hardware.host_memory * GIB)}"
+    fit = "fits into" if host.fits(hardware) else "does not fit into"
+    return f"{text}; {fit} {format_size(hardware.host_memory * GIB)}"
 
 
 def _disk(plan: RunPlan) -> str:

@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.length import solve_length
 from configs.solve.model_size import read_model_size
-from configs.solve.settle import settle_memory
+from configs.solve.settle import check_precision, settle_memory
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
@@ -62,6 +62,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | No
     batch_plan = batch_plan or plan_batch(run, config)
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
+    check_precision(config.precision, inputs.hardware.compute_capability)
     listing = inputs.list_images(Path(config.data.images))
     samples = select_samples(config.data, listing)
     total_steps = solve_length(config, batch_plan.batch, len(samples)).steps

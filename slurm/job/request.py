@@ -129,9 +129,11 @@ def request_array(folder: Path, runs: Sequence[RunDir], name: str, terms: JobTer
     return SbatchRequest(folder, text, str(terms), tuple(runs))
 
 
-def request_doctor_job(folder: Path, site: Site) -> SbatchRequest:
-    """The job of `lockstep doctor` (see slurm/job/doctor_job.py), with the options that a run's job has."""
-    command = f"{shlex.quote(sys.executable)} -P -m lockstep slurm.job.doctor_job {_quoted(folder)}"
+def request_doctor_job(folder: Path, site: Site, ranks: int) -> SbatchRequest:
+    """The job of `lockstep doctor` (see slurm/job/doctor_job.py): `ranks` ranks on a node, with the options that a
+    run's job has."""
+    python = f"--nodes=1 --ntasks={ranks} {shlex.quote(sys.executable)}"  # behind srun and its options
+    command = f"{python} -P -m lockstep slurm.job.doctor_job {_quoted(folder)}"
     once = f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || [ ! -e {_quoted(folder / SIGNAL)} ]'
     text = _make_sbatch_string(
         command=command,
@@ -141,8 +143,8 @@ def request_doctor_job(folder: Path, site: Site) -> SbatchRequest:
         signal_delay_s=LEAD,
         setup=["export PYTHONSAFEPATH=1"],
         teardown=[f"{once} || scontrol requeue $SLURM_JOB_ID"],
-        additional_parameters={"nodes": "1", "mincpus": site.cpus_per_rank, "requeue": True},
-        **site_parameters(site, 1),
+        additional_parameters={"nodes": "1", "mincpus": ranks * site.cpus_per_rank, "requeue": True},
+        **site_parameters(site, ranks),
     )
     return SbatchRequest(folder, text, "1 node")
 

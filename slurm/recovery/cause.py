@@ -41,9 +41,10 @@ _ERRORS: list[tuple[CauseKind, str]] = [
     # of CUDA's or of the system's that failed. An illegal access or a failed assertion on the GPU is the program's.
     (
         "device",
-        r"^NoDevice\b|uncorrectable (ECC|NVLink) error|hardware (stack )?error|CUDA error: unknown error"
-        r"|no CUDA-capable device|CUDA-capable device\S* (is/)?are busy or unavailable|system not yet initialized"
-        r"|GPU is lost|GPU requires reset|fallen off the bus|\bXid\b|unhandled (cuda|system) error",
+        r"^(NoDevice|CorruptReplica)\b|uncorrectable (ECC|NVLink) error|hardware (stack )?error"
+        r"|CUDA error: unknown error|no CUDA-capable device|CUDA-capable device\S* (is/)?are busy or unavailable"
+        r"|system not yet initialized|GPU is lost|GPU requires reset|fallen off the bus|\bXid\b"
+        r"|unhandled (cuda|system) error",
     ),
 ]
 _VERBS = {

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,13 @@ class Manifest:
 
     identity: Identity
     world_size: int
-    zero: int
+    zero: int | None  # its stage; None where the engine knows no such thing
     kinds: tuple[str, ...]  # fp32 values of each element: weights, the optimizer's states, ema
     optimizer_step: int  # updates that were applied: fewer than steps where fp16 skipped some
     skipped_steps: int
     loss_scaler: dict[str, float] | None
     files: tuple[FileEntry, ...]
+    engine: str = "deepspeed"  # a name in train/engines; the only one, while manifests did not say it
 
     @property
     def size(self) -> int:
@@ -76,7 +77,8 @@ class Manifest:
                     f"a newer Lockstep saved it (schema {body['schema']}, and this one reads up to {MANIFEST_SCHEMA}); "
                     "update Lockstep"
                 )
-            body = {field.name: body[field.name] for field in fields(cls)}
+            wanted = [field.name for field in fields(cls) if field.name in body or field.default is MISSING]
+            body = {name: body[name] for name in wanted}
             body["identity"] = Identity(**body["identity"])
             body["files"] = tuple(FileEntry(**file) for file in body["files"])
             body["kinds"] = tuple(body["kinds"])

@@ -21,7 +21,8 @@ class AttemptPlan(Record):
     nonce: str  # tells this attempt from any other that thinks it has the same number
     dataset_size: int
     dataset_digest: str
-    # ZeRO stage. None in what an earlier version wrote: the stage of its config, or 2 where that says nothing.
+    # ZeRO stage. None under FSDP2, and in what an earlier version wrote: the stage of its config, or 2 where that says
+    # nothing.
     zero: int | None = None
 
     @property

@@ -41,7 +41,7 @@ class Submission(Record):
             model_folder=self.model_folder,
             dataset_size=self.dataset_size,
             dataset_digest=self.dataset_digest,
-            zero=config.zero,
+            zero=None if config.engine == "fsdp2" else config.zero,
         )
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from configs.errors import LockstepError
 from configs.reading.load import load_config
+from configs.solve.hardware import Hardware
 from launcher.cli.main import cli
+from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import PreparedRun, prepare_run
 from slurm.job.record import JobRecord
 from slurm.site import Site
@@ -26,6 +28,7 @@ TEST_ONLY = 'case "$*" in *--test-only*) echo "sbatch: Job 9 to start at 2027-01
 SUBMIT = f'{TEST_ONLY}; case "$1" in --parsable) echo 8;; *) echo "Submitted batch job 8";; esac'
 MAIN = "PartitionName=main Default=YES GraceTime=0 MaxTime=UNLIMITED PriorityTier=10 State=UP PreemptMode=OFF"
 STEPS = 10
+UNKNOWN = Hardware()
 
 
 class Desk:
@@ -43,7 +46,9 @@ class Desk:
             (images / f"{number}.txt").write_text("a red circle")
         self.file = folder / "mine.yaml"
         data = {"images": str(images), "resolution": 32}
-        self.file.write_text(json.dumps({"model": str(model), "data": data, "batch": 8, "steps": STEPS}))
+        self.file.write_text(
+            json.dumps({"model": str(model), "data": data, "batch": 8, "steps": STEPS, "precision": "fp32"})
+        )
         self.knows()
         self.does("sbatch", SUBMIT)
         self.does("scancel", "")
@@ -88,8 +93,8 @@ class Desk:
             return done.exception.exit_code, f"{done.output}{done.exception}"
         return done.exit_code, done.output
 
-    def ready(self, *overrides: str) -> PreparedRun:
-        return prepare_run(load_config(self.file, overrides))
+    def ready(self, *overrides: str, hardware: Hardware = UNKNOWN) -> PreparedRun:
+        return prepare_run(load_config(self.file, overrides), RunInputs(hardware))
 
     def submitted(self, job: str | None = "7", *overrides: str) -> RunDir:
         """The run, as a submit has left it."""

@@ -28,9 +28,13 @@ class Desk:
 
     def wrap_sbatch(self, words: str) -> None:
         """A site's own sbatch, which prints these words first."""
-        path = self.config / "bin" / "sbatch"
-        path.parent.mkdir(parents=True)
-        path.write_text(f'#!/bin/sh\necho "{words}"\nexec {shutil.which("sbatch")} "$@"\n')
+        self.put_command("sbatch", f'echo "{words}"\nexec {shutil.which("sbatch")} "$@"')
+
+    def put_command(self, name: str, script: str) -> None:
+        """A command that goes before the machine's own."""
+        path = self.config / "bin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
         self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
@@ -70,6 +74,7 @@ def shorten(desk: Desk, doctor: subprocess.Popen[str]) -> None:
 
 
 def test_a_sound_cluster_gets_its_profile(desk: Desk) -> None:
+    desk.put_command("nvidia-smi", "echo 81559, 9.0, 550.54.15; echo 81559, 9.0, 550.54.15")
     doctor = desk.start()
     shorten(desk, doctor)
     said, wrong = doctor.communicate(timeout=120)
@@ -79,19 +84,24 @@ def test_a_sound_cluster_gets_its_profile(desk: Desk) -> None:
     for told in (
         "answers",
         "the file system is shared",
-        "of 2 asked for",
+        "may use 2 CPUs, of 2 asked for",
+        "sees 2 GPUs, of 2 asked for",
+        "GPUs of 79.6 GiB, compute capability 9.0, driver 550.54.15",
+        "see the same GPUs",
         "SIGUSR2 came",
         "requeued, and back on node",
     ):
         assert [text for word, text in lines if word == "ok" and told in text], (told, said)
     written = yaml.safe_load((desk.config / "lockstep" / "site.yaml").read_text())
-    assert written == {"gpus": "gpus-per-node", "cpus_per_rank": 2}  # 4 GPUs and 8 CPUs per node
+    facts = {"gpu_memory": 79.6, "compute_capability": "9.0"}
+    assert written == {"gpus": "gpus-per-node", "cpus_per_rank": 2} | facts  # 4 GPUs and 8 CPUs per node
 
 
 def test_a_profile_that_stands_is_tried_and_kept(desk: Desk) -> None:
     """Behind a wrapper of sbatch that talks of other jobs."""
     text = "partition: main\ngpus: gres\ncpus_per_rank: 3\n"
     path = desk.profile("mine", text)
+    desk.put_command("nvidia-smi", "echo 24268, 8.6, 535.1")
     desk.wrap_sbatch("NOTE: your last job 1 used 3 core hours")
     doctor = desk.start("--site", "mine")
     shorten(desk, doctor)
@@ -99,7 +109,9 @@ def test_a_profile_that_stands_is_tried_and_kept(desk: Desk) -> None:
     assert doctor.returncode == 1, said + wrong
     assert "FAIL cpus_per_rank 3 × 4 GPUs > 8 CPUs; 2 fit" in said
     assert ", of 3 asked for" in said
-    assert f"the profile {path} stands as it is" in said
+    assert (
+        f'the profile {path} stands as it is; write gpu_memory: 23.7 into it; write compute_capability: "8.6"' in said
+    )
     assert path.read_text() == text
 
 

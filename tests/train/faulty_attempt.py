@@ -2,15 +2,17 @@
 
 Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}:
 rank, call (open, write, fsync, replace, rename, remove), on (a regular expression for the path), count (which call of
-them), when (before, after), and do (kill, slow, hang, full). A file `fired` in the attempt's folder says that it did.
+them), when (before, after), and do (kill, slow, hang, full, or wait, which goes on once the file `gate` is there). A
+file `fired` in the attempt's folder says that it did.
 
 Beside it, or alone, {"nan_at": [positions]} makes the loss of every micro-batch that holds one of them NaN, on
 whichever rank, {"infinite_gradient_at": [positions]} makes only its gradient infinite,
 {"spoil_average_after": step} writes a NaN into rank 1's average, {"export_waits_for": path} exports once that is there,
 {"undo_step": step} takes back what that step does to weights and optimizer, {"fail_copies": true} lets rank 1's first
 copy for a save fail as on a broken GPU, and its second one for want of memory, {"loop_at": step} lets rank 1 go round
-in circles in that step, {"slow_at": {step: seconds}} makes those steps slow on rank 1, and {"slow_save": seconds} every
-write of a part of a checkpoint.
+in circles in that step, {"slow_at": {step: seconds}} makes those steps slow on rank 1, {"slow_save": seconds} every
+write of a part of a checkpoint, and {"flip": [rank, step]} flips one bit of what that rank holds as all others do,
+after that step.
 
 Every rank also writes down the positions it consumes, step by step.
 """
@@ -54,6 +56,8 @@ def install(fault: dict, attempt: Attempt) -> None:
         delay_steps(fault.get("loop_at"), fault.get("slow_at", {}))
     if "slow_save" in fault:
         delay_writes(fault["slow_save"])
+    if "flip" in fault:
+        flip_bit(*fault["flip"])
     if "export_waits_for" in fault:
         delay_export(Path(fault["export_waits_for"]))
     if "rank" not in fault or fault["rank"] != int(os.environ["RANK"]):
@@ -73,6 +77,8 @@ def install(fault: dict, attempt: Attempt) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if fault["do"] == "hang":
                     time.sleep(3600)
+                if fault["do"] == "wait":
+                    return wait_for(Path(fault["gate"]))
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     def struck(original):
@@ -203,13 +209,31 @@ def delay_writes(seconds: float) -> None:
     Snapshot._run = run
 
 
+def flip_bit(rank: int, after: int) -> None:
+    """The lowest bit of the last element."""
+    original = Trainer.step
+
+    def step(self, number, *rest):
+        result = original(self, number, *rest)
+        if number == after and int(os.environ["RANK"]) == rank:
+            last = self.engine.replicas()[-1].view(-1)[-1:]
+            last.view({2: torch.int16, 4: torch.int32}[last.element_size()]).bitwise_xor_(1)
+        return result
+
+    Trainer.step = step
+
+
+def wait_for(gate: Path) -> None:
+    while not gate.exists():
+        time.sleep(0.05)
+
+
 def delay_export(gate: Path) -> None:
     """As of a large model, or a slow disk."""
     original = train.attempt.export_pipeline
 
     def export_pipeline(*arguments):
-        while not gate.exists():
-            time.sleep(0.05)
+        wait_for(gate)
         original(*arguments)
 
     train.attempt.export_pipeline = export_pipeline

@@ -16,14 +16,13 @@ from transformers import CLIPTextModel
 
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from configs.solve.deepspeed import render_deepspeed
 from configs.solve.learning_rate import compute_learning_rate
 from store.dataset.listing import list_samples
+from tests.engines import build_engine
 from tests.gather import gather
 from train import process_group
 from train.data.stream import Stream, micro_batches
 from train.engines.base import WEIGHTS
-from train.engines.deepspeed import ZeroEngine
 from train.models import load_model
 from train.objective import make_objective
 from train.step import Trainer
@@ -103,7 +102,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn, weighting)
 
-    engine = ZeroEngine(model.denoiser, model.weights, config, render_deepspeed(config, plan), world.device)
+    engine = build_engine(model.denoiser, model.weights, config, plan, world)
     trainer = Trainer(model, objective, engine, None, world.device)
     losses, original = [], trainer.micro_loss
 

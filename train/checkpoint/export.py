@@ -23,6 +23,7 @@ from configs.reading.load import load_config
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
+from store.checkpoint.manifest import Manifest
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from train.engines.base import WEIGHTS
@@ -53,7 +54,7 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     write_sampler(temporary, prediction)
     denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights])
     denoiser.save_pretrained(temporary / pipeline.trained)
-    card = _card(config, plan, checkpoint.step, weights, prediction, class_name)
+    card = _card(config, plan, checkpoint.read_manifest(), weights, prediction, class_name)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     mark = {"run": config.name, "step": checkpoint.step, "weights": weights}
     (temporary / MARK).write_text(json.dumps(mark) + "\n")
@@ -105,7 +106,9 @@ def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str) -> Any:
     return denoiser
 
 
-def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, prediction: str, class_name: str) -> str:
+def _card(
+    config: RunConfig, plan: AttemptPlan, manifest: Manifest, weights: str, prediction: str, class_name: str
+) -> str:
     """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
     config = plan.settle_config(config)
     data = ModelCardData(
@@ -116,6 +119,8 @@ def _card(config: RunConfig, plan: AttemptPlan, step: int, weights: str, predict
         inference=True,
     )
     passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
+    step = manifest.identity.step
+    engine = manifest.engine if manifest.zero is None else f"{manifest.engine}, ZeRO stage {manifest.zero}"
     world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
     weighting = f"min-SNR, γ = {config.snr_gamma:g}" if config.loss_weighting == "min_snr" else config.loss_weighting
     return f"""---
@@ -141,7 +146,8 @@ image = pipeline("a prompt").images[0]
 | learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
 | prediction | {prediction} |
 | loss weighting | {weighting} |
-| precision | {config.precision}, ZeRO-{config.zero} |
+| precision | {config.precision} |
+| engine | {engine} |
 | resolution | {config.data.resolution} px |
 | seed | {config.seed} |
 | diffusers | {__version__} |

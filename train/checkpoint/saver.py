@@ -1,24 +1,24 @@
-"""Saving C(step): copy at the boundary, write behind the training, commit at a later boundary when every rank is done.
+"""Saving C(step): copy at the boundary, write behind the training, commit behind it when every rank has written.
 
 The copy needs no pause of its own: weights, optimizer states and averages change only in an update, so a thread copies
-them while the next step's passes run, and the update waits for it (`wait_for_copy`). At most one save is in flight.
+them while the next step's passes run, and the update waits for it (`wait_for_copy`). The ranks tell each other at step
+boundaries how far they are; at most one save is in flight, until rank 0 has committed it and removed old ones.
 """
 
-import os
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from configs.errors import LockstepError
-from store.checkpoint import checkpoints, fragment_file
+from configs.solve.engine import choose_engine
+from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
-from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Identity, Manifest
-from store.checkpoint.retention import should_save, steps_to_prune
-from store.run.records import SavedCheckpoint
-from store.run.run_dir import sync_directory, write_atomic
+from store.checkpoint.fragment_file import fragment_file_name
+from store.checkpoint.manifest import Identity, Manifest
+from store.checkpoint.retention import should_save
+from train.checkpoint.commit import Commit
+from train.checkpoint.rank_state import RankState
+from train.checkpoint.replicas import check_replicas
 from train.checkpoint.snapshot import Snapshot
 from train.context import RankContext
 from train.engines.base import Engine
@@ -36,15 +36,15 @@ class Saver:
     """
 
     def __init__(self, context: RankContext, engine: Engine, ema: Ema | None, start: Checkpoint | None):
+        self.context, self.engine = context, engine
         self.policy = context.config.checkpoint
-        self.run, self.attempt, self.plan = context.run, context.attempt, context.plan
         self.world, self.progress = context.world, context.progress
-        assert context.config.zero != "auto", "the attempt's plan settles it"
-        self.zero = context.config.zero
-        self.engine, self.ema = engine, ema
         self.newest = start  # the same on every rank: what was committed last, or else resumed from
-        self.buffers: list[torch.Tensor] = []
+        self.state = RankState(engine, ema, engine.replicas() if self.world.size > 1 else [])
+        self.size = sum(self.world.gather(self.state.size))  # bytes of a checkpoint
         self.in_flight: Snapshot | None = None
+        self.is_committing = False  # the save in flight: all its files are written
+        self.commit: Commit | None = None  # rank 0's, meanwhile
         self.save_pending = False  # a save came due that could not begin yet
         self.last_save = time.monotonic()
         self.failures = 0
@@ -67,10 +67,9 @@ class Saver:
         due = self.world.is_main_process and (
             requested or self.save_pending or should_save(self.policy, step, time.monotonic() - self.last_save)
         )
-        writing = self.in_flight is not None and not self.in_flight.done.is_set()
-        due, writing = self.world.any_rank([due, writing])
-        if self.in_flight is not None and not writing:
-            self._commit()
+        due, busy = self.world.any_rank([due, self._is_busy()])
+        if self.in_flight is not None and not busy:
+            self._advance()
         was_pending, self.save_pending = self.save_pending, False
         if not due:
             return
@@ -86,7 +85,7 @@ class Saver:
                     flush=True,
                 )
         elif self._begin(step) and self.policy.mode == "sync":
-            self._commit()
+            self.finish()
 
     @property
     def newest_name(self) -> str | None:
@@ -95,8 +94,18 @@ class Saver:
 
     def finish(self) -> None:
         """Wait for the save in flight, if any, and commit it: for a run that ends without a save of its own."""
-        if self.in_flight is not None:
-            self._commit()
+        while self.in_flight is not None:
+            self._advance()
+
+    def close(self) -> None:
+        """Give the room of the copies back. This rank alone, with no save in flight."""
+        self.state.close()
+
+    def _is_busy(self) -> bool:
+        """Whether this rank, beside its training, is still at the stage that the save in flight is in."""
+        if self.commit is not None:
+            return not self.commit.done.is_set()
+        return self.in_flight is not None and not self.in_flight.done.is_set()
 
     def _save_now(self, step: int) -> None:
         """Save `step` before going on, a save in flight first. Raises LockstepError where it cannot be done."""
@@ -104,7 +113,9 @@ class Saver:
         self.save_pending = False
         if self.newest is not None and self.newest.step == step:
             return
-        if not (self._begin(step) and self._commit()):
+        if self._begin(step):
+            self.finish()
+        if self.newest is None or self.newest.step != step:
             raise LockstepError(f"the checkpoint of step {step} could not be saved; {self._describe_newest()}")
 
     def _describe_newest(self) -> str:
@@ -113,113 +124,87 @@ class Saver:
     def _begin(self, step: int) -> bool:
         """Start the copy and the write of C(step), where there is room for it."""
         self.last_save = time.monotonic()
-        pieces, sources = self._state()
-        size = sum(self.world.gather(sum(4 * piece.length for piece in pieces)))
-        folder = checkpoints.temporary_path(self.run, step, self.attempt.number)
-        refusal = _make_room(folder, size) if self.world.is_main_process else None
+        folder = checkpoints.temporary_path(self.context.run, step, self.context.attempt.number)
+        refusal = _make_room(folder, self.size) if self.world.is_main_process else None
         refusal = self.world.broadcast(refusal)
         if refusal is not None:
-            self._fail(folder, refusal)
+            self._fail(refusal)
             return False
-        if not self.buffers:
-            pinned = self.world.device.type == "cuda"
-            self.buffers = [torch.empty(source.shape, pin_memory=pinned) for source in sources]
-        path = folder / fragment_file.fragment_file_name(self.world.rank)
-        self.in_flight = Snapshot(self._manifest_without_files(step), path, pieces, sources, self.buffers)
+        path = folder / fragment_file_name(self.world.rank)
+        self.in_flight = Snapshot(self._manifest_without_files(step), path, self.state)
         return True
-
-    def _state(self) -> tuple[list[fragment_file.StoredFragment], list[torch.Tensor]]:
-        """What this rank owns: the names of its pieces, and the engine's own storage of each."""
-        owned = self.engine.owned
-        values = {key: [self.engine.tensor(fragment, key) for fragment in owned] for key in self.engine.state_keys}
-        if self.ema is not None:
-            values["ema"] = self.ema.averages
-        pieces = [
-            fragment_file.StoredFragment(kind, fragment.name, fragment.offset, fragment.length)
-            for kind in values
-            for fragment in owned
-        ]
-        return pieces, [tensor for tensors in values.values() for tensor in tensors]
 
     def _manifest_without_files(self, step: int) -> Manifest:
         """The manifest of C(step) but for its files; made at the boundary, as the next update moves the counters."""
+        context, config = self.context, self.context.config
+        number, nonce = context.attempt.number, context.plan.nonce
+        assert config.zero != "auto", "the attempt's plan settles it"
         return Manifest(
-            identity=Identity(self.run.path.name, step, self.attempt.number, self.plan.nonce, self.engine.layout),
+            identity=Identity(context.run.path.name, step, number, nonce, self.engine.layout),
             world_size=self.world.size,
-            zero=self.zero,
-            kinds=(*self.engine.state_keys, *(["ema"] if self.ema else [])),
+            engine=choose_engine(config),
+            zero=None if config.engine == "fsdp2" else config.zero,
+            kinds=self.state.kinds,
             files=(),
             **self.engine.counters(step),
         )
 
-    def _commit(self) -> bool:
-        """Wait for every rank's file and make them one visible checkpoint, or none."""
-        snapshot, self.in_flight = self.in_flight, None
-        assert snapshot is not None
+    def _advance(self) -> None:
+        """Bring the save in flight one stage further, waiting where it is not that far: from the ranks' files to the
+        commit, or from there to its end."""
+        assert self.in_flight is not None
+        if self.is_committing:
+            self._conclude(self.in_flight)
+        else:
+            self._start_commit(self.in_flight)
+
+    def _start_commit(self, snapshot: Snapshot) -> None:
+        """Wait for every rank's file; then rank 0's thread makes them one visible checkpoint, or none."""
         self.progress.set_activity("writing its part of the checkpoint")
         snapshot.thread.join()
         self.progress.record_save(snapshot.seconds)
         self.progress.set_activity(f"{WAITING_FOR_OTHERS} to write their parts of the checkpoint")
-        spoiled = [value for value in self.world.gather(snapshot.spoiled) if value is not None]
-        if spoiled:
+        spoiled, replicas, outcomes = zip(
+            *self.world.gather((snapshot.spoiled, snapshot.replicas, snapshot.outcome)), strict=True
+        )
+        step = snapshot.manifest.identity.step
+        try:
+            problems = [problem for problem in spoiled if problem is not None]
+            if problems:
+                raise NonFinite(f"{problems[0]}, so no checkpoint of it is kept; {self._describe_newest()}")
+            check_replicas(self.world, replicas, step)
+        except LockstepError:
+            self.in_flight = None
             if self.world.is_main_process:
                 shutil.rmtree(snapshot.path.parent, ignore_errors=True)
-            raise NonFinite(f"{spoiled[0]}, so no checkpoint of it is kept; {self._describe_newest()}")
-        outcomes = self.world.gather(snapshot.outcome)
-        problem = self.world.broadcast(
-            self._publish(snapshot.manifest, outcomes) if self.world.is_main_process else None
-        )
-        if problem is not None:
-            self._fail(snapshot.path.parent, problem)
-            return False
-        step = snapshot.manifest.identity.step
-        path = checkpoints.committed_path(self.run, step, self.attempt.number)
-        self.newest = Checkpoint(path, step, self.attempt.number)
+            raise
+        self.is_committing = True
         if self.world.is_main_process:
-            print(f"saved step {step}", flush=True)
-            self._prune()
-        return True
+            self.commit = Commit(self.context, snapshot.manifest, outcomes)
 
-    def _publish(self, manifest: Manifest, outcomes: list[FileEntry | str]) -> str | None:
-        """Rank 0: manifest, fsync, rename, fsync of the parent; or what stands in the way."""
-        files = tuple(outcome for outcome in outcomes if isinstance(outcome, FileEntry))
-        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
-        if problems:
-            return problems[0]
-        identity = manifest.identity
-        if newer := [attempt.number for attempt in self.run.attempts() if attempt.number > identity.attempt]:
-            return f"attempt {newer[-1]} of this run has begun, and attempt {identity.attempt} writes no more"
-        folder = checkpoints.temporary_path(self.run, identity.step, identity.attempt)
-        try:
-            write_atomic(folder / MANIFEST_NAME, replace(manifest, files=files).to_text())
-            final = checkpoints.committed_path(self.run, identity.step, identity.attempt)
-            os.rename(folder, final)
-            sync_directory(self.run.checkpoints_path)
-        except OSError as error:
-            return f"{folder}: {error.strerror}"
-        try:
-            SavedCheckpoint(final.name).write(self.attempt.saved_path)
-        except OSError as error:  # the checkpoint stands; its note may lie on another, full file system
-            print(f"ALARM: {self.attempt.saved_path} could not be written: {error.strerror}", flush=True)
-        return None
+    def _conclude(self, snapshot: Snapshot) -> None:
+        """Wait for rank 0's commit and learn from it whether there is a checkpoint now."""
+        self.progress.set_activity(f"{WAITING_FOR_OTHERS} to commit the checkpoint")
+        problem = None
+        if self.commit is not None:
+            self.progress.set_activity("committing the checkpoint")
+            self.commit.thread.join()
+            if self.commit.error is not None:
+                raise self.commit.error
+            problem = self.commit.problem
+        problem = self.world.broadcast(problem)
+        self.in_flight, self.commit, self.is_committing = None, None, False
+        if problem is not None:
+            self._fail(problem)
+            return
+        step, number = snapshot.manifest.identity.step, self.context.attempt.number
+        self.newest = Checkpoint(checkpoints.committed_path(self.context.run, step, number), step, number)
 
-    def _prune(self) -> None:
-        """Rank 0, only after a commit: remove what the policy does not keep."""
-        committed = checkpoints.list_checkpoints(self.run)
-        superfluous = steps_to_prune(self.policy, [checkpoint.step for checkpoint in committed])
-        for checkpoint in committed:
-            if checkpoint.step in superfluous:
-                try:
-                    checkpoints.remove_checkpoint(checkpoint)
-                except OSError as error:  # the new one stands; the old one only takes room
-                    print(f"ALARM: {checkpoint.path} could not be removed: {error.strerror}", flush=True)
-
-    def _fail(self, folder: Path, problem: str) -> None:
-        """A save that cannot be had costs itself only: say so loudly, clean up, train on."""
+    def _fail(self, problem: str) -> None:
+        """A save that cannot be had costs itself only: say so loudly, and train on."""
         self.failures += 1
         if self.world.is_main_process:
             print(f"ALARM: a checkpoint was not saved: {problem}", flush=True)
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_room(folder: Path, size: int) -> str | None:

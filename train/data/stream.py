@@ -21,6 +21,7 @@ from store.dataset.listing import Sample, check_machine, open_image
 from train.data.images import Crop, load_square
 from train.data.order import Order
 from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
+from train.data.workers import count_workers
 
 
 def list_positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
@@ -130,7 +131,7 @@ def micro_batches(
         stream,
         batch_size=None,
         sampler=positions,
-        num_workers=stream.data.workers,
+        num_workers=count_workers(stream.data.workers),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else every iterator draws from the global one

@@ -98,6 +98,10 @@ class Engine(Protocol):
     def publish(self) -> None:
         """Make the weights that passes see again from the masters."""
 
+    def replicas(self) -> list[torch.Tensor]:
+        """What every rank holds and must hold alike, to the bit, at a step boundary: the same tensors in the same order
+        on all ranks, of any dtype, unchanged until the next `step`. None where everything is sharded."""
+
     def counters(self, step: int) -> Counters:
         """As they are after `step` steps of the run."""
 

@@ -48,6 +48,9 @@ class ReplicaEngine(TorchEngine):
         with nullcontext() if self._is_last else self._replica.no_sync():
             return self._replica(*args, **kwargs)
 
+    def replicas(self) -> list[torch.Tensor]:
+        return [self.tensor(fragment, key) for key in self.state_keys for fragment in self.held]
+
     def publish(self) -> None:
         """The masters are what passes see."""
 

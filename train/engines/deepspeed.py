@@ -22,7 +22,6 @@ from train.engines.base import (
     Engine,
     Fragment,
     WeightReader,
-    materialise,
     replace_parameters,
 )
 from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
@@ -68,7 +67,7 @@ def _trim_heap() -> None:
 
 
 class ZeroEngine:
-    """The engine of `train.engines.base`, under any ZeRO stage."""
+    """The engine of `train.engines.base`, under ZeRO 1, 2 or 3."""
 
     def __init__(
         self,
@@ -80,8 +79,7 @@ class ZeroEngine:
     ) -> None:
         """`rendered`: see configs/solve/deepspeed.py. Raises LockstepError for a DeepSpeed that is not known."""
         prepare(device)  # a program without time-outs to fear need not have called it before
-        give_room = materialise if config.zero == 0 else _lend_room
-        give_room(module, weights, DTYPES[config.precision], device)
+        _lend_room(module, weights, DTYPES[config.precision], device)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.sizes = {name: parameter.numel() for name, parameter in trained.items()}
         self.layout = digest_layout(self.sizes)
@@ -96,15 +94,11 @@ class ZeroEngine:
         deepspeed_state.check_state_layout(self._deepspeed)
         deepspeed_state.keep_smallest_loss_scale(self._deepspeed)
         self._stage, self._offload = config.zero, config.offload
-        if self._stage == 0:  # DeepSpeed would clip without keeping the norm; a second one takes 3 % of a CPU's step
-            deepspeed_state.replace_clipping(self._deepspeed, self._clip)
         self.module: torch.nn.Module = self._deepspeed.module
         self.accumulation = int(rendered["gradient_accumulation_steps"])
         self._gradient_divisor = gradient_divisor(rendered)
-        self._largest_sum_norm = float(rendered["gradient_clipping"])
-        held, owned = deepspeed_state.find_held(self._deepspeed), deepspeed_state.find_owned(self._deepspeed)
-        self.held, self.owned = list(held), list(owned)
-        self._places = held | owned
+        self._places = deepspeed_state.find_owned(self._deepspeed)
+        self.held = self.owned = list(self._places)
         self._fill(weights)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +119,7 @@ class ZeroEngine:
 
     @property
     def skipped(self) -> bool:
-        return not self._sum_is_finite if self._stage == 0 else not self._deepspeed.was_step_applied()
+        return not self._deepspeed.was_step_applied()
 
     @property
     def skipped_steps(self) -> int:
@@ -139,8 +133,7 @@ class ZeroEngine:
     def gradient_norm(self) -> float:
         if self.skipped:
             return math.inf
-        sum_norm = self._sum_norm if self._stage == 0 else self._deepspeed.get_global_grad_norm()
-        return float(sum_norm) / self._gradient_divisor
+        return float(self._deepspeed.get_global_grad_norm()) / self._gradient_divisor
 
     def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
         place = self._places[fragment]
@@ -153,6 +146,12 @@ class ZeroEngine:
 
     def publish(self) -> None:
         deepspeed_state.publish_masters(self._deepspeed)
+
+    def replicas(self) -> list[torch.Tensor]:
+        """ZeRO 1 and 2: the weights that passes see, which each rank has gathered from all."""
+        if self._stage == 3:
+            return []
+        return [parameter.detach() for parameter in self.module.parameters() if parameter.requires_grad]
 
     def counters(self, step: int) -> Counters:
         owner = self._places[self.owned[0]].owner  # all parameters are updated together
@@ -179,20 +178,12 @@ class ZeroEngine:
 
         The states come last: what the ranks need to tell each other the weights is free again by then.
         """
-        if self._stage:  # at ZeRO 0 the masters are what passes see, and have their values
-            for fragment in self.held:
-                self.tensor(fragment, WEIGHTS).copy_(weights.read(fragment.name, fragment.offset, fragment.length))
-            self.publish()
+        for fragment in self.held:
+            self.tensor(fragment, WEIGHTS).copy_(weights.read(fragment.name, fragment.offset, fragment.length))
+        self.publish()
         _trim_heap()
         for place in self._places.values():
             ensure_state(self._optimizer, place.owner, self.state_keys[1:])
-
-    def _clip(self) -> None:
-        """ZeRO 0: clip, or take away a gradient that is not finite, so that the optimizer updates nothing."""
-        self._sum_norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._largest_sum_norm)
-        self._sum_is_finite = bool(torch.isfinite(self._sum_norm))
-        if not self._sum_is_finite:
-            self.module.zero_grad(set_to_none=True)
 
     def _take_mean(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Make the mean of the sum that was reduced and clipped: fp32 in every stage, just before the optimizer."""

@@ -6,7 +6,7 @@ optimizer updates. Known good: DeepSpeed 0.19.8 (`check_state_layout` runs at ev
 version keeps its state elsewhere).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -33,14 +33,8 @@ Places = dict[Fragment, Place]
 
 
 def find_owned(engine: DeepSpeedEngine) -> Places:
-    """What this rank answers for. Over all ranks these cover every trained parameter exactly once."""
-    held = find_held(engine)
-    return _equal_share(held, engine) if engine.zero_optimization_stage() == 0 else held
-
-
-def find_held(engine: DeepSpeedEngine) -> Places:
-    """What this rank holds and a load must fill: at ZeRO 0 everything, else what it owns."""
-    find = {0: _find_whole, 1: _find_linked, 2: _find_linked, 3: _find_partitioned}[engine.zero_optimization_stage()]
+    """What this rank holds, and answers for. Over all ranks these cover every trained parameter exactly once."""
+    find = _find_partitioned if engine.zero_optimization_stage() == 3 else _find_linked
     # a parameter that lies on other ranks altogether, or only in padding, leaves an empty piece
     return {fragment: place for fragment, place in find(engine) if fragment.length}
 
@@ -77,19 +71,14 @@ def keep_smallest_loss_scale(engine: DeepSpeedEngine) -> None:
 @torch.no_grad()
 def publish_masters(engine: DeepSpeedEngine) -> None:
     """Make the weights that forward passes see again from the masters, on every rank. A collective."""
-    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    if stage in (1, 2):
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() != 3:
         optimizer.update_lp_params()
-    elif stage == 3:
-        optimizer.checkpoint_event_prologue()  # hands back what passes have gathered
-        for group in range(len(optimizer.fp16_partitioned_groups_flat)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        optimizer.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
-
-
-def replace_clipping(engine: DeepSpeedEngine, clip: Callable[[], None]) -> None:
-    """ZeRO 0: let `clip` take the place of DeepSpeed's own clipping."""
-    engine.clip_fp32_gradients = clip
+        return
+    optimizer.checkpoint_event_prologue()  # hands back what passes have gathered
+    for group in range(len(optimizer.fp16_partitioned_groups_flat)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    optimizer.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
 
 
 def drop_gradients(engine: DeepSpeedEngine) -> None:
@@ -103,7 +92,6 @@ def drop_gradients(engine: DeepSpeedEngine) -> None:
 
 _COUNTERS = ("basic_optimizer.state", "global_steps", "global_samples", "skipped_steps", "micro_steps")
 _TOUCHED = {  # by stage: all that this module will ever read, set or call
-    0: ("clip_fp32_gradients",),
     1: ("optimizer.update_lp_params",),
     2: ("optimizer.update_lp_params",),
     3: tuple(
@@ -176,31 +164,6 @@ def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, Any]]:
 def _count_elements(parameter: Any) -> int:
     """Of the whole parameter: ZeRO 3 leaves an empty one behind, with the size beside it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _find_whole(engine: DeepSpeedEngine) -> Iterator[tuple[Fragment, Place]]:
-    """ZeRO 0: every rank holds everything."""
-    for name, parameter in _trained(engine):
-        yield Fragment(name, 0, parameter.numel()), Place(parameter, 0)
-
-
-def _equal_share(held: Places, engine: DeepSpeedEngine) -> Places:
-    """ZeRO 0: all parameters end to end, cut into one equal share per rank, so that each element has one owner.
-
-    A share begins and ends wherever it falls, so its first and last fragments may be parts of a parameter.
-    """
-    share = -(-sum(fragment.length for fragment in held) // engine.world_size)
-    share_begin = engine.global_rank * share
-    share_end = share_begin + share
-    owned: Places = {}
-    begin = 0  # of this parameter, in all of them end to end
-    for fragment, place in held.items():
-        low = max(share_begin - begin, 0)
-        high = min(share_end - begin, fragment.length)
-        if low < high:
-            owned[Fragment(fragment.name, low, high - low)] = Place(place.owner, low)
-        begin += fragment.length
-    return owned
 
 
 def _find_linked(engine: DeepSpeedEngine) -> Iterator[tuple[Fragment, Place]]:

@@ -112,6 +112,9 @@ class TorchEngine:
             whole = self._optimizer.state[master.values][key]
         return whole.view(-1).narrow(0, fragment.offset - master.offset, fragment.length)
 
+    def replicas(self) -> list[torch.Tensor]:
+        return []
+
     def counters(self, step: int) -> Counters:
         values = self._masters[0].values  # all parameters are updated together
         ensure_state(self._optimizer, values, self.state_keys[1:])

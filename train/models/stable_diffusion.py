@@ -7,7 +7,7 @@ attention heads and projections, and epsilon or v_prediction.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -107,6 +107,12 @@ class StableDiffusion:
 
 def tokenize_caption(tokenizer: CLIPTokenizer, caption: str, crop: Crop) -> dict[str, torch.Tensor]:
     """The caption's tokens, cut or padded to the length that the text encoder reads; it is told nothing of the crop."""
+    return {"tokens": _tokenize(tokenizer, caption)}
+
+
+@lru_cache(maxsize=1 << 14)  # the empty caption of dropout, and all of a small dataset; about 1 KiB each
+def _tokenize(tokenizer: CLIPTokenizer, caption: str) -> torch.Tensor:
     length = tokenizer.model_max_length
     encoded = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return {"tokens": encoded.input_ids[0]}
+    tokens: torch.Tensor = encoded.input_ids[0]
+    return tokens

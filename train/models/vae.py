@@ -7,12 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from configs.schema import RunConfig
+from configs.solve.device_memory import count_vae_slices
 from train.data.images import scale_pixels
 from train.engines.base import DTYPES
-
-# An encoder's activations are 0.26 GiB per 512-pixel sample in bf16: of a large micro-batch more than the UNet keeps
-# with gradient checkpointing. Eight such samples fill a GPU.
-SLICE_PIXELS = 8 * 512 * 512
 
 
 def choose_vae_dtype(config: RunConfig, force_upcast: bool, device: torch.device) -> torch.dtype:
@@ -28,11 +25,11 @@ def choose_vae_dtype(config: RunConfig, force_upcast: bool, device: torch.device
 def encode_pixels(vae: Any, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
     """One draw of the posterior, mean + std × `posterior`, scaled to about unit variance: (m, C, h, h), fp32.
 
-    `pixels` are uint8, (m, 3, R, R). They are encoded in equal slices of SLICE_PIXELS or more, never of one sample
-    alone: for that one kernels take another path, and other bits come of it.
+    `pixels` are uint8, (m, 3, R, R). They are encoded in slices: of a large micro-batch the encoder would hold more
+    than the UNet does with gradient checkpointing.
     """
     samples, _, height, width = pixels.shape
-    slices = max(1, min(samples // 2, samples * height * width // SLICE_PIXELS))
+    slices = count_vae_slices(samples, height * width)
     drawn = []
     for part, normal in zip(pixels.tensor_split(slices), posterior.tensor_split(slices), strict=True):
         moments = vae.encode(scale_pixels(part).to(vae.dtype)).latent_dist

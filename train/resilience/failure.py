@@ -38,6 +38,10 @@ class Stuck(LockstepError):
         self.rank = rank
 
 
+def _is_peer_lost(error: BaseException) -> bool:
+    return any(sign in str(error) for sign in _PEER_LOST)
+
+
 def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
     """Write the failure report of this rank, and tell it in its log. Returns the exit code that `rank` ends with."""
     is_ours = isinstance(error, LockstepError)  # a sentence that says all
@@ -51,7 +55,7 @@ def report_failure(attempt: Attempt, rank: int, error: BaseException) -> int:
         log_size=os.fstat(sys.stdout.fileno()).st_size,  # what follows in the log is this failure
         error=type(error).__name__,
         message=str(error),
-        peer_lost=not is_ours and any(sign in str(error) for sign in _PEER_LOST),
+        peer_lost=error.is_victim if isinstance(error, LockstepError) else _is_peer_lost(error),
         traceback=None if is_ours else "".join(traceback.format_exception(error)),
         exit_code=exit_code,
         stuck=error.rank if isinstance(error, Stuck) else None,

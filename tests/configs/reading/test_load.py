@@ -95,7 +95,13 @@ def test_keys_that_disagree_are_told_beside_whatever_else_is_wrong(tmp_path: Pat
     """As far as each of them is right alone."""
     least = "model: org/model\n" + ("" if "data" in wrong else "data: {images: ./images}\n")
     lines = told(tmp_path, least + "zero: 0\nprecision: bf16\nsteps: 5\nsamples: 9\n" + wrong + "\n")
-    assert sum("zero: 0 with precision bf16 makes DeepSpeed" in line for line in lines) == 1
+    assert (
+        sum(
+            "zero: 0 keeps no fp32 weights beside those of the passes, which precision bf16 needs" in line
+            for line in lines
+        )
+        == 1
+    )
     assert sum("the length is given 2 times, as steps and samples" in line for line in lines) == 1
     assert len(lines) > 2, "and what was wrong by itself"
     assert all(line.startswith("run.yaml:") for line in lines)
@@ -205,6 +211,20 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("micro_batch: 0", "micro_batch: must be a whole number of at least 1, or auto, not 0"),
         ("micro_batch: auto", "micro_batch: auto is a part of the batch; write batch, too"),
         ("batch: 8\nmicro_batch: auto\ngradient_accumulation_steps: 2", "2 settles the micro-batch already"),
+        (
+            "zero: 2\nengine: fsdp2",
+            "zero: 2 is a stage of DeepSpeed's; with engine: fsdp2 leave it out, and write reshard",
+        ),
+        (
+            "precision: fp16\nengine: fsdp2",
+            "which engine: fsdp2 does not keep; write precision: bf16, or engine: deepsp",
+        ),
+        (
+            "reshard: false\nengine: deepspeed",
+            "reshard: false is a setting of FSDP2's; write engine: fsdp2, or leave it",
+        ),
+        ("reshard: true\nengine: deepspeed", "reshard: true is a setting of FSDP2's"),
+        ("engine: fsdp", "engine: must be deepspeed or fsdp2, not 'fsdp'; did you mean fsdp2?"),
         ("export: ema", "export: ema needs an average to export"),
         (
             "min_snr_gamma: 5",

@@ -13,7 +13,8 @@ ONE = Shape(1, 1)
 
 
 def rendered(shape: Shape = ONE, **keys: object) -> dict[str, Any]:
-    config = RunConfig.model_validate({"name": "a", "model": "m", "data": {"images": "i"}, **keys})
+    settled = {"zero": 2, "precision": "fp32"} | keys
+    config = RunConfig.model_validate({"name": "a", "model": "m", "data": {"images": "i"}, **settled})
     return render_deepspeed(config, solve_batch(config, shape))
 
 

@@ -50,10 +50,35 @@ def test_ema_adds_its_share_and_offload_moves_the_optimizer() -> None:
     assert moved.cpu >= 16 * 250
 
 
+@pytest.mark.parametrize(
+    ("changes", "world", "accumulation", "gpu", "cpu"),
+    [
+        ({}, 1, 1, 2 + 4 + 12, 0),
+        ({}, 4, 3, 2 + 1 + 3, 0),
+        ({"reshard": False}, 4, 1, 2 + 1 + 3, 0),
+        ({"reshard": False}, 4, 3, 2 + 4 + 3, 0),
+        ({"ema": True}, 4, 1, 2 + 1 + 4, 0),
+        ({"precision": "fp32"}, 4, 1, 4 + 1 + 3, 0),
+        ({"offload": True}, 4, 1, 2, 1 + 3),
+        ({"offload": True, "reshard": False}, 4, 3, 2 + 4, 1 + 3),
+    ],
+)
+def test_model_states_under_fsdp2(
+    changes: dict[str, object], world: int, accumulation: int, gpu: int, cpu: int
+) -> None:
+    """In bytes per parameter, of so few that all are gathered at one time."""
+    config = settings(**({"engine": "fsdp2", "precision": "bf16"} | changes))
+    states = estimate_model_states(config, 1000, world, accumulation=accumulation)
+    assert (states.gpu, states.cpu) == (gpu * 1000, cpu * 1000)
+    large = estimate_model_states(config, 10**9, world, accumulation=accumulation)
+    assert (large.gpu < gpu * 10**9) == config.reshard
+
+
 def test_refused_combinations_are_not_listed() -> None:
     listed = [(c.zero, c.offload) for c in list_alternatives(settings(precision="bf16"))]
     assert listed == [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
     assert next(list_alternatives(settings(precision="fp32"))).zero == 0
+    assert len(list(list_alternatives(settings(engine="fsdp2")))) == 4
 
 
 def test_checkpoint_sizes() -> None:

@@ -10,7 +10,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 from configs.solve.device_memory import estimate_device_memory
 from configs.solve.hardware import GIB, MARGIN, Hardware, parse_memory
-from configs.solve.settle import Settled, settle_memory, settle_precision
+from configs.solve.settle import UNKNOWN_ZERO, Settled, check_precision, settle_memory, settle_precision
 
 H100 = Hardware(gpu_memory=79.6, compute_capability="9.0")
 RTX_3090 = Hardware(gpu_memory=24.0, compute_capability="8.6")
@@ -47,6 +47,7 @@ def settle_whole(shape: tuple[int, int], hardware: Hardware, size: PipelineSize,
         ({}, UNKNOWN, None, "bf16"),
         ({}, CPUS, None, "fp32"),
         ({"zero": 0}, H100, None, "fp32"),
+        ({"engine": "fsdp2"}, H100, None, "bf16"),
         ({}, H100, "fp32", "fp32"),
         ({}, CPUS, "fp16", "fp16"),
         ({"precision": "fp16"}, H100, "fp32", "fp16"),  # a resume refuses it
@@ -56,6 +57,19 @@ def test_precision(changes: dict[str, Any], hardware: Hardware, begun: str | Non
     settled, reason = settle_precision(config(**changes), hardware, begun)
     assert settled.precision == precision
     assert (reason is None) == ("precision" in changes)
+
+
+@pytest.mark.parametrize(("changes", "begun"), [({"zero": 0}, "bf16"), ({"engine": "fsdp2"}, "fp16")])
+def test_a_precision_that_a_run_was_begun_in_still_disagrees(changes: dict[str, Any], begun: str) -> None:
+    with pytest.raises(UserError, match=f"precision:? {begun} needs|which precision {begun} needs"):
+        settle_precision(config(**changes), H100, begun)
+
+
+def test_gpus_without_bf16_are_refused_with_the_cure() -> None:
+    for precision, capability in (("bf16", "8.0"), ("bf16", "12.0"), ("bf16", None), ("fp16", "7.0"), ("fp32", "7.0")):
+        check_precision(precision, capability)
+    with pytest.raises(UserError, match=r"these have 7\.5; ask for others, or write precision: fp16 or fp32"):
+        check_precision("bf16", "7.5")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +107,8 @@ def test_the_lowest_stage_that_fits(
         ((1, 8), RTX_3090, SD1, {}, (2, 16, 2)),  # stage 1 would take 8
         ((1, 8), RTX_3090, SD1, {"gradient_checkpointing": True}, (1, 32, 1)),
         ((1, 8), H100, SDXL, {"resolution": 1024, "ema": True}, (2, 8, 4)),
+        ((1, 8), H100, SDXL, {"resolution": 1024, "ema": True, "engine": "fsdp2"}, (UNKNOWN_ZERO, 8, 4)),
+        ((1, 1), H100, SDXL, {"resolution": 1024, "engine": "fsdp2", "offload": True}, (UNKNOWN_ZERO, 8, 32)),
         ((1, 8), H100, SDXL, {"resolution": 1024, "ema": True, "zero": 1}, (1, 4, 8)),
     ],
 )
@@ -149,8 +165,9 @@ def test_the_frozen_models_are_in_their_own_dtype_and_several_ranks_have_communi
         for precision in ("fp32", "bf16", "fp16")
     }
     vae, text = SD1.parameters["vae"], SD1.parameters["text_encoder"]
-    assert held["bf16"].frozen == 2 * (vae + text)
-    assert held["fp16"].frozen == 4 * vae + 2 * text, "whose activations leave fp16's range"
+    assert held["bf16"].frozen == held["fp16"].frozen == 2 * (vae + text)
+    on_v100 = estimate_device_memory(config(precision="fp16", zero=1), plan, SD1, V100)
+    assert on_v100.frozen == 4 * vae + 2 * text, "whose VAE would overflow in fp16"
     assert held["fp32"].frozen == 4 * (vae + text)
     two = estimate_device_memory(config(precision="bf16", zero=1), BatchPlan(Shape(1, 2), 1, 1), SD1, H100)
     assert two.runtime - held["bf16"].runtime >= GIB

@@ -26,8 +26,8 @@ batch    256 = 8 micro-batch × 4 accumulation × 8 ranks (2 nodes × 4)
 length   10,000 samples → 39.06 steps/epoch; 20 epochs → 782 steps (192 samples into the next)
 lr       0 → 1e-5 at step 100, then constant
 memory   ZeRO-2: 14.3 GiB/GPU = 3.6 model states + 7.0 activations + 0.4 frozen models + 3.3 CUDA
-         and NCCL; fits 79.6 GiB
-host     21.6 GiB/node for 4 ranks; fits 500.0 GiB
+         and NCCL; fits into 79.6 GiB
+host     21.6 GiB/node for 4 ranks; fits into 500.0 GiB
 disk     12.8 GiB per checkpoint, keeps 3; 900.0 GiB free
 shapes   1×4: 8×8 | 2×4: 8×4 ← | 4×4: 8×2 | 8×4: 8×1
 pictures /scratch/me/runs/pokemon/pictures
@@ -105,8 +105,8 @@ def test_json_has_the_numbers_and_the_deepspeed_config(lockstep: Lockstep) -> No
     assert found["deepspeed"]["train_micro_batch_size_per_gpu"] == 8
     assert found["memory"]["unet_parameters"] == 859_520_964
     assert found["checkpoint"]["bytes"] == 16 * 859_520_964
-    assert {(s["zero"], s["offload"]) for s in found["memory"]["states"]} == {
-        (zero, offload) for zero in (1, 2, 3) for offload in (False, True)
+    assert {(s["layout"], s["offload"]) for s in found["memory"]["states"]} == {
+        (f"ZeRO-{zero}", offload) for zero in (1, 2, 3) for offload in (False, True)
     }
     for shape in found["shapes"]:
         ranks = shape["nodes"] * shape["gpus_per_node"]

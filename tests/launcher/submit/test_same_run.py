@@ -5,7 +5,12 @@ import shutil
 import pytest
 
 from configs.errors import UserError
+from configs.reading.load import load_config
+from configs.solve.hardware import Hardware
 from launcher.submit.prepare import PreparedRun
+from slurm.job.record import JobRecord
+from slurm.site import Site
+from store.run.submission import Submission
 from tests.launcher.desk import Desk, begun
 
 SAME = {  # the same run, for a sweep and for a resume
@@ -109,3 +114,54 @@ def test_the_default_gamma_written_out_is_the_same_run(desk: Desk) -> None:
     weighted = desk.ready("loss_weighting=min_snr")
     assert content(desk.ready("loss_weighting=min_snr", "min_snr_gamma=5")) == content(weighted)
     assert content(desk.ready("loss_weighting=min_snr", "min_snr_gamma=6")) != content(weighted)
+
+
+H100, V100, CPUS = Hardware(True, 79.6, "9.0"), Hardware(True, 32.0, "7.0"), Hardware(gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "precision"), [(H100, "bf16"), (V100, "fp32"), (CPUS, "fp32"), (Hardware(), "bf16")]
+)
+def test_precision_auto_is_settled_once(desk: Desk, hardware: Hardware, precision: str) -> None:
+    """What the first submit finds is the run's own; neither other GPUs nor none make another run of it."""
+    ready = desk.ready("precision=auto", hardware=hardware)
+    assert ready.config.precision == precision
+    ready.write()
+    assert load_config(ready.run.config_path).precision == precision
+    begun_run(ready)
+    for other in (H100, CPUS, Hardware()):
+        again = desk.ready("precision=auto", hardware=other)
+        assert (again.config.precision, content(again)) == (precision, content(ready))
+    another = "fp32" if precision == "bf16" else "bf16"
+    with pytest.raises(UserError, match=f"precision: {precision} → {another}"):
+        desk.ready(f"precision={another}")
+
+
+def test_a_run_of_an_earlier_version_keeps_the_precision_that_it_had(desk: Desk) -> None:
+    """It may not name it, and the default was fp32 then."""
+    ready = desk.ready("precision=fp32")
+    ready.write()
+    text = ready.run.config_path.read_text()
+    ready.run.config_path.write_text(text.replace("precision: fp32\n", ""))
+    assert load_config(ready.run.config_path).precision == "auto"
+    begun_run(ready)
+    assert desk.ready("precision=auto", hardware=H100).config.precision == "fp32"
+    with pytest.raises(UserError, match="precision: fp32 → bf16"):
+        desk.ready("precision=bf16", hardware=H100)
+
+
+def test_gpus_that_have_no_bf16_are_refused_before_anything_is_queued(desk: Desk) -> None:
+    with pytest.raises(UserError, match=r"these have 7\.0; ask for others, or write precision: fp16 or fp32"):
+        desk.ready("precision=bf16", hardware=V100)
+
+
+def begun_run(ready: PreparedRun) -> None:
+    """An attempt of it."""
+    JobRecord("7", Site(), 0, 0.0).write(ready.run.job_path)
+    begun(ready.run)
+
+
+def test_what_hardware_there_is_lies_beside_the_run_for_the_attempts_to_come(desk: Desk) -> None:
+    ready = desk.ready(hardware=H100)
+    ready.write()
+    assert Submission.read(ready.run.submission_path).hardware == H100

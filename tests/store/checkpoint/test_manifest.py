@@ -1,6 +1,7 @@
 """A manifest is read by every version of its schema, and a newer one is no damage."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -32,7 +33,14 @@ def test_it_is_read_as_it_was_written() -> None:
 
 
 def test_a_field_of_another_version_is_ignored() -> None:
-    assert Manifest.from_text(write(engine="fsdp2")) == MANIFEST
+    assert Manifest.from_text(write(compression="none")) == MANIFEST
+
+
+def test_one_of_a_time_with_one_engine_is_deepspeeds() -> None:
+    body = json.loads(MANIFEST.to_text())
+    del body["digest"], body["engine"]
+    assert Manifest.from_text(json.dumps(body | {"digest": module._digest(body)})).engine == "deepspeed"
+    assert Manifest.from_text(write(engine="fsdp2", zero=None)) == replace(MANIFEST, engine="fsdp2", zero=None)
 
 
 def test_a_newer_schema_is_no_damage() -> None:

@@ -18,8 +18,8 @@ ALL: list[Shape] = [
 ]
 FEW_SOURCES: list[Shape] = [(1, "zero0", "fp32"), (2, "zero2", "fp32"), (3, "keep", "fp32")]
 FEW_SOURCES += [(2, "zero3", "bf16"), (2, "reshard", "bf16")]
-FEW_TARGETS: list[Shape] = [(2, "reshard", "fp32"), (2, "zero3", "fp32"), (3, "zero0", "fp32"), (1, "zero2", "fp32")]
-FEW_TARGETS += [(3, "keep", "fp32"), (3, "zero2", "bf16"), (2, "zero1", "bf16"), (2, "reshard", "bf16")]
+FEW_TARGETS: list[Shape] = [(2, "reshard", "fp32"), (2, "zero3", "fp32"), (3, "zero0", "fp32"), (3, "keep", "fp32")]
+FEW_TARGETS += [(3, "zero1", "bf16"), (2, "reshard", "bf16")]
 TOLERANCE = {"fp32": 5e-6, "bf16": 1e-2}
 
 
@@ -66,9 +66,8 @@ def check(root: Path, source: Shape, target: Shape) -> None:
 def test_some_shapes_to_some_others(tmp_path, pipeline_folder, image_folder):
     folders = (tmp_path, pipeline_folder, image_folder)
     make_all(*folders, FEW_SOURCES, more=4)
-    targets = [*FEW_TARGETS, *(source for source in FEW_SOURCES if source not in FEW_TARGETS)]
-    pairs = {target: [source for source in FEW_SOURCES if source[2] == target[2]] for target in targets}
-    for ranks in (1, 2, 3):
+    pairs = {target: [source for source in FEW_SOURCES if source[2] == target[2]] for target in FEW_TARGETS}
+    for ranks in (2, 3):
         load_all(*folders, pairs, ranks, more=4)
 
 

@@ -136,7 +136,7 @@ def test_checkpoints_are_listed_at_the_start_and_to_prune(tmp_path, pipeline_fol
         ranks = start_ranks(2, Path(__file__).with_name("count_listings.py"), run.path, attempt.number)
         assert ranks.wait() == [0, 0], ranks.said()[-3000:]
         listings = dict(re.findall(r"listings of rank (\d): *(.*)", ranks.said()))
-        assert listings["0"].split() == ["_find_good"] + ["Saver._prune"] * commits
+        assert listings["0"].split() == ["_find_good"] + ["Commit._prune"] * commits
         assert listings["1"] == "", "the others are told"
         end = End.read_if_written(attempt.end_path)
         assert end is not None
@@ -152,6 +152,21 @@ def test_a_slow_rank_holds_back_only_the_commit(tmp_path, pipeline_folder, image
     assert check_all_verify(run)[-1] == 10
     said = ranks.said()
     assert said.index("saved step 2") > said.index("step 3/10"), "training did not wait for the slow rank"
+
+
+@pytest.mark.parametrize(("call", "on"), [("rename", "/tmp-step-"), ("remove", "/checkpoints/step-")])
+def test_training_waits_for_no_commit_and_no_removal(tmp_path, pipeline_folder, image_folder, call, on):
+    """A parallel file system may take minutes for them."""
+    changes = SETTINGS | {"checkpoint": {"every_steps": 2, "keep": 1}, "steps": 40}
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, **changes)
+    gate = tmp_path / "gate"
+    fault = {"rank": 0, "call": call, "on": on, "count": 1, "when": "before", "do": "wait", "gate": str(gate)}
+    ranks = start(run, fault)
+    until(lambda: len(steps_of(run)) > 12)
+    assert "step 2 is still being written; the next save waits" in ranks.said() or call == "remove"
+    gate.touch()
+    assert ranks.wait() == [0, 0], ranks.said()[-3000:]
+    assert check_all_verify(run) == [40], "and all that was to go is gone when the run ends"
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,7 +1,7 @@
 """The program of test_loading: load a UNet and say by how much memory peaked above what stays.
 
-Arguments: the folder of the UNet, the ZeRO stage and the precision. Prints, as JSON, the elements and, in bytes, what
-the process's own memory was before, at its peak and after.
+Arguments: the folder of the UNet, a key of SETTINGS and the precision. Prints, as JSON, the elements and, in bytes,
+what the process's own memory was before, at its peak and after.
 """
 
 import ctypes
@@ -16,10 +16,9 @@ import torch
 
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
-from configs.solve.deepspeed import render_deepspeed
+from tests.engines import SETTINGS, build_engine
 from train import process_group
 from train.engines.base import WEIGHTS
-from train.engines.deepspeed import ZeroEngine
 from train.models.stable_diffusion import StableDiffusion
 from train.models.weights import PartWeights
 
@@ -48,15 +47,15 @@ class Peak:
         self.thread.join()
 
 
-def main(folder: str, zero: str, precision: str) -> None:
+def main(folder: str, engine_name: str, precision: str) -> None:
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
-    config = RunConfig(name="a", model="-", data={"images": "-"}, batch=4, zero=int(zero), precision=precision)
-    rendered = render_deepspeed(config, solve_batch(config, Shape(1, world.size)))
+    config = RunConfig(name="a", model="-", data={"images": "-"}, batch=4, precision=precision, **SETTINGS[engine_name])
+    batch_plan = solve_batch(config, Shape(1, world.size))
     before = own_memory()
     with Peak() as peak:
         unet = StableDiffusion.make_denoiser(Path(folder))
         weights = PartWeights(Path(folder, "unet"), unet)
-        engine = ZeroEngine(unet, weights, config, rendered, world.device)
+        engine = build_engine(unet, weights, config, batch_plan, world)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     first = engine.owned[0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from tests.engines import SETTINGS, SIXTEEN_BITS
 from tests.ranks import run_ranks
 
 PROGRAM = Path(__file__).with_name("load_unet.py")
@@ -29,9 +30,9 @@ def make_unet(folder: Path, widths: tuple[int, ...]) -> Path:
     return folder
 
 
-def peak_above_what_stays(folder: Path, ranks: int, zero: int, precision: str) -> float:
+def peak_above_what_stays(folder: Path, ranks: int, engine: str, precision: str) -> float:
     """Of the rank that has most, in multiples of the UNet's fp32 size."""
-    lines = run_ranks(ranks, PROGRAM, folder, zero, precision).splitlines()
+    lines = run_ranks(ranks, PROGRAM, folder, engine, precision).splitlines()
     found = [json.loads(line) for line in lines if line.startswith('{"elements"')]
     assert len(found) == ranks
     for one in found:
@@ -49,14 +50,18 @@ def unet_400m(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_unet(tmp_path_factory.mktemp("unet"), (224, 448, 864, 864))
 
 
-@pytest.mark.parametrize(("ranks", "zero", "precision"), [(2, 1, "bf16"), (1, 2, "fp32"), (2, 3, "bf16")])
-def test_loading_holds_no_second_copy(unet_100m: Path, ranks: int, zero: int, precision: str) -> None:
-    assert peak_above_what_stays(unet_100m, ranks, zero, precision) <= 0.25
+@pytest.mark.parametrize(
+    ("ranks", "engine", "precision"),
+    [(1, "zero0", "fp32"), (2, "zero1", "bf16"), (1, "zero2", "fp32"), (2, "zero3", "bf16"), (2, "reshard", "bf16")],
+)
+def test_loading_holds_no_second_copy(unet_100m: Path, ranks: int, engine: str, precision: str) -> None:
+    assert peak_above_what_stays(unet_100m, ranks, engine, precision) <= 0.25
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_loading_a_large_one_holds_no_second_copy(unet_400m: Path, ranks: int, zero: int, precision: str) -> None:
-    assert peak_above_what_stays(unet_400m, ranks, zero, precision) <= 0.25
+@pytest.mark.parametrize(
+    ("engine", "precision"), [(name, "fp32") for name in SETTINGS] + [(name, "bf16") for name in SIXTEEN_BITS]
+)
+def test_loading_a_large_one_holds_no_second_copy(unet_400m: Path, ranks: int, engine: str, precision: str) -> None:
+    assert peak_above_what_stays(unet_400m, ranks, engine, precision) <= 0.25

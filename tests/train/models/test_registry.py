@@ -29,7 +29,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def load(folder: Path, **changes: object) -> DiffusionModel:
-    config = RunConfig(name="a", model=str(folder), data={"images": "-"}, **changes)
+    config = RunConfig(name="a", model=str(folder), data={"images": "-"}, **({"precision": "fp32"} | changes))
     return load_model(config, folder, torch.device("cpu"))
 
 
@@ -111,6 +111,21 @@ def test_a_denoiser_without_weights_has_the_same_parameters(folder: Path) -> Non
 
 def test_workers_get_no_weights(folder: Path) -> None:
     assert len(pickle.dumps(load(folder).inputs)) < 1 << 20
+
+
+def test_a_caption_is_tokenized_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another model's tokenizer makes tokens of its own of it."""
+    model, calls = load(folder), []
+    tokenize = type(model.tokenizer).__call__
+    counted = lambda *arguments, **options: calls.append(arguments[1]) or tokenize(*arguments, **options)  # noqa: E731
+    monkeypatch.setattr(type(model.tokenizer), "__call__", counted)
+    inputs = pickle.loads(pickle.dumps(model.inputs))  # as a worker process has it
+    drawn = [inputs(caption, CROP)["tokens"] for caption in ("", CAPTION, "", CAPTION)]
+    assert calls == ["", CAPTION]
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+    assert load(folder).inputs("", CROP)["tokens"].tolist() == drawn[0].tolist()
+    assert len(calls) == 3
 
 
 def test_half_precision_is_the_denoisers_own_and_the_conditions(folder: Path) -> None:
