@@ -1,6 +1,5 @@
 """A run's config, and the keys in it that are right alone and wrong together."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from configs.scalars import MicroBatch
+from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.sections import (
     CheckpointConfig,
@@ -31,18 +30,10 @@ def _on_off(section: type[Section]) -> BeforeValidator:
     return BeforeValidator(expand, json_schema_input_type=bool | section | None)
 
 
-def _is_run_id(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(
-            "must start with a letter or digit and hold only letters, digits, '.', '_' and '-' (at most 100)"
-        )
-    return name
-
-
 class RunConfig(Section):
     """One run. A batch is micro-batch × gradient accumulation steps × world size; steps count parameter updates."""
 
-    name: Annotated[str, BeforeValidator(lambda v: _is_run_id(v) if isinstance(v, str) else v)] = Field(
+    name: RunId = Field(
         examples=["pokemon"],
         description="the run's name and id: the same name continues the same run",
         json_schema_extra=VIEW,
