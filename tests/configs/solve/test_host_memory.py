@@ -1,5 +1,6 @@
 """What the ranks of one node hold in its own memory."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,13 @@ def test_ranks_read_the_list_and_so_do_their_workers() -> None:
     assert million.fits(H100) is True
     assert million.fits(Hardware(host_memory=40.0)) is False
     assert million.fits(Hardware()) is None
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (6, 5), (64, 8), (None, 8)])
+def test_workers_that_nobody_counted_follow_from_the_cpus(cpus: int | None, workers: int) -> None:
+    held = estimate(Shape(1, 2), replace(H100, cpus_per_rank=cpus), data={"images": "-"})
+    assert held is not None
+    assert held.workers == 2 * workers * GIB // 2
 
 
 def test_offload_brings_the_optimizer_here() -> None:
