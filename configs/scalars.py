@@ -1,4 +1,4 @@
-"""Values people write as text: names, times, node ranges. Each parses one spelling and writes the same one back."""
+"""Values people write as text: names, SLURM times, node ranges. Each parses one spelling and writes it back."""
 
 import re
 from dataclasses import dataclass
