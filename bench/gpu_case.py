@@ -28,6 +28,7 @@ from tests.tiny import make_images
 from train import attempt, process_group
 from train.checkpoint.saver import Saver
 from train.engines.ema import Ema
+from train.models.compile import compile_blocks
 from train.step import Trainer
 
 WARM, STEPS = 3, 10
@@ -134,12 +135,13 @@ def measure_memory(stage: Stage) -> dict[str, int | None]:
 def run_case(args: SimpleNamespace, folder: Path) -> dict[str, Any]:
     world = process_group.init_process_group(1)
     args.warm, args.rounds, args.workers = WARM, STEPS, 0
-    args.settings = {"gradient_checkpointing": args.gradient_checkpointing}
+    args.settings = {"gradient_checkpointing": args.gradient_checkpointing, "compile": args.compile}
     model = make_model(args, META)
     if args.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
     stage = make_stage(args, world, model, make_images(folder / "images", 2, 16))
     attempt._prepare_torch(stage.config, world)
+    compile_blocks(model.denoiser, stage.config, world.device)
     flops = count_flops(args)
     steps = Steps(stage)
     for _ in range(WARM):

@@ -271,7 +271,7 @@ def _find_compile_disagreements(config: RunConfig) -> Iterator[Disagreement]:
 def _find_engine_disagreements(config: RunConfig) -> Iterator[Disagreement]:
     written = config.model_fields_set
     if config.engine == "fsdp2":
-        if "zero" in written:
+        if "zero" in written and config.zero != "auto":
             yield Disagreement(
                 ("zero", "engine"),
                 f"zero: {config.zero} is a stage of DeepSpeed's; with engine: fsdp2 leave it out, and write reshard: "

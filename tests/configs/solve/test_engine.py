@@ -13,6 +13,7 @@ from configs.solve.engine import choose_engine
         ({"zero": 1}, "deepspeed"),
         ({"zero": 3, "precision": "fp16"}, "deepspeed"),
         ({"engine": "fsdp2"}, "fsdp2"),
+        ({"engine": "fsdp2", "zero": "auto"}, "fsdp2"),
         ({"engine": "fsdp2", "reshard": False, "precision": "bf16", "offload": True}, "fsdp2"),
     ],
 )
