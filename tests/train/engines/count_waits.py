@@ -31,9 +31,11 @@ class Waits(TorchDispatchMode):
 def main() -> None:
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for name, settings in (FSDP2 | {"zero0": ZERO["zero0"]}).items():
-        config = RunConfig(name="waits", model="-", data={"images": "-"}, batch=2 * world.size, **settings)
+        plan = BatchPlan(Shape(1, world.size), 1, 2)
+        settings = settings | {"precision": "fp32", "batch": plan.batch}
+        config = RunConfig(name="waits", model="-", data={"images": "-"}, **settings)
         layer = torch.nn.Linear(8, 8)
-        engine = build_engine(layer, ModuleWeights(layer), config, BatchPlan(Shape(1, world.size), 1, 2), world)
+        engine = build_engine(layer, ModuleWeights(layer), config, plan, world)
         for step in range(3):
             with Waits() as updates:
                 for _ in range(2):
