@@ -30,6 +30,7 @@ bench: $(READY)  ## the measurements; each is also a command of its own
 	$(BIN)/python -m bench.launcher
 	$(BIN)/python -m bench.step
 	$(BIN)/python -m bench.peer
+	$(BIN)/python -m bench.peer_parts
 	$(BIN)/python -m bench.checkpoint
 	$(BIN)/python -m bench.status
 

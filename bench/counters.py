@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -12,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}  # the host needs a value that the device has
 COPIES = {"copy_", "clone", "_to_copy", "_foreach_copy_", "cat"}
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")  # cudaDeviceSynchronize is the profiler's
 
 
 @dataclass
 class StepCounts:
     """Of one step on one rank."""
 
-    operators: int = 0  # that torch dispatched, views among them
+    operators: int = 0  # that torch dispatched and that compute or move something; views do not
     reads: int = 0  # of a tensor's value by the host: on a GPU it waits for the device there
     copied_bytes: int = 0  # that copying operators wrote
 
@@ -32,7 +33,7 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        self.counts.operators += 1
+        self.counts.operators += not func.is_view and func.namespace != "profiler"
         self.counts.reads += name in READS
         if name in COPIES:
             written = args[0] if name == "_foreach_copy_" else result
@@ -52,7 +53,8 @@ def count_allocations(step: Callable[[], Any]) -> dict[str, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = profiler.profiler.kineto_results.events()
-    taken = [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
+    on_host = [event for event in events if event.name() == "[memory]" and event.device_type() == DeviceType.CPU]
+    taken = [event.nbytes() for event in on_host if event.nbytes() > 0]
     return {"allocations": len(taken), "allocated_bytes": sum(taken)}
 
 
@@ -63,7 +65,7 @@ def count_launches(step: Callable[[], Any]) -> dict[str, int]:
         torch.cuda.synchronize()
     names = [event.name for event in profiler.events()]
     launches = sum(name.startswith(LAUNCHES) for name in names)
-    waits = sum(name in WAITS for name in names) - 1  # the one above
+    waits = sum(name in WAITS for name in names)
     return {"launches": launches, "waits": waits}
 
 

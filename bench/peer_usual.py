@@ -77,7 +77,7 @@ class Usual:
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=args.device == "cpu")
         device, self.dtype = self.accelerator.device, DTYPES[mixed]
         self.noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").requires_grad_(False).to(device, self.dtype)
         text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
         self.text_encoder = text_encoder.requires_grad_(False).to(device, self.dtype)
@@ -92,7 +92,7 @@ class Usual:
             shuffle=True,
             drop_last=True,
             num_workers=args.workers,
-            collate_fn=Collate(tokenizer),
+            collate_fn=Collate(self.tokenizer),
         )
         prepared = self.accelerator.prepare(unet, optimizer, loader, schedule)
         self.unet, self.optimizer, self.loader, self.schedule = prepared

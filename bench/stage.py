@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bench.unets import RandomWeights, draw_condition, make_unet
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
+from configs.solve.settle import UNKNOWN_ZERO
 from store.dataset.listing import list_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
@@ -141,6 +142,8 @@ def make_stage(args: SimpleNamespace, world: process_group.World, model: StableD
     data = {"images": str(images), "resolution": 8 * args.side, "workers": args.workers}
     steps = args.warm + args.rounds
     config = RunConfig(name="bench", model="random", data=data, steps=steps, ema=True, report_every_steps=1, **keys)
+    if config.zero == "auto":  # under FSDP2, which has no stages: what an attempt's plan makes of it
+        config = config.model_copy(update={"zero": UNKNOWN_ZERO})
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     shape = model.latent_shape(8 * args.side)
     stream = Stream(config, list_samples(images).samples, model.inputs, shape, objective.timestep)

@@ -1,9 +1,9 @@
 """What our loop costs beside a bare loop of the same engine, and beside bare PyTorch: `python -m bench.step`.
 
-About 10 minutes on two idle cores (`--ranks 1 --engines zero0`: one minute); prints tables, writes
-bench/results/step-DATE.json. On a CPU: a UNet of 62 M random weights (Stable Diffusion 1.5's layout, narrower), fp32,
-one thread per rank. On GPUs: `--unet sd15 --side 64 --micro-batch 8 --precision bf16 --engines zero1,keep` takes the
-real one.
+About 12 minutes on two idle cores (`--ranks 1 --engines zero0`: one minute); prints tables, writes
+bench/results/step-ranks-1-2-DATE.json. On a CPU: a UNet of 62 M random weights (Stable Diffusion 1.5's layout,
+narrower), fp32, one thread per rank. On GPUs the real one: `--unet sd15 --side 64 --micro-batch 8 --precision bf16
+--engines zero1,keep`.
 
 In one process group the contestants start from the same weights and take turns step by step, in changing order; an
 opponent's step is timed on both sides of each of ours. A step is timed from barrier to barrier. Numbers are medians
@@ -185,7 +185,8 @@ def main() -> None:
             print(f"{name}, {ranks} rank{'s' * (ranks > 1)}: {spread} (aim {row['aim']}: {verdict})")
     record = {"took_s": round(time.perf_counter() - began), "load": load, "options": vars(args)}
     record |= {"parameters": parameters, "ranks": worlds}
-    print(f"{record['took_s']} s, load {load} → {write_result('step', record)}")
+    name = "step-ranks-" + "-".join(map(str, args.ranks))
+    print(f"{record['took_s']} s, load {load} → {write_result(name, record)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from bench.stage import Stage, make_model, make_stage
 from configs.solve.learning_rate import compute_learning_rate
 from store.dataset.listing import open_image
 from tests.tiny import make_images
-from train import loop, process_group
+from train import attempt, loop, process_group
 from train.checkpoint.saver import Saver
 from train.data.images import load_square
 from train.data.stream import micro_batches
@@ -162,6 +162,7 @@ def main(options: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model = make_model(args, world.device)
         stage = make_stage(args, world, model, make_images(Path(temporary, "images"), 64, 10 * args.side))
+        attempt._prepare_torch(stage.config, world)  # for every contestant
         measured = {"parameters": sum(model.weights.sizes.values()), **run(stage, Path(temporary, "run"))}
         measured["encoding"] = encoding(stage, model)
     if world.is_main_process:

@@ -1,10 +1,21 @@
-"""Values people write as text: SLURM times and node ranges. Each parses one spelling and writes the same one back."""
+"""Values people write as text: names, SLURM times, node ranges. Each parses one spelling and writes it back."""
 
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+
+
+def _check_run_id(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            "must start with a letter or digit and hold only letters, digits, '.', '_' and '-' (at most 100)"
+        )
+    return value
+
+
+RunId = Annotated[str, BeforeValidator(_check_run_id)]
 
 _TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d)")
 

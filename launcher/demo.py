@@ -21,10 +21,11 @@ def run_demo(folder: Path) -> int:
         return exit_code
     file = folder / "demo.yaml"
     config = load_config(file)
-    plan = make_plan(config, PlanRequest(str(file)))
+    backend = LocalBackend()
+    plan = make_plan(config, PlanRequest(str(file)), backend)
     print(f"\n$ lockstep plan {file}\n{render_plan(plan)}\n")
     print(f"$ lockstep submit {file} --local", flush=True)
-    exit_code = start_run(config, LocalBackend())
+    exit_code = start_run(config, backend)
     if exit_code != FINISHED:
         return exit_code
     run = plan.run_dir

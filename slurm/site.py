@@ -62,6 +62,7 @@ class Site(Section):
             gpu_memory=self.gpu_memory,
             compute_capability=self.compute_capability,
             host_memory=parse_memory(self.memory_per_node) if self.memory_per_node else None,
+            cpus_per_rank=self.cpus_per_rank,
         )
 
     @field_validator("partition", "account", "qos", "constraint", "memory_per_node", "interface")

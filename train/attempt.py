@@ -27,10 +27,12 @@ from train.engines import import_engine
 from train.engines.ema import Ema
 from train.loop import run_steps
 from train.models import load_model
+from train.models.compile import compile_blocks
 from train.objective import make_objective
 from train.progress import WAITING_FOR_OTHERS, Progress
 from train.reporting import environment
 from train.reporting.base import Reporter
+from train.reporting.compile_cache import CompileCache
 from train.reporting.metrics import Metrics
 from train.reporting.metrics_writer import MetricsWriter
 from train.reporting.sample_images import SampleImages
@@ -59,6 +61,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     latent_shape = model.latent_shape(config.data.resolution)
     stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
+    compiled = compile_blocks(model.denoiser, config, world.device)
     engine = engine_module.make_engine(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(model, objective, engine, ema, world.device)
@@ -71,6 +74,8 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     writer = MetricsWriter(run, attempt, steps.start) if world.is_main_process else None
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
     reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, writer)]
+    if compiled:
+        reporters.append(CompileCache(context, steps.start))
     if config.pictures:
         reporters.append(SampleImages(context, model, writer))
 

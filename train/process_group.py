@@ -1,4 +1,5 @@
-"""The process group, and what ranks tell each other. The only file that imports torch.distributed."""
+"""The process group, and what ranks tell each other. Beside the engines of torch alone, the only file that imports
+torch.distributed."""
 
 import os
 import pickle

@@ -1,6 +1,5 @@
 """A run's config, and the keys in it that are right alone and wrong together."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from configs.scalars import MicroBatch
+from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.sections import (
     CheckpointConfig,
@@ -31,18 +30,10 @@ def _on_off(section: type[Section]) -> BeforeValidator:
     return BeforeValidator(expand, json_schema_input_type=bool | section | None)
 
 
-def _is_run_id(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(
-            "must start with a letter or digit and hold only letters, digits, '.', '_' and '-' (at most 100)"
-        )
-    return name
-
-
 class RunConfig(Section):
     """One run. A batch is micro-batch × gradient accumulation steps × world size; steps count parameter updates."""
 
-    name: Annotated[str, BeforeValidator(lambda v: _is_run_id(v) if isinstance(v, str) else v)] = Field(
+    name: RunId = Field(
         examples=["pokemon"],
         description="the run's name and id: the same name continues the same run",
         json_schema_extra=VIEW,
@@ -164,6 +155,13 @@ class RunConfig(Section):
         "times the longest step where that is more",
         json_schema_extra=COST,
     )
+    compile: bool | None = Field(
+        None,
+        examples=[False],
+        description="compile the UNet's blocks with torch.compile: faster passes, after a first step that takes "
+        "minutes longer; null: on a GPU, but not where deterministic is on or DeepSpeed's ZeRO 3 shards",
+        json_schema_extra=COST,
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -244,6 +242,7 @@ def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
             f"gradient_accumulation_steps: {config.gradient_accumulation_steps} settles the micro-batch already; leave "
             "it out, or write no micro_batch: auto",
         )
+    yield from _find_compile_disagreements(config)
     if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
         yield Disagreement(
             ("min_snr_gamma", "loss_weighting"),
@@ -252,6 +251,21 @@ def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
         )
     if config.export == "ema" and config.ema is None:
         yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
+
+
+def _find_compile_disagreements(config: RunConfig) -> Iterator[Disagreement]:
+    if config.compile and config.deterministic:
+        yield Disagreement(
+            ("compile", "deterministic"),
+            "compile: true chooses kernels by their speed, and deterministic: true keeps torch's own; leave one of "
+            "them out",
+        )
+    if config.compile and config.engine == "deepspeed" and config.zero == 3:
+        yield Disagreement(
+            ("compile", "zero"),
+            "compile: true compiles blocks whole, and DeepSpeed's zero: 3 acts inside of them, layer by layer; write "
+            "engine: fsdp2, a lower zero, or leave compile out",
+        )
 
 
 def _find_engine_disagreements(config: RunConfig) -> Iterator[Disagreement]:

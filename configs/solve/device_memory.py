@@ -22,7 +22,7 @@ WORKSPACES = GIB  # of cuDNN's convolutions and cuBLAS
 BUCKETS = 6 * GIB // 10  # DeepSpeed: a bucket of 50 million gradients, joined and in fp32, and fp64 for the norm
 PROCESS = GIB  # Python, torch and the libraries: where ranks compute on CPUs
 VAE_SLICE_PIXELS = 8 * 512 * 512  # of a micro-batch: so many or more are encoded at one time, see count_vae_slices
-_VAE_TENSORS = 5  # of the encoder's first width and the image's side, alive at one time (counted on the meta device)
+VAE_TENSORS = 5  # of the encoder's first width and the image's side, alive at one time (counted on the meta device)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSiz
     if sample is None:
         return None
     pixels = config.data.resolution**2
-    encoding: int = _vae_width(config, hardware) * _VAE_TENSORS * size.configs["vae"]["block_out_channels"][0] * pixels
+    encoding: int = _vae_width(config, hardware) * VAE_TENSORS * size.configs["vae"]["block_out_channels"][0] * pixels
     return max(micro_batch * sample.peak, math.ceil(micro_batch / count_vae_slices(micro_batch, pixels)) * encoding)
 
 

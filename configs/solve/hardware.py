@@ -16,6 +16,7 @@ class Hardware:
     gpu_memory: float | None = None  # GiB of one GPU
     compute_capability: str | None = None  # of the GPUs, such as 9.0
     host_memory: float | None = None  # GiB of a node that a job may use
+    cpus_per_rank: int | None = None
 
     @property
     def has_bf16(self) -> bool | None:

@@ -39,6 +39,11 @@ class HostMemory:
         return self.total <= (1 - MARGIN) * hardware.host_memory * GIB
 
 
+def count_default_workers(cpus: int) -> int:
+    """Workers of a rank whose config names no number: a CPU each but for the one that trains."""
+    return min(MOST_WORKERS, max(1, cpus - 1))
+
+
 def estimate_host_memory(
     config: RunConfig,
     batch_plan: BatchPlan,
@@ -54,7 +59,9 @@ def estimate_host_memory(
     if states is None or parameters is None:
         return None
     ranks, world = batch_plan.shape.gpus_per_node, batch_plan.shape.world_size
-    workers = MOST_WORKERS if config.data.workers is None else config.data.workers
+    workers = config.data.workers
+    if workers is None:
+        workers = MOST_WORKERS if hardware.cpus_per_rank is None else count_default_workers(hardware.cpus_per_rank)
     if not hardware.gpus and device.total is None:
         return None
     return HostMemory(

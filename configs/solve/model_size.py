@@ -19,10 +19,16 @@ def read_model_size(model: str) -> PipelineSize:
     known = KNOWN_MODELS.get(model)
     parameters = dict(known.parameters) if known is not None else {}
     configs = dict(known.configs) if known is not None else {}
-    if folder is not None:
-        parts = {part for pipeline in PIPELINES.values() for part in pipeline.weights}
-        parameters |= {part: count for part in parts if (count := _count_parameters(folder / part)) is not None}
-        configs |= {part: config for part in _COUNTED if (config := _read_config(folder / part)) is not None}
+    if folder is None:
+        return PipelineSize(parameters, configs)
+    for part in sorted({part for pipeline in PIPELINES.values() for part in pipeline.weights}):
+        count = _count_parameters(folder / part)
+        if count is not None:
+            parameters[part] = count
+    for part in _COUNTED:
+        config = _read_config(folder / part)
+        if config is not None:
+            configs[part] = config
     return PipelineSize(parameters, configs)
 
 
@@ -53,7 +59,8 @@ def _weight_files(part: Path) -> list[Path]:
             except (ValueError, KeyError, AttributeError):
                 return []  # damaged: unknown, and the load will say why
             return [part / name for name in sorted(set(shards))]
-        if variants := sorted(part.glob(f"{name}.*.safetensors")):
+        variants = sorted(part.glob(f"{name}.*.safetensors"))
+        if variants:
             return variants[:1]
     return []
 

@@ -26,7 +26,7 @@ from configs.solve.learning_rate import compute_learning_rate
 from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
-from launcher.backend import BACKENDS
+from launcher.backend import BACKENDS, Backend
 from launcher.format import format_count, format_rate
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
@@ -79,17 +79,19 @@ class PlanRequest:
     samples: int | None = None
 
 
-def make_plan(config: RunConfig, request: PlanRequest) -> RunPlan:
-    """Work the run out. Reads the dataset's listing and the UNet's header, and writes nothing.
+def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None = None) -> RunPlan:
+    """Work the run out, for `backend` or the one that its command names. Reads the dataset's listing and the headers of
+    the model's files, and writes nothing.
 
-    Raises UserError where the model cannot be trained, the batch does not divide, or the data or the model folder is
-    not there.
+    Raises UserError where the model cannot be trained, the batch does not divide, the data or the model folder is not
+    there, or what is left open cannot be settled.
     """
     _check_model(config)
     run_dir = RunDir.for_config(config)
     batch_plan = plan_batch(run_dir, config, _requested_shape(config, request))
     next_command = _submit_command(config, request, batch_plan)
-    hardware = BACKENDS[_find_backend_name(config, batch_plan)]().find_hardware(config)
+    backend = backend or BACKENDS[_find_backend_name(config, batch_plan)]()
+    hardware = backend.find_hardware(config)
     size = read_model_size(config.model)
     config, precision_reason = settle_run_precision(run_dir, config, hardware)
     check_precision(config.precision, hardware.compute_capability)

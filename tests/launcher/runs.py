@@ -22,6 +22,7 @@ micro_batch: 1
 steps: {STEPS}
 lr: 1e-3
 prediction: v_prediction
+zero: 2
 ema: true
 report_every_steps: {REPORT}
 pictures: {{every_steps: 20, prompts: [a red circle, a blue square], timesteps: 2}}

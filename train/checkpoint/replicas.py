@@ -30,14 +30,14 @@ class CorruptPeer(LockstepError):
 
 @torch.no_grad()
 def sum_bits(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of each tensor's elements, read as integers, modulo 2⁶⁴: exact, whatever the order of the additions.
+    """Sums of the tensors' elements, read as integers, chunk by chunk: exact, whatever the order of the additions.
 
-    On the tensors' device, (len(tensors),), int64; a bit that differs changes it, and the host waits for nothing.
+    On the tensors' device, 1-D, int64; a bit that differs changes one, and the host waits for nothing.
     """
     sums = []
     for tensor in tensors:
         words = tensor.detach().reshape(-1).view(_WORDS[tensor.element_size()])
-        sums.append(torch.stack([chunk.sum(dtype=torch.int64) for chunk in words.split(_CHUNK)]).sum())
+        sums += [chunk.sum(dtype=torch.int64) for chunk in words.split(_CHUNK)]
     return torch.stack(sums)
 
 

@@ -27,7 +27,7 @@ class Snapshot:
         self.spoiled: str | None = None  # the first value that is not finite
         self.replicas: str | None = None  # digest of what all ranks hold alike
         self.seconds = 0.0  # that the copy and the file took
-        self.devices = {source.device for source in state.sources if source.is_cuda}
+        self.devices = {tensor.device for tensor in (*state.sources, *state.replicas) if tensor.is_cuda}
         self.ready = torch.cuda.Event() if self.devices else None
         if self.ready is not None:
             self.ready.record()  # what is queued on the device so far belongs to this step

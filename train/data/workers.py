@@ -2,7 +2,7 @@
 
 import os
 
-from configs.schema import MOST_WORKERS
+from configs.solve.host_memory import count_default_workers
 
 
 def count_cpus() -> int:
@@ -14,5 +14,5 @@ def count_cpus() -> int:
 
 
 def count_workers(workers: int | None) -> int:
-    """`data.workers`; where it is null, a CPU each but for the one that trains, at most MOST_WORKERS."""
-    return min(MOST_WORKERS, max(1, count_cpus() - 1)) if workers is None else workers
+    """`data.workers`; where it is null, what the rank's CPUs allow."""
+    return count_default_workers(count_cpus()) if workers is None else workers

@@ -9,35 +9,27 @@ import hashlib
 import os
 import platform
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from configs.errors import LockstepError
-from store.run.run_dir import own_folder
+from train.private_folder import make_private_folder, private_folder
 
 
 def extension_folder() -> Path:
     """Where the extension of this user, these versions and this installation lies, whether or not it is there yet.
 
-    Node-local, not in the home, which nodes may share. The compiler's command holds the installation's paths, so that
+    The compiler's command holds the installation's paths, so that
     two installations in one folder would each build anew.
     """
     versions = f"torch{version('torch')}-deepspeed{version('deepspeed')}-python{platform.python_version()}"
     installation = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir(), f"lockstep-{os.getuid()}", f"extensions-{versions}-{installation}")
+    return private_folder() / f"extensions-{versions}-{installation}"
 
 
 def make_extension_folder() -> Path:
-    """Make the folder and answer it. Raises LockstepError where others may write in it, or could before: they may have
-    put code there."""
+    """Make the folder and answer it. Raises LockstepError where others may write in it, or could before."""
+    make_private_folder()
     folder = extension_folder()
-    cure = "remove it, or set TMPDIR to a folder of yours on this node"
-    own_folder(folder.parent, 0o700, cure)
-    if folder.parent.stat().st_mode & 0o022:
-        raise LockstepError(
-            f"{folder.parent}: is writable by others, who may have put code there to run as you; {cure}"
-        )
     folder.mkdir(exist_ok=True)
     return folder
 

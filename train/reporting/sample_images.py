@@ -52,15 +52,16 @@ class SampleImages:
     @torch.no_grad()
     def _draw(self, prompt: str, seed: int) -> np.ndarray:
         """One picture, uint8, (side, side, 3); its noise is the seed's, whoever draws it."""
-        latents = self.pipeline(
-            prompt,
-            height=self.side,
-            width=self.side,
-            num_inference_steps=self.pictures.timesteps,
-            guidance_scale=self.pictures.guidance,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-        ).images
+        with torch.compiler.set_stance("force_eager"):  # these shapes come seldom: not worth graphs of their own
+            latents = self.pipeline(
+                prompt,
+                height=self.side,
+                width=self.side,
+                num_inference_steps=self.pictures.timesteps,
+                guidance_scale=self.pictures.guidance,
+                generator=torch.Generator().manual_seed(seed),
+                output_type="latent",
+            ).images
         return self.model.decode(latents)[0]
 
 

@@ -1,5 +1,6 @@
 """The thread beside a rank's main thread: it writes heartbeats, listens to people and to the clock, and keeps watch."""
 
+import faulthandler
 import itertools
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from train.resilience.heartbeat import Heartbeat
 from train.resilience.watchdog import Watchdog
 
 PERIOD = 1.0  # seconds between two looks
+DEAF = 30.0  # seconds without one until the stacks of all threads go to the log: the main thread lets no other one run
 SUCCESSOR_PERIODS = 5  # between two looks for a later attempt: a look lists a folder that all ranks share
 
 
@@ -38,7 +40,9 @@ class RankMonitor:
 
     def _run(self) -> None:
         for period in itertools.count():
+            faulthandler.dump_traceback_later(DEAF, file=1)  # by a thread that needs no interpreter; at each call anew
             if self.stopped.wait(PERIOD):
+                faulthandler.cancel_dump_traceback_later()
                 return
             for duty in self._duties(period):
                 try:

@@ -142,6 +142,27 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(model: Path) -> None:
     assert sorted(path.name for path in attempt.stacks_path.iterdir()) == ["rank-0000.txt", "rank-0001.txt"]
 
 
+@pytest.mark.faults
+def test_a_rank_that_is_aborted_is_told_with_its_last_words(model: Path) -> None:
+    """As NCCL's watchdog ends a rank whose GPU is lost: it writes a line to the log, and no report can be written."""
+    file, run = make_run(model, "aborted", CONFIG.replace(f"steps: {STEPS}", "steps: 1_000_000"))
+    output, attempt = file.with_suffix(".out"), run.attempt(1)
+    words = "Process group watchdog thread terminated with exception: CUDA error: uncorrectable ECC error encountered"
+    with started(output, "submit", file, *LOCAL, 2) as process:
+        until(lambda: metrics_of(attempt.metrics_path))
+        rank = rank_of(run.path, 1)
+        assert rank is not None
+        with open(attempt.log_path(1), "a") as log:
+            log.write(f"[PG ID 0 PG GUID 0(default_pg) Rank 1] {words}\n")
+        rank.send_signal(signal.SIGABRT)
+        assert process.wait(60) == 1
+    told = r"rank 1 on \S+ failed on its GPU in step \d+: CUDA error: uncorrectable ECC error encountered"
+    assert re.search(f"{told}; its last lines are in {attempt.log_path(1)}", output.read_text()), output.read_text()
+    log = attempt.log_path(1).read_text()
+    assert "Fatal Python error: Aborted" in log
+    assert "train/loop.py" in log, "with its stacks"
+
+
 def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> None:
     """Two attempts of a run that would never end."""
     file, run = make_run(model, "endless", CONFIG.replace(f"steps: {STEPS}", "steps: 1_000_000"))

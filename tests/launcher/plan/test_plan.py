@@ -19,7 +19,7 @@ from tests.pokemon import POKEMON
 
 # States: 859,520,964 parameters × (2 in bf16 + (4 gradients + 12 masters and moments + 4 EMA) / 8 ranks) bytes.
 # Activations: 0.872 GiB per sample. Frozen: 206,714,343 parameters of VAE and text encoder in bf16. Checkpoint: 16
-# bytes per parameter. Of the node: 4 ranks × (2 GiB + 1.6 of buffers + 0.8 of loading + 2 workers × 0.5).
+# bytes per parameter. Of the node: 4 ranks × (2 GiB + 1.6 of buffers + 0.8 of loading + 7 workers × 0.5).
 SCREEN = """\
 pokemon → /scratch/me/runs/pokemon (new)
 batch    256 = 8 micro-batch × 4 accumulation × 8 ranks (2 nodes × 4)
@@ -27,7 +27,7 @@ length   10,000 samples → 39.06 steps/epoch; 20 epochs → 782 steps (192 samp
 lr       0 → 1e-5 at step 100, then constant
 memory   ZeRO-2: 14.3 GiB/GPU = 3.6 model states + 7.0 activations + 0.4 frozen models + 3.3 CUDA
          and NCCL; fits into 79.6 GiB
-host     21.6 GiB/node for 4 ranks; fits into 500.0 GiB
+host     31.7 GiB/node for 4 ranks; fits into 500.0 GiB
 disk     12.8 GiB per checkpoint, keeps 3; 900.0 GiB free
 shapes   1×4: 8×8 | 2×4: 8×4 ← | 4×4: 8×2 | 8×4: 8×1
 pictures /scratch/me/runs/pokemon/pictures
@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_told(lockstep: Lockstep, tmp_path: Path) -> None:
     assert "does not fit into 12.0 GiB" in flat
     assert "14.3 GiB is more than 11.0 GiB, all less a margin of 8%; write a smaller micro_batch, " in flat
     assert (
-        "a node needs about 21.6 GiB of its own memory, and a job gets 16 GiB; write more into memory_per_node" in flat
+        "a node needs about 31.6 GiB of its own memory, and a job gets 16 GiB; write more into memory_per_node" in flat
     )
 
 

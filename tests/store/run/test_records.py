@@ -36,7 +36,7 @@ RECORDS = [
     ResumePoint(40, "step-00000040-a0001", "5eed"),
     SavedCheckpoint("step-00000040-a0001"),
     End("notice", 40, "step-00000040-a0001", "SIGUSR2"),
-    Submission("/model", 1000, "d1ge57", "c0n7en7", Hardware(True, 79.6, "9.0", 500.0)),
+    Submission("/model", 1000, "d1ge57", "c0n7en7", Hardware(True, 79.6, "9.0", 500.0, 8)),
     Allocation("7", ["n1", "n2"], 1.5, "first attempt", {"n3": "2 failures"}, 99.5, "n1", "/run/slurm/7.out", 10),
     HeartbeatRecord(3, "n1", 77, 1.5, 40, "loading", 1.25, 601.25),
     FailureReport(3, "n1", 77, 1.5, 12, "ValueError", "a bug — ü", False, "Traceback …", 1),

@@ -14,5 +14,5 @@ def test_a_save_allocates_nothing(tmp_path: Path) -> None:
     assert len(saves) == 4
     for save in saves:
         assert save["size"] == 16 * (2 * 2048 * 2048 + 2 * 2048), "weights, two moments and the average, in fp32"
-        assert save["peak"] - save["before"] < 0.05 * save["size"]
+        assert save["peak"] - save["before"] < 0.02 * save["size"]
         assert save["largest"] < 1 << 10, "what delays the next step makes no tensor of any size"

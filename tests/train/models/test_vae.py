@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from configs.schema import RunConfig
-from train.models import load_model, vae
+from configs.solve import device_memory
+from train.models import load_model
 from train.models.parts import frozen_pass
 from train.models.stable_diffusion import StableDiffusion
 from train.models.vae import choose_vae_dtype, encode_pixels
@@ -35,7 +36,7 @@ def test_a_large_micro_batch_is_encoded_in_equal_slices_to_the_same_bits(
         whole = encode_pixels(part, pixels, posterior)
         found, encode = [], part.encode
         monkeypatch.setattr(part, "encode", lambda x: found.append(len(x)) or encode(x))
-        monkeypatch.setattr(vae, "SLICE_PIXELS", 4 * 32 * 32)
+        monkeypatch.setattr(device_memory, "VAE_SLICE_PIXELS", 4 * 32 * 32)
         assert torch.equal(encode_pixels(part, pixels, posterior), whole)
     assert found == slices
 
@@ -47,7 +48,7 @@ def test_no_slice_holds_one_sample_alone_however_large(
     pixels, posterior = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8), torch.randn(5, 4, 8, 8)
     with torch.no_grad():
         whole = encode_pixels(part, pixels, posterior)
-        monkeypatch.setattr(vae, "SLICE_PIXELS", 1)
+        monkeypatch.setattr(device_memory, "VAE_SLICE_PIXELS", 1)
         assert torch.equal(encode_pixels(part, pixels, posterior), whole)
 
 
@@ -84,7 +85,7 @@ def allowed() -> tuple[bool, bool]:
 def test_only_frozen_passes_may_round_to_tf32(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen from inside the parts, and put back, also after a pass that failed."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    config = RunConfig(name="a", model=str(pipeline_folder), data={"images": "-"})
+    config = RunConfig(name="a", model=str(pipeline_folder), data={"images": "-"}, precision="fp32")
     model = load_model(config, pipeline_folder, CPU)
     assert isinstance(model, StableDiffusion)
     assert not model.tf32, "on a CPU nothing is rounded"

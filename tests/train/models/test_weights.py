@@ -80,6 +80,6 @@ def test_numbers_that_are_no_floats_are_refused(unet: Path) -> None:
 def test_dropout_is_refused_as_it_draws_by_no_position(unet: Path) -> None:
     path = unet / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.1}))
-    config = RunConfig(name="a", model=str(unet.parent), data={"images": "-"})
+    config = RunConfig(name="a", model=str(unet.parent), data={"images": "-"}, precision="fp32")
     with pytest.raises(UserError, match=r"unet/config.json: \S+ drops values with p = 0.1.*write dropout: 0"):
         load_model(config, unet.parent, torch.device("cpu"))

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,3 +78,35 @@ def test_many_ranks_give_them_less_often(tmp_path, ranks, seconds):
     periods = [period for period in range(31) if monitor._write_heartbeat in monitor._duties(period)]
     assert periods == list(range(0, 31, seconds))
     assert monitor.watchdog.silence == 5 * seconds
+
+
+_DEAF = """
+import ctypes, sys
+from pathlib import Path
+from types import SimpleNamespace
+from store.run.run_dir import RunDir
+from train.context import RankContext
+from train.progress import Progress
+from train.resilience import monitor
+
+def hold_the_interpreter():
+    ctypes.PyDLL(None).sleep(4)
+
+monitor.DEAF = 2.0
+run, config = RunDir(Path(sys.argv[1])), SimpleNamespace(hang_seconds=600.0)
+world = SimpleNamespace(rank=0, size=1, is_main_process=False)
+watch = monitor.RankMonitor(
+    RankContext(run, run.open_attempt(), None, config, world, Progress(), SimpleNamespace(since=None))
+)
+hold_the_interpreter()
+watch.stop()
+"""
+
+
+def test_a_main_thread_that_lets_no_other_one_run_leaves_its_stack_in_the_log(tmp_path):
+    """As in a call of C++ that hangs and has not let go of Python: no heartbeat comes, and no Python code runs."""
+    command = [sys.executable, "-c", _DEAF, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Timeout (0:00:02)!" in done.stdout
+    assert "in hold_the_interpreter" in done.stdout

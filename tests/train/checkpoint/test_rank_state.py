@@ -1,0 +1,73 @@
+"""The room of a rank's copies: exact, made once, page-locked where its values come from a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from train.checkpoint.rank_state import RankState
+from train.engines.base import Fragment
+
+OWNED = [Fragment("a", 0, 5), Fragment("b", 3, 1000)]
+
+
+def engine_of(device: str) -> SimpleNamespace:
+    """The part of an engine that is looked at, its values on `device`."""
+    keys = ("weights", "exp_avg")
+    values = {(fragment, key): torch.randn(fragment.length, device=device) for fragment in OWNED for key in keys}
+    return SimpleNamespace(owned=OWNED, state_keys=keys, tensor=lambda fragment, key: values[fragment, key])
+
+
+class Cuda:
+    """What torch.cuda.cudart() answers, which locks `answer == 0`."""
+
+    def __init__(self, answer: int):
+        self.answer, self.calls = answer, []
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.calls.append((address, size, flags))
+        return self.answer
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.calls.append(address)
+        return 0
+
+
+def test_the_room_holds_each_fragment_and_no_more() -> None:
+    state = RankState(engine_of("cpu"), None, [])
+    assert [(piece.kind, piece.name, piece.length) for piece in state.pieces] == [
+        ("weights", "a", 5),
+        ("weights", "b", 1000),
+        ("exp_avg", "a", 5),
+        ("exp_avg", "b", 1000),
+    ]
+    assert state.size == 4 * 2 * 1005
+    assert {copy.untyped_storage().nbytes() for copy in state.copies} == {state.size}
+    assert not any(copy.is_pinned() for copy in state.copies), "values in the host's memory need none"
+    state.close()
+
+
+@pytest.mark.parametrize("answer", [0, 2])
+def test_only_what_was_locked_is_given_back(monkeypatch: pytest.MonkeyPatch, capsys, answer: int) -> None:
+    cuda = Cuda(answer)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    on_gpu = SimpleNamespace(owned=OWNED, state_keys=("weights",), tensor=lambda *_: SimpleNamespace(is_cuda=True))
+    state = RankState(on_gpu, None, [])
+    assert cuda.calls == [(state.copies[0].data_ptr(), 4 * 1005, 0)]
+    assert ("could not be page-locked" in capsys.readouterr().out) == bool(answer)
+    for _ in range(2):
+        state.close()
+    assert cuda.calls[1:] == ([state.copies[0].data_ptr()] if not answer else [])
+
+
+@pytest.mark.gpu
+def test_a_gpu_copies_into_it_beside_the_host() -> None:
+    engine = engine_of("cuda")
+    state = RankState(engine, None, [])
+    assert all(copy.is_pinned() for copy in state.copies)
+    for copy, source in zip(state.copies, state.sources, strict=True):
+        copy.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    assert all(torch.equal(c, s.cpu()) for c, s in zip(state.copies, state.sources, strict=True))
+    state.close()
+    assert not state.copies[0].is_pinned()

@@ -1,0 +1,110 @@
+"""Compiled blocks learn what uncompiled ones do, are compiled once, and are whole in every engine that may compile."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import RunConfig
+from store.run.run_dir import RunDir
+from tests.ranks import run_ranks
+from tests.runs import new_run, next_attempt
+from train.models import compile
+from train.models.compile import compile_blocks, should_compile
+
+PROGRAM, ATTEMPT = (Path(__file__).with_name(f"{name}.py") for name in ("train_compiled", "compiled_attempt"))
+PICTURES = {"every_steps": 2, "prompts": ["a red circle"], "timesteps": 2}
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CASES = [
+    {"engine": "deepspeed", "zero": 1, "precision": "bf16", "gradient_checkpointing": True},
+    {"engine": "fsdp2", "reshard": True},
+]
+MORE = [
+    {"engine": "deepspeed", "zero": 2},
+    {"engine": "deepspeed", "zero": 0},
+    {"engine": "fsdp2", "reshard": True, "gradient_checkpointing": True},
+    {"engine": "fsdp2", "reshard": False, "precision": "bf16"},
+]
+
+
+def configure(**changes: object) -> RunConfig:
+    return RunConfig(name="a", model="m", data={"images": "-"}, **changes)
+
+
+@pytest.mark.parametrize("cases", [CASES, pytest.param(MORE, marks=pytest.mark.faults)], ids=["fast", "more"])
+def test_what_is_compiled_learns_the_same_in_every_engine(
+    tmp_path: Path, pipeline_folder: Path, image_folder: Path, cases: list[dict[str, object]]
+) -> None:
+    """Two steps of two micro-batches per rank; the last loss has an update behind it."""
+    run_ranks(2, PROGRAM, tmp_path, pipeline_folder, image_folder, json.dumps(cases))
+    for number, case in enumerate(cases):
+        eager, compiled = (json.loads((tmp_path / f"{number}-{how}.json").read_text()) for how in ("eager", "compiled"))
+        near = 1e-5 if case.get("precision", "fp32") == "fp32" else 1e-2
+        assert compiled["losses"] == pytest.approx(eager["losses"], rel=near), case
+        assert eager["graphs"] == [0, 0]
+        assert 0 < compiled["graphs"][0] == compiled["graphs"][1], "compiled in the first step, and never again"
+        assert compiled["breaks"] == 0, "each block is one graph"
+
+
+@pytest.mark.faults
+def test_a_requeued_attempt_on_another_node_compiles_nothing_again(
+    tmp_path: Path, pipeline_folder: Path, image_folder: Path
+) -> None:
+    """With torch's own compiler, and sample pictures, which are drawn uncompiled."""
+    run = new_run(tmp_path / "run", pipeline_folder, image_folder, compile=True, zero=0, pictures=PICTURES)
+    for number, steps in enumerate((2, 4)):
+        attempt = next_attempt(run, 1, steps=steps)
+        node = tmp_path / f"node-{number}"
+        node.mkdir()
+        lines = run_ranks(1, ATTEMPT, run.path, attempt.number, TMPDIR=node)
+        found = json.loads(next(line for line in lines.splitlines() if line.startswith('{"hit"')))
+        assert found["miss"] == 0 if number else found["miss"] > 0
+        assert (node / f"lockstep-{os.getuid()}" / "compile").is_dir(), "what is compiled stays on its node"
+    uncompiled = new_run(tmp_path / "eager", pipeline_folder, image_folder, zero=0)
+    for steps in (2, 4):
+        run_ranks(1, ATTEMPT, uncompiled.path, next_attempt(uncompiled, 1, steps=steps).number)
+    assert losses(run) == pytest.approx(losses(uncompiled), rel=1e-5)
+
+
+def losses(run: RunDir) -> list[float]:
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [line["loss/train"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "compiles"),
+    [
+        (CPU, {}, False),
+        (GPU, {"zero": 2}, True),
+        (GPU, {"zero": 2, "deterministic": True}, False),
+        (GPU, {"zero": 2, "compile": False}, False),
+        (CPU, {"zero": 2, "compile": True}, True),
+        (GPU, {"zero": 3}, False),
+        (GPU, {"engine": "fsdp2"}, True),
+    ],
+)
+def test_by_default_a_gpu_compiles_and_determinism_does_not(
+    device: torch.device, changes: dict[str, object], compiles: bool
+) -> None:
+    assert should_compile(configure(**changes), device) is compiles
+
+
+def test_a_node_without_a_compiler_trains_uncompiled_or_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(compile, "should_compile", lambda *_: True)
+    torch._dynamo.reset()
+    denoiser = torch.nn.Linear(2, 2)
+    assert not compile_blocks(denoiser, configure(), CPU)
+    said = capsys.readouterr().out
+    assert "torch.compile does not work on" in said
+    assert "run uncompiled" in said
+    with pytest.raises(
+        UserError, match=r"does not work on .*install a C\+\+ compiler there .* or write compile: false"
+    ):
+        compile_blocks(denoiser, configure(compile=True), CPU)
