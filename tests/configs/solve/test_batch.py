@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
@@ -46,6 +46,7 @@ def test_any_set_that_determines_the_rest(keys: dict[str, object], expected: tup
     assert (plan.shape.nodes, plan.shape.gpus_per_node, plan.micro_batch, plan.accumulation) == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 8), st.integers(1, 8))
 def test_a_solved_batch_is_exact_and_a_refusal_names_what_divides(
     batch: int, micro: int, nodes: int, gpus: int
@@ -66,6 +67,7 @@ def test_a_solved_batch_is_exact_and_a_refusal_names_what_divides(
         assert solve_batch(config(batch=number, micro_batch=micro, cluster=cluster(str(nodes), gpus))).batch == number
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 4), st.integers(0, 8), st.integers(1, 8))
 def test_on_a_node_range_the_micro_batch_is_a_ceiling(batch: int, micro: int, low: int, more: int, gpus: int) -> None:
     wanted = config(batch=batch, micro_batch=micro, cluster=cluster(f"{low}-{low + more + 1}", gpus))
@@ -80,6 +82,7 @@ def test_on_a_node_range_the_micro_batch_is_a_ceiling(batch: int, micro: int, lo
     assert plan.micro_batch <= micro
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 500), st.integers(1, 8))
 def test_every_split_is_listed_once(batch: int, world: int) -> None:
     shape = Shape(1, world)

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
@@ -32,6 +32,7 @@ def test_steps_and_samples() -> None:
     assert solve_length(config(), 100, 1_000).steps == 10  # one epoch where nothing is said
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.sampled_from([0.1, 0.3, 0.7, 1.0, 2.5, 20.0]))
 def test_epochs_take_the_fewest_steps_that_cover_them(batch: int, dataset: int, epochs: float) -> None:
     length = solve_length(config(epochs=epochs), batch, dataset)
