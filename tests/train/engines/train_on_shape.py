@@ -33,7 +33,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def record(world, config, plan, file: Path) -> dict:
-    """20 steps of the real trainer: positions, noise, timesteps and loss of every micro-batch; the weights in `file`."""
+    """20 steps of the real trainer: positions, noise, timesteps and loss of each micro-batch; the weights in `file`."""
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     samples = list_samples(Path(config.data.images)).samples
