@@ -47,8 +47,9 @@ class StableDiffusion:
         dtype = DTYPES[config.precision]
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         noise_scheduler.register_to_config(prediction_type=check_objective(config, folder))
-        vae = load_part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
-        vae.to(choose_vae_dtype(config, vae.config.force_upcast, device))
+        overflows = AutoencoderKL.load_config(folder, subfolder="vae").get("force_upcast", True)
+        vae_dtype = choose_vae_dtype(config, overflows, device)
+        vae = load_part(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
         text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
         unet = cls.make_denoiser(folder)
         check_trainable(folder / "unet", unet)

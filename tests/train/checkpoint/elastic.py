@@ -50,7 +50,8 @@ class Case:
         self.settings = {"micro_batch": MICRO[world.size], "precision": precision, "steps": SAVED + MORE}
         self.settings |= SETTINGS[engine]
         run, attempt = self.open(self.name)
-        self.config, self.plan = load_config(run.config_path), AttemptPlan.read(attempt.plan_path)
+        self.plan = AttemptPlan.read(attempt.plan_path)
+        self.config = self.plan.settle_config(load_config(run.config_path))
         self.model = load_model(self.config, folders[1], world.device)
         noise_scheduler, dtype = self.model.noise_scheduler, self.model.dtype
         self.objective = make_objective(self.config, noise_scheduler, dtype, world.device)
