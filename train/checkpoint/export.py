@@ -171,7 +171,7 @@ def main() -> None:
         raise UserError(f"{checkpoint.path}: holds no average; write --weights raw")
     plan = AttemptPlan.read(run.attempt(checkpoint.attempt).plan_path)
     try:
-        export_pipeline(config, plan, checkpoint, weights, args.out.absolute())
+        export_pipeline(plan.settle_config(config), plan, checkpoint, weights, args.out.absolute())
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: {error.strerror}; name another folder with --out") from None
     print(f"exported {weights} weights of step {checkpoint.step} to {args.out}")
