@@ -25,7 +25,7 @@ QUIET = {
 }
 
 
-# Of the names that torch reads, the one that all its releases from 2.7 on know; how to set the allocator of GPUs.
+# How the allocator of GPUs is set. Of the names that torch reads the first is known to all its releases.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 

@@ -68,9 +68,8 @@ def find_collective() -> str | None:
     """
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     collective = None
-    while (
-        frame is not None
-    ):  # from the innermost call outwards; the outermost one of torch's is the one that was called
+    # From the innermost call outwards: the outermost one of torch's is the one that was called.
+    while frame is not None:
         if _COLLECTIVE_FILE.search(frame.f_code.co_filename):
             collective = frame.f_code.co_name
         frame = frame.f_back
