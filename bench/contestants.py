@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.stage import Stage
 from configs.solve.deepspeed import render_deepspeed
 from train.engines import import_engine
+from train.engines.blocks import find_blocks
 
 Step = Callable[[int], torch.Tensor]  # makes step k, returns the mean loss over this rank's micro-batches
-BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")  # what FSDP2 gathers at once
 
 
 def bare_deepspeed(stage: Stage) -> Step:
@@ -70,9 +70,8 @@ def bare_fsdp2(stage: Stage) -> Step:
     mesh = init_device_mesh(stage.world.device.type, (stage.world.size,))
     passes = torch.bfloat16 if stage.config.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=passes, reduce_dtype=torch.float32)
-    for block in unet.modules():
-        if type(block).__name__ in BLOCKS:
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=stage.config.reshard)
+    for block in find_blocks(unet):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=stage.config.reshard)
     fully_shard(unet, mesh=mesh, mp_policy=policy, reshard_after_forward=stage.config.reshard)
     optimizer = stage.adamw(unet)
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-CROSS_DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-SD1: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "down_block_types": CROSS_DOWN}
+from configs.pipelines import SD1, SD2, SDXL
+
 # What each adds to diffusers' defaults. The widths of small and medium are chosen; the others are as published.
 UNETS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -20,28 +20,11 @@ UNETS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 2,
         "norm_num_groups": 4,
     },
-    "small": SD1 | {"block_out_channels": (96, 192, 320, 320)},
-    "medium": SD1 | {"block_out_channels": (128, 256, 416, 416)},
-    "sd15": SD1 | {"block_out_channels": (320, 640, 1280, 1280)},
-    "sd21": {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": CROSS_DOWN,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
+    "small": dict(SD1.configs["unet"]) | {"block_out_channels": (96, 192, 320, 320)},
+    "medium": dict(SD1.configs["unet"]) | {"block_out_channels": (128, 256, 416, 416)},
+    "sd15": dict(SD1.configs["unet"]),
+    "sd21": dict(SD2.configs["unet"]),
+    "sdxl": dict(SDXL.configs["unet"]),
 }
 BLOCK = 2**20 + 7  # random numbers that all weights are made of; a prime, so that rows of a matrix differ
 

@@ -18,11 +18,9 @@ from configs.schema import RunConfig
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt
 from train.engines.base import DTYPES, Engine, Fragment, WeightReader
+from train.engines.blocks import find_blocks
 from train.engines.torch_engine import Master, TorchEngine
 from train.process_group import World
-
-# Gathered and reduced one at a time, each in one collective; the rest of the module is one more. diffusers' classes.
-BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 
 
 def prepare(device: torch.device) -> None:
@@ -90,7 +88,8 @@ class ShardedEngine(TorchEngine):
 
 
 def _shard(module: torch.nn.Module, config: RunConfig, world: World) -> list[FSDPModule]:
-    """Cut the blocks of `module`, then the rest of it, with room for their values; the root comes last."""
+    """Cut the blocks of `module`, then the rest of it, the root, with room for their values. Each is then gathered, and
+    reduced, in one collective."""
     cuda = world.device.type == "cuda"
     policy = MixedPrecisionPolicy(
         param_dtype=None if config.precision == "fp32" else DTYPES[config.precision],
@@ -100,7 +99,7 @@ def _shard(module: torch.nn.Module, config: RunConfig, world: World) -> list[FSD
     offload = CPUOffloadPolicy(pin_memory=cuda) if config.offload else OffloadPolicy()
     mesh = init_device_mesh(world.device.type, (world.size,))
     sharded = []
-    for block in (*_find_blocks(module), module):
+    for block in (*find_blocks(module), module):
         _make_room(block, world.device)
         # the backward pass begins with the root's weights, so freeing them after the forward pass would gain nothing
         reshard = config.reshard and block is not module
@@ -111,10 +110,6 @@ def _shard(module: torch.nn.Module, config: RunConfig, world: World) -> list[FSD
             part.set_gradient_divide_factor(1.0)  # sums, as they are
         sharded.append(part)
     return sharded
-
-
-def _find_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
-    return [block for block in module.modules() if type(block).__name__ in BLOCKS]
 
 
 def _make_room(module: torch.nn.Module, device: torch.device) -> None:

@@ -16,9 +16,9 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.solve.engine import choose_engine
 from train.data.workers import count_cpus
+from train.engines.blocks import find_blocks
 from train.private_folder import make_private_folder
 
-BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")  # diffusers' classes
 BACKEND = "inductor"
 GRAPHS = 64  # of one class; after torch's own 8 the others would stay uncompiled in silence, and SD 1.5's UNet has 14
 
@@ -46,9 +46,8 @@ def compile_blocks(denoiser: torch.nn.Module, config: RunConfig, device: torch.d
             raise UserError(f"{sentence}: install a C++ compiler there (and Triton for a GPU), or write compile: false")
         print(f"{sentence}: the UNet's blocks run uncompiled, which is slower", flush=True)
         return False
-    for block in denoiser.modules():
-        if type(block).__name__ in BLOCKS:
-            block.compile(backend=BACKEND, dynamic=False)  # micro-batches are all of one shape
+    for block in find_blocks(denoiser):
+        block.compile(backend=BACKEND, dynamic=False)  # micro-batches are all of one shape
     return True
 
 
