@@ -25,12 +25,12 @@ from launcher.format import format_count, format_rate
 from launcher.local.job import LocalJob
 from launcher.local.live_log import LiveLog
 from launcher.run_lock import name_attempt
-from slurm.recovery.cause import find_cause
 from store.checkpoint import checkpoints
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
-from store.run.records import FailureReport, read_failures
+from store.run.last_words import find_last_words
+from store.run.records import FailureReport, read_failures, read_heartbeats
 from store.run.run_dir import Attempt, RunDir, open_to_append
 from store.run.submission import open_attempt
 
@@ -213,9 +213,11 @@ class LocalAttempt:
         causes = [report for report in reports if not report.peer_lost]
         if causes:
             raise _failure(causes[0], len(reports) - 1, self.attempt)
-        cause = find_cause(self.attempt)
-        if cause.rank is not None and cause.kind in ("device", "program"):  # C++ ended it, and its log tells why
-            raise LockstepError(f"{cause.sentence}; its last lines are in {self.attempt.log_path(cause.rank)}")
+        for rank in read_heartbeats(self.attempt):
+            log = self.attempt.log_path(rank)
+            words = find_last_words(log)
+            if words:
+                raise LockstepError(f"rank {rank} was aborted: {words}; its last lines are in {log}")
         if self.first_dead is not None:
             raise LockstepError(
                 f"rank {self.first_dead} exited without an error report (SIGKILL or out of memory?); "

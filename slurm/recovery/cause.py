@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from store.run.attempt_plan import AttemptPlan
+from store.run.last_words import find_last_words
 from store.run.liveness import choose_heartbeat_period
 from store.run.records import Allocation, FailureReport, HeartbeatRecord, read_failures, read_heartbeats
 from store.run.run_dir import Attempt
@@ -53,10 +54,6 @@ _VERBS = {
     "data": "stopped",
     "device": "failed on its GPU",
 }
-# The last words of a process that C++ ends, as NCCL's watchdog does with SIGABRT; and those of a victim among them.
-_ABORT = re.compile(r"watchdog thread terminated with exception: (.+)|^\s*what\(\):\s+(.+)", re.MULTILINE)
-_VICTIM = re.compile(r"collective operation timeout|communicator was aborted|remote process exited")
-_TAIL = 65_536  # bytes of a log in which they are looked for
 _INTERRUPTIONS: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in the job's or srun's output
     ("node lost", r"Node failure on (\S+)", "node {} was lost"),
     ("preempted", r"CANCELLED AT \S+ DUE TO PREEMPTION", "SLURM gave its nodes to another job before it could save"),
@@ -135,22 +132,12 @@ def _told_by_log(attempt: Attempt, beats: dict[int, HeartbeatRecord], failed: li
     """A rank that was aborted, so that it left no report: its log ends with what it died of."""
     causes = []
     for rank, beat in beats.items():
-        words = _find_last_words(attempt.log_path(rank)) if rank not in failed else ""
+        words = find_last_words(attempt.log_path(rank)) if rank not in failed else ""
         if words:
             kind = classify_error(words) or "program"
             sentence = f"rank {rank} on {beat.host} {_VERBS.get(kind, 'aborted')}{_when(beat)}: {words[:_LONGEST]}"
             causes.append(Cause(kind, sentence, rank, beat.host, _others(failed, rank)))
     return min(causes, key=lambda cause: cause.kind != "device", default=None)
-
-
-def _find_last_words(log: Path) -> str:
-    """What a rank was aborted for; empty where it was not, or only because of another rank."""
-    if not log.is_file():
-        return ""
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
-        found = [match[1] or match[2] for match in _ABORT.finditer(file.read().decode(errors="replace"))]
-    return found[0].strip() if found and not _VICTIM.search(found[0]) else ""
 
 
 def _told_by_slurm(output: str, beats: dict[int, HeartbeatRecord], failed: list[int]) -> Cause | None:

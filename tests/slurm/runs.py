@@ -123,6 +123,7 @@ class Cluster:
             "steps": STEPS,
             "lr": 1e-4,
             "zero": 2,
+            "precision": "fp32",  # sites that make up GPUs would have bf16
             "ema": True,
             "report_every_steps": 1,
             "checkpoint": {"every_steps": 5, "notice_seconds": 20},
