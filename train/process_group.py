@@ -150,10 +150,10 @@ def list_gpus(store: Any, rank: int, size: int, gpu: str) -> list[str]:
 
 def keep_flight_recorder(folder: Path) -> None:
     """Let torch write the last collectives of each rank to `folder` when NCCL finds that one of them timed out. To be
-    called before `init_process_group`. Of the names in pairs the second is what older releases of torch read."""
+    called before `init_process_group`. The names are those of torch 2.9 and later."""
     folder.mkdir(exist_ok=True)
-    os.environ |= dict.fromkeys(("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"), "2000")  # collectives
-    os.environ |= dict.fromkeys(("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"), f"{folder}/rank-")
+    os.environ["TORCH_FR_BUFFER_SIZE"] = "2000"  # collectives
+    os.environ["TORCH_FR_DUMP_TEMP_FILE"] = f"{folder}/rank-"
     os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
 
 

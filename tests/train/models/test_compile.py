@@ -97,15 +97,14 @@ def test_a_node_without_a_compiler_trains_uncompiled_or_says_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(compile, "should_compile", lambda *_: True)
     torch._dynamo.reset()
     denoiser = torch.nn.Linear(2, 2)
-    assert not compile_blocks(denoiser, configure(), CPU)
-    said = capsys.readouterr().out
+    lacks = r"does not work on .*install a C\+\+ compiler there .* or write compile: false"
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert not compile_blocks(denoiser, configure(), CPU)
+        said = capsys.readouterr().out
+        with pytest.raises(UserError, match=lacks):
+            compile_blocks(denoiser, configure(compile=True), CPU)
     assert "torch.compile does not work on" in said
     assert "run uncompiled" in said
-    with pytest.raises(
-        UserError, match=r"does not work on .*install a C\+\+ compiler there .* or write compile: false"
-    ):
-        compile_blocks(denoiser, configure(compile=True), CPU)
