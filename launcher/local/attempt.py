@@ -59,9 +59,8 @@ class LocalRuns:
         """
         jobs = []
         for prepared in runs:
-            with (
-                SignalCounter() as notices
-            ):  # from the first byte written on, no signal leaves an attempt without its end
+            # From the first byte written on, no signal leaves an attempt without its end.
+            with SignalCounter() as notices:
                 end = start_attempt(prepared, notices, locks[prepared.run.path]).watch()
             state = "COMPLETED" if end.reason == "finished" else "CANCELLED"
             jobs.append(LocalJob(str(prepared.run.path), state, "records"))
