@@ -24,7 +24,7 @@ from train import process_group
 from train.context import RankContext
 from train.data.stream import Stream, list_positions
 from train.demo.make_base import make_tokenizer
-from train.engines.base import DTYPES, Engine, materialise
+from train.engines.base import DTYPES, Engine, load_parameters
 from train.models.stable_diffusion import StableDiffusion
 from train.objective import make_objective
 from train.objective.loss import Objective
@@ -82,7 +82,7 @@ class Stage:
     def unet(self) -> UNet2DConditionModel:
         """The UNet in fp32, on the device."""
         unet = make_unet(self.args.unet, self.args.side)
-        materialise(unet, self.model.weights, torch.float32, self.world.device)
+        load_parameters(unet, self.model.weights, torch.float32, self.world.device)
         return unet
 
     def adamw(self, unet: torch.nn.Module) -> torch.optim.Optimizer:

@@ -4,9 +4,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.deepspeed import render_deepspeed
 from configs.solve.engine import choose_engine
-from train.engines.ddp import ReplicaEngine
-from train.engines.deepspeed import ZeroEngine
-from train.engines.fsdp2 import ShardedEngine
+from train.engines import import_engine
 
 ZERO = {f"zero{stage}": {"engine": "deepspeed", "zero": stage} for stage in range(4)}
 # its weights are freed after each block's pass, or kept through the step
@@ -19,6 +17,5 @@ def build_engine(module, weights, config: RunConfig, plan: BatchPlan, world):
     """The engine that `config` chooses, without an attempt on disk."""
     name = choose_engine(config)
     if name == "deepspeed":
-        return ZeroEngine(module, weights, config, render_deepspeed(config, plan), world.device)
-    engine_class = {"ddp": ReplicaEngine, "fsdp2": ShardedEngine}[name]
-    return engine_class(module, weights, config, plan.accumulation, world)
+        return import_engine(name)(module, weights, config, render_deepspeed(config, plan), world.device)
+    return import_engine(name)(module, weights, config, plan.accumulation, world)

@@ -65,18 +65,15 @@ def public_names(source: Source) -> Iterator[ast.FunctionDef | ast.AsyncFunction
             yield node
 
 
-OFFERED = {"prepare", "make_engine"}  # by the modules in train/engines: see `EngineModule` there
-
-
 def find_names_in_two_files(sources: list[Source]) -> list[str]:
-    """But for what users type (click's commands among themselves, `main` of a program) and what each engine offers."""
+    """But for what users type (click's commands among themselves, `main` of a program)."""
     files: dict[str, list[str]] = {}
     typed: dict[str, list[str]] = {}
     for source in sources:
         for node in public_names(source):
             if isinstance(node, Function) and is_command(node):
                 typed.setdefault(node.name, []).append(source.file)
-            elif not (node.name == "main" and is_program(source)) and node.name not in OFFERED:
+            elif not (node.name == "main" and is_program(source)):
                 files.setdefault(node.name, []).append(source.file)
     places = {name: own + typed.get(name, []) for name, own in sorted(files.items())}
     return [f"{name}: {', '.join(in_files)}" for name, in_files in places.items() if len(in_files) > 1]

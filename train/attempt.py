@@ -46,8 +46,8 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     """Train the run in `run` as `attempt` plans it. Every rank calls this; all return the same End."""
     plan = AttemptPlan.read(attempt.plan_path)
     config = plan.settle_config(load_config(run.config_path))
-    engine_module = import_engine(choose_engine(config))
-    engine_module.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
+    engine_class = import_engine(choose_engine(config))
+    engine_class.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     process_group.keep_flight_recorder(attempt.flight_recorder_path)
     timeout = process_group.choose_timeout(config.hang_seconds)
     world = process_group.init_process_group(plan.batch_plan.shape.world_size, timeout)
@@ -62,7 +62,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     latent_shape = model.latent_shape(config.data.resolution)
     stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
     compiled = compile_blocks(model.denoiser, config, world.device)
-    engine = engine_module.make_engine(model.denoiser, model.weights, config, attempt, world)
+    engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
     trainer = Trainer(model, objective, engine, ema, world.device)
     resumed = resume_run(context, engine, ema)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from configs.optimizers import OPTIMIZERS
 from configs.schema import RunConfig
 from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
+from configs.solve.engine import name_sharding
 
 # Parameters that FSDP2 keeps whole at one time with reshard: those outside of blocks, and the two largest blocks, of
 # which one computes while the next is gathered (178 million in Stable Diffusion 1 and 2, 152 in SDXL).
@@ -107,8 +108,9 @@ def _estimate_sharded_states(config: RunConfig, whole: int, world: int, accumula
 def describe_layout(config: RunConfig) -> str:
     """What shards the states, for a person: `ZeRO-2`, `FSDP2` or `FSDP2, no reshard`."""
     if config.engine == "fsdp2":
-        return "FSDP2" if config.reshard else "FSDP2, no reshard"
-    return f"ZeRO-{config.zero}"
+        return name_sharding(None) + ("" if config.reshard else ", no reshard")
+    assert config.zero != "auto", "it is settled before"
+    return name_sharding(config.zero)
 
 
 def _estimate_gradients(config: RunConfig, whole: int, shard: int, accumulation: int) -> int:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+from configs.solve.engine import name_sharding
 from launcher.format import format_count, format_size
 from launcher.manage.checkpoints import CheckpointInfo, compare_checkpoints, describe_checkpoints, prune_checkpoints
 from store.checkpoint.checkpoints import list_quarantined
@@ -19,7 +20,7 @@ def render_checkpoints(run: RunDir, *, verify: bool, as_json: bool) -> tuple[str
         return json.dumps([asdict(row) for row in rows], indent=2), good
     lines = ["no checkpoints yet"]
     if rows:
-        lines = [f"{'step':>10}  {'attempt':>7}  {'size':>10}  {'ranks':>5}  {'engine':<11}  state"]
+        lines = [f"{'step':>10}  {'attempt':>7}  {'size':>10}  {'ranks':>5}  {'sharding':<8}  state"]
     lines += [_format_row(row) for row in rows]
     lines += [f"quarantined: {path}" for path in list_quarantined(run)]
     return "\n".join(lines), good
@@ -29,12 +30,11 @@ def _format_row(row: CheckpointInfo) -> str:
     """One line of the table; `?` is what an unreadable manifest does not tell."""
     size = "?" if row.size is None else format_size(row.size)
     ranks = "?" if row.world_size is None else row.world_size
-    stage = "" if row.zero is None else f" {row.zero}"
-    engine = "?" if row.engine is None else f"{row.engine}{stage}"
+    sharding = "?" if row.engine is None else name_sharding(row.zero)
     state = "not verified" if row.problems is None else "verified"
     if row.problems:
         state = row.problems[0]
-    return f"{row.step:>10,}  {row.attempt:>7}  {size:>10}  {ranks:>5}  {engine:<11}  {state}"
+    return f"{row.step:>10,}  {row.attempt:>7}  {size:>10}  {ranks:>5}  {sharding:<8}  {state}"
 
 
 def render_pruned(run: RunDir, keep: int | None, *, as_json: bool) -> str:

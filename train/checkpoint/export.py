@@ -21,6 +21,7 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
 from configs.reading.load import load_config
 from configs.schema import RunConfig
+from configs.solve.engine import name_sharding
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
 from store.checkpoint.manifest import Manifest
@@ -120,7 +121,6 @@ def _card(
     )
     passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
     step = manifest.identity.step
-    engine = manifest.engine if manifest.zero is None else f"{manifest.engine}, ZeRO stage {manifest.zero}"
     world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
     weighting = f"min-SNR, γ = {config.snr_gamma:g}" if config.loss_weighting == "min_snr" else config.loss_weighting
     return f"""---
@@ -147,7 +147,7 @@ image = pipeline("a prompt").images[0]
 | prediction | {prediction} |
 | loss weighting | {weighting} |
 | precision | {config.precision} |
-| engine | {engine} |
+| sharding | {name_sharding(manifest.zero)} |
 | resolution | {config.data.resolution} px |
 | seed | {config.seed} |
 | diffusers | {__version__} |
@@ -171,7 +171,7 @@ def main() -> None:
         raise UserError(f"{checkpoint.path}: holds no average; write --weights raw")
     plan = AttemptPlan.read(run.attempt(checkpoint.attempt).plan_path)
     try:
-        export_pipeline(plan.settle_config(config), plan, checkpoint, weights, args.out.absolute())
+        export_pipeline(config, plan, checkpoint, weights, args.out.absolute())
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: {error.strerror}; name another folder with --out") from None
     print(f"exported {weights} weights of step {checkpoint.step} to {args.out}")

@@ -1,15 +1,21 @@
 """What shards the training state, steps it, and names its fragments: `base.Engine`, one file for each that there is."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from train.engines.base import EngineModule
+    from train.engines.base import Engine
 
-# Imported when one is chosen (configs/solve/engine.py): each may bring a library that takes seconds to import.
-ENGINES = {"deepspeed": "train.engines.deepspeed", "fsdp2": "train.engines.fsdp2", "ddp": "train.engines.ddp"}
+# Module and class, imported when one is chosen (configs/solve/engine.py): each may bring a library that takes seconds.
+ENGINES = {
+    "deepspeed": ("train.engines.deepspeed", "ZeroEngine"),
+    "fsdp2": ("train.engines.fsdp2", "ShardedEngine"),
+    "ddp": ("train.engines.ddp", "ReplicaEngine"),
+}
 
 
-def import_engine(name: str) -> "EngineModule":
-    """The module behind `name`, a key of ENGINES."""
-    return cast("EngineModule", import_module(ENGINES[name]))
+def import_engine(name: str) -> "type[Engine]":
+    """The class behind `name`, a key of ENGINES."""
+    module, class_name = ENGINES[name]
+    engine: type[Engine] = getattr(import_module(module), class_name)
+    return engine

@@ -5,7 +5,7 @@ What is built on fragments (averages, checkpoints, export) knows no engine, no s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 import torch
 
@@ -60,6 +60,20 @@ class Engine(Protocol):
     held: list[Fragment]  # what this rank holds, and a load must fill: more than `owned` where ranks hold replicas
     state_keys: tuple[str, ...]  # what every element has: WEIGHTS, then the optimizer's states
 
+    @staticmethod
+    def prepare(device: torch.device) -> None:
+        """What may take long and needs no other rank. To be called before the ranks join, which time out."""
+
+    @classmethod
+    def for_attempt(
+        cls, module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
+    ) -> Self:
+        """`module`, which may be on torch's meta device, under this engine, with what `attempt` planned for it.
+
+        Its parameters, trained or not, begin as `weights`. All ranks together.
+        """
+        ...
+
     @property
     def skipped(self) -> bool:
         """Whether the last step updated nothing, since its gradient was not finite. The same on every rank."""
@@ -100,7 +114,7 @@ class Engine(Protocol):
 
     def replicas(self) -> list[torch.Tensor]:
         """What every rank holds and must hold alike, to the bit, at a step boundary: the same tensors in the same order
-        on all ranks, of any dtype, unchanged until the next `step`. None where everything is sharded."""
+        on all ranks, of any dtype, unchanged until the next `step`. Empty where everything is sharded."""
 
     def counters(self, step: int) -> Counters:
         """As they are after `step` steps of the run."""
@@ -109,23 +123,8 @@ class Engine(Protocol):
         """Go on after `step` steps of the run, as `counters` of a checkpoint has it."""
 
 
-class EngineModule(Protocol):
-    """What a module in ENGINES offers."""
-
-    def prepare(self, device: torch.device) -> None:
-        """What may take long and needs no other rank. To be called before the ranks join, which time out."""
-
-    def make_engine(
-        self, module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
-    ) -> Engine:
-        """`module`, which may be on torch's meta device, under this engine, with what `attempt` planned for it.
-
-        Its parameters, trained or not, begin as `weights`. All ranks together.
-        """
-
-
 @torch.no_grad()
-def materialise(module: torch.nn.Module, weights: WeightReader, dtype: torch.dtype, device: torch.device) -> None:
+def load_parameters(module: torch.nn.Module, weights: WeightReader, dtype: torch.dtype, device: torch.device) -> None:
     """Give every parameter of `module` room on `device` in `dtype`, and its values, one after the other."""
 
     def load(name: str, parameter: torch.Tensor) -> torch.Tensor:

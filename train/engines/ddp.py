@@ -6,40 +6,26 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from configs.schema import RunConfig
-from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt
-from train.engines.base import Engine, Fragment, WeightReader, materialise
-from train.engines.torch_engine import Master, TorchEngine
+from train.engines.base import Fragment, WeightReader, load_parameters
+from train.engines.torch_engine import Master, Placement, TorchEngine
 from train.process_group import World
-
-
-def prepare(device: torch.device) -> None:
-    """Nothing takes long here."""
-
-
-def make_engine(
-    module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
-) -> Engine:
-    """`module` as replicas, one on each rank."""
-    accumulation = AttemptPlan.read(attempt.plan_path).gradient_accumulation_steps
-    return ReplicaEngine(module, weights, config, accumulation, world)
 
 
 class ReplicaEngine(TorchEngine):
     """Every rank holds everything. The weights of the passes are the masters, so it trains in fp32 alone."""
 
-    def __init__(
-        self, module: torch.nn.Module, weights: WeightReader, config: RunConfig, accumulation: int, world: World
-    ):
-        materialise(module, weights, torch.float32, world.device)
-        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        super().__init__({name: parameter.numel() for name, parameter in trained.items()}, config, accumulation, world)
+    def _place(self, module: torch.nn.Module, weights: WeightReader) -> Placement:
+        world = self._world
+        load_parameters(module, weights, torch.float32, world.device)
         self.module = module
         self._replica = DistributedDataParallel(module, gradient_as_bucket_view=True) if world.size > 1 else None
-        masters = [Master(name, 0, parameter) for name, parameter in trained.items()]
+        trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         # DistributedDataParallel takes the mean over the ranks itself, in fp32, on its way into the buckets
-        self._hold(masters, _equal_share(self.sizes, world), summed=accumulation)
+        return Placement(
+            masters=[Master(name, 0, parameter) for name, parameter in trained],
+            owned=_equal_share(self.sizes, world),
+            summed=self.accumulation,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._replica is None:

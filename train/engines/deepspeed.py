@@ -4,7 +4,7 @@ import ctypes
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import deepspeed
 import torch
@@ -19,26 +19,12 @@ from train.engines.base import (
     DTYPES,
     WEIGHTS,
     Counters,
-    Engine,
     Fragment,
     WeightReader,
     replace_parameters,
 )
 from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
 from train.process_group import World
-
-
-def prepare(device: torch.device) -> None:
-    """Compile DeepSpeed's CPU extension where this rank needs it, before the ranks join: about 40 s the first time."""
-    if device.type == "cpu":
-        cpu_extension.build_extension()
-
-
-def make_engine(
-    module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
-) -> Engine:
-    """`module` under the DeepSpeed config that `attempt` was planned with."""
-    return ZeroEngine(module, weights, config, json.loads(attempt.deepspeed_path.read_text()), world.device)
 
 
 @torch.no_grad()
@@ -78,7 +64,7 @@ class ZeroEngine:
         device: torch.device,
     ) -> None:
         """`rendered`: see configs/solve/deepspeed.py. Raises LockstepError for a DeepSpeed that is not known."""
-        prepare(device)  # a program without time-outs to fear need not have called it before
+        self.prepare(device)  # a program without time-outs to fear need not have called it before
         _lend_room(module, weights, DTYPES[config.precision], device)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.sizes = {name: parameter.numel() for name, parameter in trained.items()}
@@ -100,6 +86,19 @@ class ZeroEngine:
         self._places = deepspeed_state.find_owned(self._deepspeed)
         self.held = self.owned = list(self._places)
         self._fill(weights)
+
+    @staticmethod
+    def prepare(device: torch.device) -> None:
+        """Compile DeepSpeed's CPU extension where this rank needs it: about 40 s the first time."""
+        if device.type == "cpu":
+            cpu_extension.build_extension()
+
+    @classmethod
+    def for_attempt(
+        cls, module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
+    ) -> Self:
+        """`module` under the DeepSpeed config that `attempt` was planned with."""
+        return cls(module, weights, config, json.loads(attempt.deepspeed_path.read_text()), world.device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._deepspeed(*args, **kwargs)

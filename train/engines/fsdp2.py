@@ -15,43 +15,29 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from configs.schema import RunConfig
-from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt
-from train.engines.base import DTYPES, Engine, Fragment, WeightReader
+from train.engines.base import DTYPES, Fragment, WeightReader
 from train.engines.blocks import find_blocks
-from train.engines.torch_engine import Master, TorchEngine
+from train.engines.torch_engine import Master, Placement, TorchEngine
 from train.process_group import World
-
-
-def prepare(device: torch.device) -> None:
-    """Nothing takes long here."""
-
-
-def make_engine(
-    module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
-) -> Engine:
-    """`module` sharded over all ranks."""
-    accumulation = AttemptPlan.read(attempt.plan_path).gradient_accumulation_steps
-    return ShardedEngine(module, weights, config, accumulation, world)
 
 
 class ShardedEngine(TorchEngine):
     """Every rank holds its shard of each parameter, in fp32; passes gather them in the dtype of `precision`."""
 
-    def __init__(
-        self, module: torch.nn.Module, weights: WeightReader, config: RunConfig, accumulation: int, world: World
-    ):
-        sizes = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.requires_grad}
-        super().__init__(sizes, config, accumulation, world)
-        self._reshard = config.reshard
-        self._sharded_modules = _shard(module, config, world)
+    def _place(self, module: torch.nn.Module, weights: WeightReader) -> Placement:
+        world = self._world
+        self._reshard = self._config.reshard
+        self._sharded_modules = _shard(module, self._config, world)
         self.module = module
         self._sharded = dict(module.named_parameters())
         shards = {name: _find_shard(name, parameter, world) for name, parameter in self._sharded.items()}
         _read_shards(shards, weights)
-        masters = [shards[name] for name in sizes]
-        owned = [Fragment(m.name, m.offset, m.values.numel()) for m in masters if m.values.numel()]
-        self._hold(masters, owned, summed=accumulation * world.size)
+        masters = [shards[name] for name in self.sizes]
+        return Placement(
+            masters=masters,
+            owned=[Fragment(m.name, m.offset, m.values.numel()) for m in masters if m.values.numel()],
+            summed=self.accumulation * world.size,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

@@ -7,15 +7,18 @@ host waits for nothing.
 """
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
 from configs.optimizers import OPTIMIZERS
 from configs.schema import RunConfig
 from store.checkpoint.manifest import digest_layout
-from train.engines.base import WEIGHTS, Counters, Fragment
+from store.run.attempt_plan import AttemptPlan
+from store.run.run_dir import Attempt
+from train.engines.base import WEIGHTS, Counters, Fragment, WeightReader
 from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
 from train.process_group import World
 
@@ -29,16 +32,24 @@ class Master:
     values: torch.nn.Parameter
 
 
-class TorchEngine:
-    """The engine of `train.engines.base` but for its passes, which a subclass makes.
+@dataclass(frozen=True)
+class Placement:
+    """Where one rank's part of the training state lies."""
 
-    A subclass says what this rank holds (`_hold`), and measures its gradient (`_measure_norm`).
-    """
+    masters: list[Master]  # all that this rank updates
+    owned: list[Fragment]  # those elements of them that it answers for
+    summed: int  # mean gradients whose sum a step's gradient is
+
+
+class TorchEngine(ABC):
+    """The engine of `train.engines.base` but for its passes, which a subclass makes."""
 
     module: torch.nn.Module
 
-    def __init__(self, sizes: Mapping[str, int], config: RunConfig, accumulation: int, world: World):
-        self.sizes = dict(sizes)
+    def __init__(
+        self, module: torch.nn.Module, weights: WeightReader, config: RunConfig, accumulation: int, world: World
+    ):
+        self.sizes = {name: value.numel() for name, value in module.named_parameters() if value.requires_grad}
         self.layout = digest_layout(self.sizes)
         self.state_keys = (WEIGHTS, *OPTIMIZERS[config.optimizer.name].states)
         self.accumulation = accumulation
@@ -46,18 +57,38 @@ class TorchEngine:
         self.loss_scale: float | None = None  # there is no fp16 here
         self._config, self._world = config, world
         self._micro_batches = 0  # of the step that is being made
-
-    def _hold(self, masters: list[Master], owned: list[Fragment], summed: int) -> None:
-        """`masters` are all that this rank updates, and `owned` those elements of them that it answers for.
-
-        A step's gradient is the sum of `summed` mean gradients.
-        """
-        self._masters, self._summed, self.owned = masters, summed, owned
-        self._optimizer = make_optimizer([master.values for master in masters], self._config)
-        self._flags = _Flags(self._world.device)
-        everything = [Fragment(master.name, master.offset, master.values.numel()) for master in masters]
+        placement = self._place(module, weights)
+        self._masters, self._summed, self.owned = placement.masters, placement.summed, placement.owned
+        self._by_name = {master.name: master for master in self._masters}
+        everything = [Fragment(master.name, master.offset, master.values.numel()) for master in self._masters]
         self.held = [fragment for fragment in everything if fragment.length]
-        self._by_name = {master.name: master for master in masters}
+        self._optimizer = make_optimizer([master.values for master in self._masters], config)
+        self._flags = _Flags(world.device)
+
+    @staticmethod
+    def prepare(device: torch.device) -> None:
+        """Nothing takes long here, on any device."""
+        return
+
+    @classmethod
+    def for_attempt(
+        cls, module: torch.nn.Module, weights: WeightReader, config: RunConfig, attempt: Attempt, world: World
+    ) -> Self:
+        """`module` with the gradient accumulation steps that `attempt` was planned with."""
+        accumulation = AttemptPlan.read(attempt.plan_path).gradient_accumulation_steps
+        return cls(module, weights, config, accumulation, world)
+
+    @abstractmethod
+    def _place(self, module: torch.nn.Module, weights: WeightReader) -> Placement:
+        """Take over `module`, as `self.module`, with `weights` as its values."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward pass."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Let passes see the masters as they are now."""
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -91,9 +122,9 @@ class TorchEngine:
         for master in self._masters:
             master.values.grad = None
 
+    @abstractmethod
     def _measure_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """Of the step's summed gradient, over all ranks: fp32, a scalar on the device."""
-        raise NotImplementedError
 
     @property
     def skipped(self) -> bool:

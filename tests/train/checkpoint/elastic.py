@@ -55,8 +55,8 @@ class Case:
         self.model = load_model(self.config, folders[1], world.device)
         noise_scheduler, dtype = self.model.noise_scheduler, self.model.dtype
         self.objective = make_objective(self.config, noise_scheduler, dtype, world.device)
-        engine_module, model = import_engine(choose_engine(self.config)), self.model
-        self.engine = engine_module.make_engine(model.denoiser, model.weights, self.config, attempt, world)
+        engine_class, model = import_engine(choose_engine(self.config)), self.model
+        self.engine = engine_class.for_attempt(model.denoiser, model.weights, self.config, attempt, world)
         self.ema = Ema(self.config.ema, self.engine)
         self.trainer = Trainer(self.model, self.objective, self.engine, self.ema, world.device)
         self.run, self.attempt = run, attempt

@@ -13,7 +13,7 @@ from configs.errors import UserError
 from configs.pipelines import PIPELINES, LatentShape
 from configs.schema import RunConfig
 from train.data.images import Crop
-from train.engines.base import materialise
+from train.engines.base import load_parameters
 from train.models import MODELS, load_model
 from train.models.base import DiffusionModel
 
@@ -36,7 +36,7 @@ def load(folder: Path, **changes: object) -> DiffusionModel:
 def load_whole(folder: Path) -> DiffusionModel:
     """With the denoiser as an engine makes it."""
     model = load(folder)
-    materialise(model.denoiser, model.weights, torch.float32, torch.device("cpu"))
+    load_parameters(model.denoiser, model.weights, torch.float32, torch.device("cpu"))
     return model
 
 
@@ -131,7 +131,7 @@ def test_a_caption_is_tokenized_once(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_half_precision_is_the_denoisers_own_and_the_conditions(folder: Path) -> None:
     model = load(folder, precision="bf16")
     assert model.dtype == torch.bfloat16
-    materialise(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
+    load_parameters(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
     assert model.denoiser.dtype == torch.bfloat16
     condition = model.condition({"tokens": model.inputs(CAPTION, CROP)["tokens"][None]})
     assert condition["encoder_hidden_states"].dtype == torch.bfloat16

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from configs.pipelines import PIPELINES, check_model_folder
 from configs.schema import RunConfig
-from train.engines.base import materialise
+from train.engines.base import load_parameters
 from train.models import load_model, parts, stable_diffusion
 from train.models.base import DiffusionModel
 
@@ -31,7 +31,7 @@ def load(folder: Path, precision: str = "fp32") -> DiffusionModel:
     """The whole model: the denoiser's weights are read by the engine."""
     config = RunConfig(name="a", model=str(folder), data={"images": "-"}, precision=precision)
     model = load_model(config, folder, torch.device("cpu"))
-    materialise(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
+    load_parameters(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
     return model
 
 

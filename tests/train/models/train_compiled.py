@@ -43,7 +43,7 @@ def train(world, folder: Path, pipeline: Path, images: Path, changes: dict) -> d
     names = [name for name, _ in model.denoiser.named_parameters()]
     assert compile.compile_blocks(model.denoiser, config, world.device) is bool(config.compile)
     assert [name for name, _ in model.denoiser.named_parameters()] == names
-    engine = import_engine(choose_engine(config)).make_engine(model.denoiser, model.weights, config, attempt, world)
+    engine = import_engine(choose_engine(config)).for_attempt(model.denoiser, model.weights, config, attempt, world)
     trainer = Trainer(model, objective, engine, None, world.device)
     batches = micro_batches(stream, plan.batch_plan, world.rank, STEPS, pin_memory=False)
     losses, graphs = [], []
