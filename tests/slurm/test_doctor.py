@@ -52,12 +52,19 @@ class Desk:
     def queue(self) -> str:
         return self.lab.run(["squeue", "-h", "-o", "%i"]).stdout
 
+    def wait_for_empty_queue(self) -> None:
+        """SLURM lists a cancelled job until its processes are gone."""
+        deadline = time.monotonic() + 60
+        while queued := self.queue():
+            assert time.monotonic() < deadline, f"not cancelled: {queued}"
+            time.sleep(0.2)
+
 
 @pytest.fixture
 def desk(lab: Lab, tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(lab, tmp_path)
     yield desk
-    assert desk.queue() == ""
+    desk.wait_for_empty_queue()
     assert list(desk.runs.iterdir()) == [], "the job's folder is taken away"
 
 
