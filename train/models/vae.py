@@ -32,7 +32,8 @@ def encode_pixels(vae: Any, pixels: torch.Tensor, posterior: torch.Tensor) -> to
     slices = count_vae_slices(samples, height * width)
     drawn = []
     for part, normal in zip(pixels.tensor_split(slices), posterior.tensor_split(slices), strict=True):
-        moments = vae.encode(scale_pixels(part).to(vae.dtype)).latent_dist
+        scaled = scale_pixels(part).to(vae.dtype, memory_format=torch.channels_last)  # faster convolutions
+        moments = vae.encode(scaled).latent_dist
         drawn.append(moments.mean.float() + moments.std.float() * normal)
     shift = vae.config.shift_factor or 0.0
     return (torch.cat(drawn) - shift) * vae.config.scaling_factor
