@@ -69,7 +69,7 @@ def count_activations(
 
 
 def _is_counted(unet: Mapping[str, Any]) -> bool:
-    lists = [unet.get(key) for key in ("down_block_types", "up_block_types", "block_out_channels")]
+    lists: list[Any] = [unet.get(key) for key in ("down_block_types", "up_block_types", "block_out_channels")]
     if not all(isinstance(value, (list, tuple)) for value in lists):
         return False
     down, up, channels = lists
