@@ -172,7 +172,7 @@ def _with_defaults(tree: Node, file: Path) -> Node:
 
 def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
     """`tree` with absolute paths; a model that is no folder here must be a hub id."""
-    for keys in (["data", "images"], ["runs"], ["model"]):
+    for keys in (["data", "images"], ["data", "cache_folder"], ["runs"], ["model"]):
         node = tree.at(tuple(keys))
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
@@ -251,9 +251,9 @@ def _explain_disagreements(root: type[Section], wrong: set[str], tree: Node) -> 
         for found in error.errors(include_url=False):
             disagreements += found["ctx"]["all"] if found["type"] == DISAGREEMENT else []
     return [
-        Problem(_place_of_key(tree, disagreement.keys[:1]), disagreement.sentence)
+        Problem(_place_of_key(tree, tuple(disagreement.keys[0].split("."))), disagreement.sentence)
         for disagreement in disagreements
-        if wrong.isdisjoint(disagreement.keys)
+        if wrong.isdisjoint(key.partition(".")[0] for key in disagreement.keys)
     ]
 
 
