@@ -18,6 +18,7 @@ from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
 from store.dataset.listing import Sample, check_machine, open_image
+from train.data.captions import choose_caption
 from train.data.images import Crop, load_square
 from train.data.order import Order
 from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
@@ -36,7 +37,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     ==================  ===================================================================
     pixels              (m, 3, R, R), uint8, for a resolution of R; `scale_pixels` makes [-1, 1] of them
-    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, 77)
+    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
     posterior, noise    (m, C, h, h), fp32, standard normal, for latents of C × h × h
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
@@ -83,12 +84,10 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
         pixels, crop, caption = self._load(position, index)
-        if draw_uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
-            caption = ""
         shape = (self.latent_shape.channels, self.latent_shape.side, self.latent_shape.side)
         return {
             "pixels": torch.from_numpy(pixels),
-            **self.inputs(caption, crop),
+            **self.inputs(choose_caption((caption,), self.data, self.seed, position), crop),
             "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
             "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
             "timestep": torch.tensor(self.timestep(draw_uniform(self.seed, Purpose.TIMESTEP, position))),
