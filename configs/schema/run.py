@@ -1,7 +1,6 @@
 """A run's config, and the keys in it that are right alone and wrong together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,6 +8,8 @@ from pydantic_core import PydanticCustomError
 
 from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.data_disagreements import find_data_disagreements
+from configs.schema.disagreement import DISAGREEMENT, Disagreement
 from configs.schema.sections import (
     CheckpointConfig,
     ClusterConfig,
@@ -44,7 +45,7 @@ class RunConfig(Section):
         description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
         json_schema_extra=RUN,
     )
-    data: DataConfig = Field(description="what to train on")
+    data: DataConfig = Field(examples=[{"images": "./pokemon"}], description="what to train on")
 
     batch: int | None = Field(
         None, ge=1, examples=[256], description="samples per step, on any cluster shape", json_schema_extra=RUN
@@ -215,17 +216,6 @@ class RunConfig(Section):
 
 LENGTHS = ("steps", "epochs", "samples")  # the units of a run's length; a config names one of them
 
-# The error type under which a reader finds every Disagreement in the error's context, as `all`.
-DISAGREEMENT = "disagreement"
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """Keys that are right alone and wrong together: the one to change first, and why and how."""
-
-    keys: tuple[str, ...]
-    sentence: str
-
 
 def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
     """All keys of `config` that are right alone and wrong together."""
@@ -233,6 +223,7 @@ def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
+    yield from find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)
     if config.micro_batch == "auto" and config.batch is None:
         yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")

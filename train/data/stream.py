@@ -98,7 +98,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, str]:
         """Square, crop and caption of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
         crop_at, flip = self._augmentation(position)
-        folder = Path(self.data.images)
+        folder = Path(self.data.listed_sources[0].place)
         for offset in range(len(self.samples)):
             sample = self.samples[(index + offset) % len(self.samples)]
             path = folder / sample.image
