@@ -174,7 +174,7 @@ def _with_defaults(tree: Node, file: Path) -> Node:
 
 def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
     """`tree` with absolute paths; a model that is no folder here must be a hub id."""
-    for keys in (("data", "images"), ("runs",), ("model",), *_list_source_paths(tree)):
+    for keys in (("data", "images"), ("data", "cache_folder"), ("runs",), ("model",), *_list_source_paths(tree)):
         node = tree.at(keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue

@@ -5,8 +5,8 @@ two stand in a model validator, checks that need the machine or the data stand w
 """
 
 from configs.schema.base import Section, get_entry_section, get_section
-from configs.schema.disagreement import DISAGREEMENT, Disagreement
-from configs.schema.run import LENGTHS, Prediction, RunConfig, find_disagreements
+from configs.schema.disagreements import DISAGREEMENT, LENGTHS, Disagreement, find_disagreements
+from configs.schema.run import Prediction, RunConfig
 from configs.schema.sections import (
     MOST_WORKERS,
     CheckpointConfig,
