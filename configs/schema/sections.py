@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from configs.scalars import NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.sources import SourceConfig
 
 Cached = Literal["off", "latents", "all"]
 
@@ -17,11 +18,20 @@ MOST_WORKERS = 8
 class DataConfig(Section):
     """The images and captions, and how a sample is made of them."""
 
-    images: str = Field(
+    images: str | None = Field(
+        None,
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
         "relative to the config file; linked folders are followed, transparent parts shown on white",
+        json_schema_extra=RUN,
+    )
+    sources: list[SourceConfig] | None = Field(
+        None,
+        min_length=1,
+        examples=[[{"images": "./pokemon"}, {"tars": "./shards/*.tar", "repeats": 0.5}]],
+        description="in the place of images: several sources, or other files than an image folder's; each is one of "
+        "images, parquet, tars or hub, with repeats and caption",
         json_schema_extra=RUN,
     )
     resolution: int = Field(
@@ -71,6 +81,11 @@ class DataConfig(Section):
         f"the rank's CPUs but one, at most {MOST_WORKERS}",
         json_schema_extra=COST,
     )
+
+    @property
+    def listed_sources(self) -> list[SourceConfig]:
+        """What to train on, whichever form was written."""
+        return self.sources or [SourceConfig(images=self.images)]
 
     @property
     def has_few_crops(self) -> bool:
