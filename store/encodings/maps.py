@@ -26,7 +26,7 @@ _SMALLEST, _LARGEST = 8, 512  # samples of a chunk
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardRow:
     """Where an encoding lies."""
 
     shard: str
@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Part:
+class ChunkMap:
     """What is known of some samples: the digest of each one's bytes, shortened to KEY_BYTES and zero where it is not
     known or does not matter, and the place of each encoding, by its key: a row of one of `names`."""
 
@@ -45,7 +45,7 @@ class Part:
     names: Sequence[str]
 
     @classmethod
-    def from_places(cls, contents: Sequence[bytes | None], places: Mapping[bytes, Place]) -> "Part":
+    def from_places(cls, contents: Sequence[bytes | None], places: Mapping[bytes, ShardRow]) -> "ChunkMap":
         names = sorted({place.shard for place in places.values()})
         numbers = {name: number for number, name in enumerate(names)}
         return cls(
@@ -56,11 +56,11 @@ class Part:
             names,
         )
 
-    def list_places(self) -> Iterator[tuple[bytes, Place]]:
+    def list_places(self) -> Iterator[tuple[bytes, ShardRow]]:
         """Every key with its place."""
         for number in range(len(self.keys)):
             key = self.keys[number : number + 1].tobytes()
-            yield key, Place(self.names[self.shards[number]], int(self.rows[number]))
+            yield key, ShardRow(self.names[self.shards[number]], int(self.rows[number]))
 
 
 def list_chunks(samples: int) -> list[range]:
@@ -69,17 +69,17 @@ def list_chunks(samples: int) -> list[range]:
     return [range(first, min(samples, first + size)) for first in range(0, samples, size)]
 
 
-def write_part(folder: Path, chunk: int, part: Part) -> None:
+def write_chunk_map(folder: Path, chunk: int, part: ChunkMap) -> None:
     """Whole or not at all. Raises OSError."""
     write_atomic(folder / _name_part(chunk), _render(part))
 
 
-def list_parts(folder: Path) -> set[str]:
+def list_chunk_maps(folder: Path) -> set[str]:
     """Names of the parts that are there now; chunk `c` is done where `name_part(c)` is one of them."""
     return {name for name in os.listdir(folder) if not name.startswith(".")} if folder.is_dir() else set()
 
 
-def read_part(folder: Path, chunk: int) -> Part | None:
+def read_chunk_map(folder: Path, chunk: int) -> ChunkMap | None:
     """None where it is not there, or not whole."""
     try:
         with safe_open(folder / _name_part(chunk), framework="np") as file:
@@ -88,10 +88,10 @@ def read_part(folder: Path, chunk: int) -> Part | None:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     keys, contents = (tensors[name].reshape(-1).view(_KEY) for name in ("keys", "contents"))
-    return Part(contents, keys, tensors["shards"], tensors["rows"], names)
+    return ChunkMap(contents, keys, tensors["shards"], tensors["rows"], names)
 
 
-def write_map(path: Path, parts: Sequence[Part]) -> None:
+def write_map(path: Path, parts: Sequence[ChunkMap]) -> None:
     """The map of `parts`, those of all chunks in order, sorted by key. Whole or not at all. Raises OSError."""
     names = sorted({name for part in parts for name in part.names})
     numbers = {name: number for number, name in enumerate(names)}
@@ -99,7 +99,7 @@ def write_map(path: Path, parts: Sequence[Part]) -> None:
     keys, first = np.unique(np.concatenate([part.keys for part in parts]), return_index=True)
     contents = np.concatenate([part.contents for part in parts])
     rows = np.concatenate([part.rows for part in parts])
-    write_atomic(path, _render(Part(contents, keys, np.concatenate(shards)[first], rows[first], names)))
+    write_atomic(path, _render(ChunkMap(contents, keys, np.concatenate(shards)[first], rows[first], names)))
 
 
 def _join(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
@@ -110,7 +110,7 @@ def _name_part(chunk: int) -> str:
     return f"{chunk:06d}.safetensors"
 
 
-def _render(part: Part) -> bytes:
+def _render(part: ChunkMap) -> bytes:
     keys = {"contents": part.contents, "keys": part.keys}
     tensors = {name: np.ascontiguousarray(value).view(np.uint8).reshape(-1, KEY_BYTES) for name, value in keys.items()}
     return save(tensors | {"shards": part.shards, "rows": part.rows}, {"shards": json.dumps(list(part.names))})
@@ -148,7 +148,7 @@ class EncodingMap:
         content = bytes(self._contents[sample * KEY_BYTES : (sample + 1) * KEY_BYTES])
         return None if content == _NO_CONTENT else content
 
-    def find(self, key: bytes) -> Place | None:
+    def find(self, key: bytes) -> ShardRow | None:
         """Where the encoding of `key` lies; None where there is none. By bisection: a few pages are looked at."""
         low, high = 0, len(self)
         while low < high:
@@ -159,7 +159,7 @@ class EncodingMap:
                 high = middle
         if low == len(self) or self._key_at(low) != key:
             return None
-        return Place(self.shards[self._shards[low]], self._rows[low])
+        return ShardRow(self.shards[self._shards[low]], self._rows[low])
 
     def _key_at(self, number: int) -> bytes:
         return bytes(self._keys[number * KEY_BYTES : (number + 1) * KEY_BYTES])
