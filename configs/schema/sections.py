@@ -2,10 +2,13 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from configs.scalars import NodeRange, Nodes, TimeLimit
+from configs.scalars import Colour, NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.sources import SourceConfig
+
+Cached = Literal["off", "latents", "all"]
 
 # Workers that a rank starts by itself: each makes 80 to 160 photographs of 512 pixels per second, all together more
 # than a GPU takes, and each holds micro-batches in memory.
@@ -15,11 +18,20 @@ MOST_WORKERS = 8
 class DataConfig(Section):
     """The images and captions, and how a sample is made of them."""
 
-    images: str = Field(
+    images: str | None = Field(
+        None,
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
-        "relative to the config file; linked folders are followed, transparent parts shown on white",
+        "relative to the config file; linked folders are followed",
+        json_schema_extra=RUN,
+    )
+    sources: list[SourceConfig] | None = Field(
+        None,
+        min_length=1,
+        examples=[[{"images": "./pokemon"}, {"tars": "./shards/*.tar", "repeats": 0.5}]],
+        description="in the place of images: several sources, or other files than an image folder's; each is one of "
+        "images, parquet, tars or hub, with repeats and caption",
         json_schema_extra=RUN,
     )
     resolution: int = Field(
@@ -29,6 +41,12 @@ class DataConfig(Section):
         "center", description="which square is taken after the short side is resized", json_schema_extra=RUN
     )
     flip: bool = Field(False, description="mirror half of the samples left to right", json_schema_extra=RUN)
+    background: Colour = Field(
+        "white",
+        examples=["grey"],
+        description='colour that transparent parts of images are shown on: a name, or "#rrggbb" in quotes',
+        json_schema_extra=RUN,
+    )
     caption_dropout: float = Field(
         0.1,
         ge=0,
@@ -36,11 +54,54 @@ class DataConfig(Section):
         description="share of samples trained with the empty caption, for classifier-free guidance",
         json_schema_extra=RUN,
     )
+    caption_tokens: Literal[75, 150, 225] = Field(
+        75,
+        description="tokens of a caption that are read, the rest is cut off; every 75 are a chunk that the text "
+        "encoder reads by itself, and the UNet is told the states of all chunks, also of captions that fill fewer",
+        json_schema_extra=RUN,
+    )
+    tag_shuffle: bool = Field(
+        False,
+        description="captions are tags with commas between, and their order is drawn for every sample",
+        json_schema_extra=RUN,
+    )
+    tag_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="captions are tags with commas between, and this share of them is left out, drawn for every sample",
+        json_schema_extra=RUN,
+    )
+    keep_tags: int = Field(
+        0,
+        ge=0,
+        description="first tags of a caption that tag_shuffle and tag_dropout leave in place",
+        json_schema_extra=RUN,
+    )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error",
         description="an image that is missing or does not decode: stop (error), or leave it out and name it (skip); "
         "a folder that cannot be listed always stops: nobody knows what would be left out",
         json_schema_extra=RESULT,
+    )
+    cache: Annotated[
+        Cached | None,
+        BeforeValidator(lambda value: "off" if value is False else value, json_schema_input_type=Cached | bool | None),
+    ] = Field(
+        None,
+        examples=["all"],
+        description="what is encoded once and kept for all passes and runs: the VAE's moments of the images (latents), "
+        "the text encoder's states as well (all), nothing (off); null: latents where an image has few crops (crop: "
+        "center, or crops), else off",
+        json_schema_extra=COST,
+    )
+    cache_folder: str | None = Field(
+        None,
+        min_length=1,
+        examples=["/scratch/shared/lockstep"],
+        description="folder where encodings, the index of the data and copied images are kept, for all runs and for "
+        "whoever may read it; relative to the config file; null: .lockstep in the folder of runs",
+        json_schema_extra=COST,
     )
     workers: int | None = Field(
         None,
@@ -50,6 +111,26 @@ class DataConfig(Section):
         f"the rank's CPUs but one, at most {MOST_WORKERS}",
         json_schema_extra=COST,
     )
+
+    @property
+    def caption_chunks(self) -> int:
+        """How many times the text encoder reads for one caption."""
+        return self.caption_tokens // 75
+
+    @property
+    def listed_sources(self) -> list[SourceConfig]:
+        """What to train on, whichever form was written."""
+        return self.sources or [SourceConfig(images=self.images)]
+
+    @property
+    def has_few_crops(self) -> bool:
+        """Whether the crops of an image can be listed, so that each can be encoded beforehand."""
+        return self.crop == "center"
+
+    @property
+    def cached(self) -> Cached:
+        """What is encoded once: `cache`, or what its null stands for."""
+        return self.cache or ("latents" if self.has_few_crops else "off")
 
 
 class OptimizerConfig(Section):
