@@ -4,6 +4,7 @@ Step k consumes positions [(k−1)·batch, k·batch), cut into micro-batches of 
 ranks in turn: the same cut gives the same micro-batches on any world size.
 """
 
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 
@@ -18,9 +19,10 @@ from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
 from store.dataset.index import Index
 from store.dataset.listing import check_machine
-from train.data.images import Crop, load_square
-from train.data.order import Order
-from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
+from train.data.crops import draw_crop
+from train.data.images import Crop, load_crop
+from train.data.order import SamplePlace, make_order
+from train.data.randomness import Purpose, draw_normal, draw_uniform
 from train.data.workers import count_workers
 
 
@@ -35,14 +37,15 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     """A range of m positions → everything one pass needs about their samples, a pure function of seed and positions:
 
     ==================  ===================================================================
-    pixels              (m, 3, R, R), uint8, for a resolution of R; `scale_pixels` makes [-1, 1] of them
+    pixels              (m, 3, H, W), uint8, all of one size; `scale_pixels` makes [-1, 1] of them
     the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, 77)
-    posterior, noise    (m, C, h, h), fp32, standard normal, for latents of C × h × h
+    posterior, noise    (m, C, h, w), fp32, standard normal, for latents of C × h × w
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
     ==================  ===================================================================
 
-    Worker processes get a copy of it, so `inputs` and `timestep` should hold no weights.
+    `latent_shape` says what latents an image of some height and width has. Worker processes get a copy of the stream,
+    so `inputs` and `timestep` should hold no weights.
     """
 
     def __init__(
@@ -50,21 +53,22 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         config: RunConfig,
         index: Index,
         inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
-        latent_shape: LatentShape,
+        latent_shape: Callable[[int, int], LatentShape],
         timestep: Callable[[float], int],
     ):
         self.data: DataConfig = config.data
         self.seed = config.seed
         self.index = index
-        self.order = Order(len(index), config.seed)
+        self.order = make_order(config, index)
         self.inputs = inputs
-        self.latent_shape = latent_shape
+        sizes = {bucket.size for bucket in self.order.buckets}
+        self.latent_shapes = {size: dataclasses.astuple(latent_shape(*size)) for size in sizes}
         self.timestep = timestep
 
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
         try:
-            indices = self.order.samples_at(micro_batch)
-            samples = [self._draw(position, index) for position, index in zip(micro_batch, indices, strict=True)]
+            places = self.order.find_places(micro_batch)
+            samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
             collated: dict[str, torch.Tensor] = default_collate(samples)
             return collated
         except LockstepError as error:
@@ -72,20 +76,20 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
         """The sample at `position`, as `__getitem__` has it in a micro-batch."""
-        return self._draw(position, self._index_at(position))
+        return self._draw(position, self._find_place(position))
 
     def image_at(self, position: int) -> str:
         """The image that stands at `position`, relative to the dataset's folder."""
-        return self.index[self._index_at(position)].name
+        return self.index[self._find_place(position).row()].name
 
-    def _index_at(self, position: int) -> int:
-        return self.order.samples_at([position])[0]
+    def _find_place(self, position: int) -> SamplePlace:
+        return self.order.find_places([position])[0]
 
-    def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
-        pixels, crop, caption = self._load(position, index)
+    def _draw(self, position: int, place: SamplePlace) -> dict[str, torch.Tensor]:
+        pixels, crop, caption = self._load(position, place)
         if draw_uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
             caption = ""
-        shape = (self.latent_shape.channels, self.latent_shape.side, self.latent_shape.side)
+        shape = self.latent_shapes[place.bucket.size]
         return {
             "pixels": torch.from_numpy(pixels),
             **self.inputs(caption, crop),
@@ -95,30 +99,28 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, str]:
-        """Square, crop and caption of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
-        crop_at, flip = self._augmentation(position)
-        for offset in range(len(self.index)):
-            sample = self.index[(index + offset) % len(self.index)]
+    def _load(self, position: int, place: SamplePlace) -> tuple[NDArray[np.uint8], Crop, str]:
+        """Pixels, crop and caption of the sample at `place`, or, with `on_bad_sample: skip`, of the next one of its
+        bucket that decodes."""
+        size = place.bucket.size
+        flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
+        for offset in range(len(place.bucket.rows)):
+            row = place.row(offset)
+            sample = self.index[row]
             path = self.index.path_of(sample)
+            crop_at = draw_crop(self.data, self.seed, position, row)
             try:
                 with self.index.open(sample) as file:
-                    return *load_square(file, self.data, crop_at, flip), sample.captions[0]
+                    return *load_crop(file, self.data, size, crop_at, flip), sample.captions[0]
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
                 if self.data.on_bad_sample == "error":
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
                 print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
-        raise UserError(f"{self.data.images}: not one of {len(self.index)} images decodes")
-
-    def _augmentation(self, position: int) -> tuple[tuple[float, float], bool]:
-        """Where the square is cut (x and y as fractions of the free room), and whether it is mirrored."""
-        crop_at = (0.5, 0.5)
-        if self.data.crop == "random":
-            x, y = make_generator(self.seed, Purpose.CROP, position).random(2)
-            crop_at = (float(x), float(y))
-        return crop_at, self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
+        source = self.data.listed_sources[self.index[place.row()].source].place
+        count = len(place.bucket.rows)
+        raise UserError(f"{source}: not one of {count} images decodes that are cut to {size} pixels")
 
 
 def micro_batches(

@@ -49,12 +49,12 @@ class DiffusionModel(Protocol):
         it holds no weights."""
         ...
 
-    def latent_shape(self, resolution: int) -> LatentShape:
-        """The latents of one square image of `resolution` pixels."""
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        """The latents of one image of so many pixels."""
         ...
 
     def latents(self, batch: Batch) -> torch.Tensor:
-        """x_0, (m, C, h, h), fp32: the latents of `pixels`, drawn with the standard normal `posterior`."""
+        """x_0, (m, C, h, w), fp32: the latents of `pixels`, drawn with the standard normal `posterior`."""
         ...
 
     def condition(self, batch: Batch) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class DiffusionModel(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
-        """Images (m, R, R, 3) of latents (m, C, h, h)."""
+        """Images (m, H, W, 3) of latents (m, C, h, w)."""
         ...
 
     def pipeline(self) -> DiffusionPipeline:

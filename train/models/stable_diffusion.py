@@ -77,8 +77,8 @@ class StableDiffusion:
         """`tokens`, (77,)."""
         return partial(tokenize_caption, self.tokenizer)
 
-    def latent_shape(self, resolution: int) -> LatentShape:
-        return LatentShape.of_vae(self.vae.config, resolution)
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        return LatentShape.of_vae(self.vae.config, height, width)
 
     def latents(self, batch: Batch) -> torch.Tensor:
         with frozen_pass(self.tf32):

@@ -23,9 +23,9 @@ def choose_vae_dtype(config: RunConfig, force_upcast: bool, device: torch.device
 
 
 def encode_pixels(vae: Any, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
-    """One draw of the posterior, mean + std × `posterior`, scaled to about unit variance: (m, C, h, h), fp32.
+    """One draw of the posterior, mean + std × `posterior`, scaled to about unit variance: (m, C, h, w), fp32.
 
-    `pixels` are uint8, (m, 3, R, R). They are encoded in slices: of a large micro-batch the encoder would hold more
+    `pixels` are uint8, (m, 3, H, W). They are encoded in slices: of a large micro-batch the encoder would hold more
     than the UNet does with gradient checkpointing.
     """
     samples, _, height, width = pixels.shape
@@ -39,7 +39,7 @@ def encode_pixels(vae: Any, pixels: torch.Tensor, posterior: torch.Tensor) -> to
 
 
 def decode_latents(vae: Any, latents: torch.Tensor) -> NDArray[np.uint8]:
-    """Images (m, R, R, 3) of latents (m, C, h, h)."""
+    """Images (m, H, W, 3) of latents (m, C, h, w)."""
     shift = vae.config.shift_factor or 0.0
     unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
     pixels = vae.decode(unscaled).sample.float()
