@@ -88,8 +88,7 @@ def measure_samples(args: SimpleNamespace, usual: Usual) -> dict[str, float]:
     config = config.model_copy(update={"precision": "fp32", "zero": 0})
     model = load_model(config, Path(args.model), CPU)
     objective = make_objective(config, model.noise_scheduler, model.dtype, CPU)
-    shape = model.latent_shape(RESOLUTION)
-    stream = Stream(config, index_folder(Path(args.images)), model.inputs, shape, objective.timestep)
+    stream = Stream(config, index_folder(Path(args.images)), model.inputs, model.latent_shape, objective.timestep)
     collate = Collate(usual.tokenizer)
     return {
         "a batch of samples, theirs": least_ms(lambda: collate([images[number] for number in range(BATCH)])),

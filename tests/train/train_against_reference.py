@@ -97,7 +97,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     world = process_group.init_process_group(1)
     model = load_model(config, Path(folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    stream = Stream(config, index_folder(Path(images)), model.inputs, model.latent_shape(32), objective.timestep)
+    stream = Stream(config, index_folder(Path(images)), model.inputs, model.latent_shape, objective.timestep)
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn, weighting)
 

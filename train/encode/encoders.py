@@ -12,12 +12,14 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from configs.solve.buckets import CropSize, choose_crop_sizes, list_crop_sizes
 from configs.solve.device_memory import VAE_SLICE_PIXELS
 from store.dataset.index import Index
 from store.dataset.listing import check_machine
 from store.encodings.family import KEY_BYTES, Family
+from train.data.crops import CENTER, list_crops
 from train.data.encodings import View, make_moments_key, make_states_key
-from train.data.images import describe_crop, load_square
+from train.data.images import describe_crop, load_crop
 from train.models.base import Batch, DiffusionModel
 
 DECODER = 1  # to be raised where this version makes other pixels of the same file than the last one
@@ -59,11 +61,15 @@ class ImageEncoder:
     kind, noun = "moments", "images"
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int):
-        self.data, self.model, self.index, self.threads = config.data, model, index, threads
+        self.data, self.seed, self.model, self.index, self.threads = config.data, config.seed, model, index, threads
+        self.sizes = list_crop_sizes(config.data)
+        several = len(self.sizes) > 1
+        self.chosen = choose_crop_sizes(self.sizes, index.widths, index.heights) if several else None
         decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
         facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
         self.family = Family(self.kind, facts, {"model": config.model})
-        self.map_name = _name_map(index.digest, [self.data.resolution, self.data.crop, self.data.flip])
+        crops = [self.data.crop, self.data.crops, self.seed if self.data.crops else None]
+        self.map_name = _name_map(index.digest, [self.sizes, *crops, self.data.flip])
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
@@ -73,7 +79,7 @@ class ImageEncoder:
                 content = file.read()
             digest = hashlib.sha256(content).digest()[:KEY_BYTES]
             inputs: dict[bytes, Batch | None] = {}
-            for view in list_views(self.data.resolution, flip=self.data.flip):
+            for view in self._list_views(number):
                 key = make_moments_key(digest, view)
                 inputs[key] = None if is_known(key) else self._load(content, view)
             return SampleInputs(digest, inputs)
@@ -84,8 +90,16 @@ class ImageEncoder:
                 raise UserError(f"{path}: does not decode ({error}); {cure}") from None
             return SampleInputs(None, {})  # the stream says so when it comes to it
 
+    def _list_views(self, number: int) -> Iterator[View]:
+        """All that training may show of the image of sample `number`."""
+        size = self.sizes[0] if self.chosen is None else self.sizes[self.chosen[number]]
+        for crop_at in list_crops(self.data, self.seed, number):
+            for flip in (False, True) if self.data.flip else (False,):
+                yield View(size.height, size.width, crop_at, flip)
+
     def _load(self, content: bytes, view: View) -> Batch:
-        pixels, _ = load_square(BytesIO(content), self.data, view.crop_at, view.flip)
+        size = CropSize(view.height, view.width)
+        pixels, _ = load_crop(BytesIO(content), self.data, size, view.crop_at, view.flip)
         return {"pixels": torch.from_numpy(pixels)}
 
     def count_batch(self, inputs: Batch) -> int:
@@ -109,9 +123,8 @@ class CaptionEncoder:
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
         inputs: dict[bytes, Batch | None] = {}
+        crop = describe_crop(sample.width, sample.height, list_crop_sizes(self.data)[0], CENTER)
         for caption in (*sample.captions, *([""] if number == 0 else [])):
-            [view] = list_views(self.data.resolution, flip=False)
-            crop = describe_crop(sample.width, sample.height, view.height, view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
             inputs[key] = None if is_known(key) else tensors
@@ -122,12 +135,6 @@ class CaptionEncoder:
 
     def encode(self, batch: Batch) -> torch.Tensor:
         return self.model.states(batch)
-
-
-def list_views(side: int, *, flip: bool) -> Iterator[View]:
-    """All that training may show of an image."""
-    for mirrored in (False, True) if flip else (False,):
-        yield View(side, side, (0.5, 0.5), mirrored)
 
 
 def _name_map(index: str, settings: list[object]) -> str:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from store.dataset.index import Index
 from store.encodings.access import explain_failed_write
 from store.encodings.family import FamilyFolder
@@ -25,7 +27,7 @@ from store.encodings.maps import (
     write_chunk_map,
     write_map,
 )
-from store.encodings.rate import EncodingRate, describe_device
+from store.encodings.rate import EncodingRate
 from store.encodings.shards import ShardReader
 from train.context import RankContext
 from train.data.encodings import Encodings, KeptEncodings
@@ -75,7 +77,9 @@ class _Stage:
         self.map_path = self.folder.map_path(encoder.map_name)
         self.chunks_path = self.folder.chunks_path(encoder.map_name)
         self.chunks = list_chunks(samples)
-        self.own = range(*(len(self.chunks) * rank // self.world.size for rank in (self.world.rank, self.world.rank + 1)))
+        self.own = range(
+            *(len(self.chunks) * rank // self.world.size for rank in (self.world.rank, self.world.rank + 1))
+        )
         self.stopped_path = context.attempt.path / "encoding-stopped"
         self.line = ProgressLine(encoder.noun, samples) if self.world.is_main_process else None
         self.reader = ShardReader(self.folder.shards_path)
@@ -123,7 +127,7 @@ class _Stage:
                     encoded += self._encode_chunk(number, known, pool)
                     self.changed = True
         if encoded >= LEAST_MEASURED and self.world.is_main_process:
-            rate = EncodingRate(encoded / (time.monotonic() - began), describe_device(self.world.device))
+            rate = EncodingRate(encoded / (time.monotonic() - began), _describe(self.world.device))
             rate.write(self.folder.rate_path)
 
     def _list_order(self) -> list[int]:
@@ -217,3 +221,7 @@ class _Stage:
         maps = [read_chunk_map(self.chunks_path, number) for number in range(len(self.chunks))]
         missing = [ChunkMap.from_places([None] * len(chunk), {}) for chunk in self.chunks]
         write_map(self.map_path, [found or empty for found, empty in zip(maps, missing, strict=True)])
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,83 @@
+"""Aspect-ratio buckets (docs/design.md, contract 2): their sizes, which one an image belongs to, and how many samples
+in a row are of one bucket."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from configs.schema import DataConfig, RunConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LARGEST_GRAIN = 32  # by default: a micro-batch is rarely larger, and a smaller grain mixes the shapes better
+
+
+class CropSize(NamedTuple):
+    """What is cut of an image, in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.width}×{self.height}"
+
+
+def list_crop_sizes(data: DataConfig) -> list[CropSize]:
+    """The sizes that samples are cut to, from the tallest to the widest; without buckets the square alone.
+
+    For each short side, a multiple of `step`, the long side is the largest one with no more pixels than the square.
+    """
+    square = CropSize(data.resolution, data.resolution)
+    if data.buckets is None:
+        return [square]
+    tall = []
+    for width in range(data.buckets.step, data.buckets.side, data.buckets.step):
+        height = data.buckets.side**2 // width // data.buckets.step * data.buckets.step
+        if height <= data.buckets.max_ratio * width:
+            tall.append(CropSize(height, width))
+    wide = [CropSize(size.width, size.height) for size in reversed(tall)]
+    return [*tall, square, *wide]
+
+
+def choose_crop_sizes(sizes: list[CropSize], widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
+    """Which of `sizes`, as `list_crop_sizes` has them, each image is cut to: the one that cuts off least of it.
+
+    Between two neighbours the geometric mean of their aspect ratios decides. Divisions and square roots are rounded as
+    IEEE 754 says, so every machine chooses alike.
+    """
+    import numpy as np
+
+    ratios = np.array([size.width / size.height for size in sizes])
+    chosen: NDArray[Any] = np.searchsorted(np.sqrt(ratios[:-1] * ratios[1:]), widths / heights)
+    return chosen.astype(np.min_scalar_type(len(sizes)))
+
+
+def measure_cropped(size: CropSize, widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
+    """The share of each image that is cut off where it is cut to `size`."""
+    import numpy as np
+
+    ratio = (widths / heights) / (size.width / size.height)
+    share: NDArray[Any] = 1 - np.minimum(ratio, 1 / ratio)
+    return share
+
+
+def choose_grain(config: RunConfig) -> int | None:
+    """Samples in a row that are of one bucket; None without buckets, where any two may stand in one micro-batch.
+
+    `config` names its batch. Never taken from the micro-batch, which another cluster shape changes.
+    """
+    buckets = config.data.buckets
+    if buckets is None:
+        return None
+    if buckets.grain is not None:
+        return buckets.grain
+    assert config.batch is not None, "it is solved before"
+    return find_default_grain(config.batch)
+
+
+def find_default_grain(batch: int) -> int:
+    """The largest divisor of the batch up to 32."""
+    return max(divisor for divisor in range(1, min(batch, LARGEST_GRAIN) + 1) if batch % divisor == 0)
