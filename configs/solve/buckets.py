@@ -3,7 +3,7 @@ in a row are of one bucket."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from configs.schema import DataConfig, RunConfig
+from configs.schema import DataConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,20 +64,10 @@ def measure_cropped(size: CropSize, widths: "NDArray[Any]", heights: "NDArray[An
     return share
 
 
-def choose_grain(config: RunConfig) -> int | None:
-    """Samples in a row that are of one bucket; None without buckets, where any two may stand in one micro-batch.
-
-    `config` names its batch. Never taken from the micro-batch, which another cluster shape changes.
+def choose_grain(data: DataConfig, batch: int) -> int | None:
+    """Samples in a row that are of one bucket: by default the largest divisor of the batch up to 32. Never taken from
+    the micro-batch, which is another one on another cluster. None without buckets: there all samples are of one size.
     """
-    buckets = config.data.buckets
-    if buckets is None:
+    if data.buckets is None:
         return None
-    if buckets.grain is not None:
-        return buckets.grain
-    assert config.batch is not None, "it is solved before"
-    return find_default_grain(config.batch)
-
-
-def find_default_grain(batch: int) -> int:
-    """The largest divisor of the batch up to 32."""
-    return max(divisor for divisor in range(1, min(batch, LARGEST_GRAIN) + 1) if batch % divisor == 0)
+    return data.buckets.grain or max(n for n in range(1, min(batch, LARGEST_GRAIN) + 1) if batch % n == 0)
