@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from configs.scalars import NodeRange, Nodes, TimeLimit
+from configs.scalars import Colour, NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.sources import SourceConfig
 
@@ -53,7 +53,7 @@ class DataConfig(Section):
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
-        "relative to the config file; linked folders are followed, transparent parts shown on white",
+        "relative to the config file; linked folders are followed",
         json_schema_extra=RUN,
     )
     sources: list[SourceConfig] | None = Field(
@@ -85,11 +85,41 @@ class DataConfig(Section):
         json_schema_extra=RUN,
     )
     flip: bool = Field(False, description="mirror half of the samples left to right", json_schema_extra=RUN)
+    background: Colour = Field(
+        "white",
+        examples=["grey"],
+        description='colour that transparent parts of images are shown on: a name, or "#rrggbb" in quotes',
+        json_schema_extra=RUN,
+    )
     caption_dropout: float = Field(
         0.1,
         ge=0,
         le=1,
         description="share of samples trained with the empty caption, for classifier-free guidance",
+        json_schema_extra=RUN,
+    )
+    caption_tokens: Literal[75, 150, 225] = Field(
+        75,
+        description="tokens of a caption that are read, the rest is cut off; every 75 are a chunk that the text "
+        "encoder reads by itself, and the UNet is told the states of all chunks, also of captions that fill fewer",
+        json_schema_extra=RUN,
+    )
+    tag_shuffle: bool = Field(
+        False,
+        description="captions are tags with commas between, and their order is drawn for every sample",
+        json_schema_extra=RUN,
+    )
+    tag_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="captions are tags with commas between, and this share of them is left out, drawn for every sample",
+        json_schema_extra=RUN,
+    )
+    keep_tags: int = Field(
+        0,
+        ge=0,
+        description="first tags of a caption that tag_shuffle and tag_dropout leave in place",
         json_schema_extra=RUN,
     )
     on_bad_sample: Literal["error", "skip"] = Field(
@@ -135,6 +165,11 @@ class DataConfig(Section):
             return data
         side = buckets.get("side") if isinstance(buckets, dict) else getattr(buckets, "side", None)
         return data | {"resolution": side} if isinstance(side, int) else data
+
+    @property
+    def caption_chunks(self) -> int:
+        """How many times the text encoder reads for one caption."""
+        return self.caption_tokens // 75
 
     @property
     def listed_sources(self) -> list[SourceConfig]:

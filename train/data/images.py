@@ -54,6 +54,14 @@ def load_crop(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
 
 
+def describe_crop(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> Crop:
+    """What `load_crop` says that it shows, of an upright image of so many pixels."""
+    if not width or not height:  # earlier versions' lists hold no sizes
+        return Crop((height, width), (0, 0))
+    x, y = _span_both(width, height, size, crop_at)
+    return Crop((height, width), (y.start, x.start))
+
+
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 → fp32 in [-1, 1], of the same bits on every device.
 
@@ -111,9 +119,7 @@ def _cut(image: Image.Image, size: CropSize, crop_at: tuple[float, float]) -> tu
 
     Only what it shows is resized: all of a thin image, resized, would be thousands of squares.
     """
-    scale = max(size.width / image.width, size.height / image.height)
-    x = _span(image.width, scale, size.width, crop_at[0])
-    y = _span(image.height, scale, size.height, crop_at[1])
+    x, y = _span_both(image.width, image.height, size, crop_at)
     shown = image.crop((x.first, y.first, x.last, y.last))
     # Across, then down: given both, Pillow takes either first, depending on the sizes and on its release.
     across = shown.resize((size.width, shown.height), LANCZOS, (x.begin, 0, x.end, shown.height))
@@ -129,6 +135,12 @@ class _Span(NamedTuple):
     last: int  # the one after the last of them
     begin: float  # of it among them
     end: float
+
+
+def _span_both(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> tuple[_Span, _Span]:
+    """What is shown across and down, of an image of so many pixels."""
+    scale = max(size.width / width, size.height / height)
+    return _span(width, scale, size.width, crop_at[0]), _span(height, scale, size.height, crop_at[1])
 
 
 def _span(length: int, scale: float, side: int, crop_at: float) -> _Span:

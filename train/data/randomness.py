@@ -20,6 +20,9 @@ class Purpose(IntEnum):
     POSTERIOR = 4
     NOISE = 5
     TIMESTEP = 6
+    CAPTION_CHOICE = 7
+    TAG_SHUFFLE = 8
+    TAG_DROPOUT = 9
     GRAIN_ORDER = 10
     BUCKET_ORDER = 11
     CROP_CHOICE = 12

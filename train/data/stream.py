@@ -8,19 +8,20 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
+from configs.solve.buckets import CropSize
 from store.dataset.index import Index
 from store.dataset.listing import check_machine
+from train.data.captions import choose_caption
 from train.data.crops import draw_crop
-from train.data.images import Crop, load_crop
+from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
+from train.data.images import Crop, describe_crop, load_crop
 from train.data.order import SamplePlace, make_order
 from train.data.randomness import Purpose, draw_normal, draw_uniform
 from train.data.workers import count_workers
@@ -38,7 +39,9 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     ==================  ===================================================================
     pixels              (m, 3, H, W), uint8, all of one size; `scale_pixels` makes [-1, 1] of them
-    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, 77)
+    or moments          (m, 2·C, h, w), what the VAE makes of them, where `encodings` has it
+    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
+    or states           what the text encoders make of them, where `encodings` has it
     posterior, noise    (m, C, h, w), fp32, standard normal, for latents of C × h × w
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
@@ -55,6 +58,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
         latent_shape: Callable[[int, int], LatentShape],
         timestep: Callable[[float], int],
+        encodings: Encodings = NOTHING_KEPT,
     ):
         self.data: DataConfig = config.data
         self.seed = config.seed
@@ -64,13 +68,13 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         sizes = {bucket.size for bucket in self.order.buckets}
         self.latent_shapes = {size: dataclasses.astuple(latent_shape(*size)) for size in sizes}
         self.timestep = timestep
+        self.encodings = encodings
 
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
         try:
             places = self.order.find_places(micro_batch)
             samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
-            collated: dict[str, torch.Tensor] = default_collate(samples)
-            return collated
+            return collate_samples(samples)
         except LockstepError as error:
             return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
@@ -86,32 +90,35 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         return self.order.find_places([position])[0]
 
     def _draw(self, position: int, place: SamplePlace) -> dict[str, torch.Tensor]:
-        pixels, crop, caption = self._load(position, place)
-        if draw_uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
-            caption = ""
+        image, crop, captions = self._load(position, place)
+        inputs = self.inputs(choose_caption(captions, self.data, self.seed, position), crop)
+        states = self.encodings.find_states(inputs)
         shape = self.latent_shapes[place.bucket.size]
         return {
-            "pixels": torch.from_numpy(pixels),
-            **self.inputs(caption, crop),
+            **image,
+            **(inputs if states is None else {"states": states}),
             "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
             "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
             "timestep": torch.tensor(self.timestep(draw_uniform(self.seed, Purpose.TIMESTEP, position))),
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, place: SamplePlace) -> tuple[NDArray[np.uint8], Crop, str]:
-        """Pixels, crop and caption of the sample at `place`, or, with `on_bad_sample: skip`, of the next one of its
-        bucket that decodes."""
+    def _load(self, position: int, place: SamplePlace) -> tuple[dict[str, torch.Tensor], Crop, tuple[str, ...]]:
+        """Pixels or moments, crop and captions of the sample at `place`, or, with `on_bad_sample: skip`, of the next
+        one of its bucket that decodes."""
         size = place.bucket.size
-        flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
         for offset in range(len(place.bucket.rows)):
             row = place.row(offset)
-            sample = self.index[row]
+            sample, view = self.index[row], self._choose_view(position, size, row)
+            moments = self.encodings.find_moments(row, view)
+            if moments is not None:
+                crop = describe_crop(sample.width, sample.height, size, view.crop_at)
+                return {"moments": moments}, crop, sample.captions
             path = self.index.path_of(sample)
-            crop_at = draw_crop(self.data, self.seed, position, row)
             try:
                 with self.index.open(sample) as file:
-                    return *load_crop(file, self.data, size, crop_at, flip), sample.captions[0]
+                    pixels, crop = load_crop(file, self.data, size, view.crop_at, view.flip)
+                return {"pixels": torch.from_numpy(pixels)}, crop, sample.captions
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
                 if self.data.on_bad_sample == "error":
@@ -121,6 +128,11 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         source = self.data.listed_sources[self.index[place.row()].source].place
         count = len(place.bucket.rows)
         raise UserError(f"{source}: not one of {count} images decodes that are cut to {size} pixels")
+
+    def _choose_view(self, position: int, size: CropSize, row: int) -> View:
+        """What `position` shows of the sample in this row of the index."""
+        flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
+        return View(*size, draw_crop(self.data, self.seed, position, row), flip)
 
 
 def micro_batches(
