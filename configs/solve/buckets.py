@@ -1,6 +1,9 @@
 """Aspect-ratio buckets (docs/design.md, contract 2): their sizes, which one an image belongs to, and how many samples
 in a row are of one bucket."""
 
+import math
+from bisect import bisect_left
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from configs.schema import DataConfig
@@ -42,17 +45,25 @@ def list_crop_sizes(data: DataConfig) -> list[CropSize]:
     return [*tall, square, *wide]
 
 
-def choose_crop_sizes(sizes: list[CropSize], widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
-    """Which of `sizes`, as `list_crop_sizes` has them, each image is cut to: the one that cuts off least of it.
+def choose_crop_size(data: DataConfig, width: int, height: int) -> CropSize:
+    """The size that an upright image of so many pixels is cut to: the one that cuts off least of it."""
+    sizes = list_crop_sizes(data)
+    return sizes[bisect_left(_list_limits(sizes), width / height)] if len(sizes) > 1 else sizes[0]
 
-    Between two neighbours the geometric mean of their aspect ratios decides. Divisions and square roots are rounded as
-    IEEE 754 says, so every machine chooses alike.
-    """
+
+def choose_crop_sizes(sizes: list[CropSize], widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
+    """As `choose_crop_size`, for many images: which of `sizes`, as `list_crop_sizes` has them."""
     import numpy as np
 
-    ratios = np.array([size.width / size.height for size in sizes])
-    chosen: NDArray[Any] = np.searchsorted(np.sqrt(ratios[:-1] * ratios[1:]), widths / heights)
+    chosen: NDArray[Any] = np.searchsorted(np.array(_list_limits(sizes)), widths / heights)
     return chosen.astype(np.min_scalar_type(len(sizes)))
+
+
+def _list_limits(sizes: list[CropSize]) -> list[float]:
+    """The aspect ratios between each of `sizes` and the next: their geometric means. IEEE 754 rounds divisions and
+    square roots on every machine alike."""
+    ratios = [size.width / size.height for size in sizes]
+    return [math.sqrt(one * other) for one, other in pairwise(ratios)]
 
 
 def measure_cropped(size: CropSize, widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
