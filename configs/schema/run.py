@@ -1,7 +1,6 @@
-"""A run's config, and the keys in it that are right alone and wrong together."""
+"""A run's config."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.disagreements import DISAGREEMENT, find_disagreements
 from configs.schema.sections import (
     CheckpointConfig,
     ClusterConfig,
@@ -44,7 +44,7 @@ class RunConfig(Section):
         description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
         json_schema_extra=RUN,
     )
-    data: DataConfig = Field(description="what to train on")
+    data: DataConfig = Field(examples=[{"images": "./pokemon"}], description="what to train on")
 
     batch: int | None = Field(
         None, ge=1, examples=[256], description="samples per step, on any cluster shape", json_schema_extra=RUN
@@ -200,6 +200,11 @@ class RunConfig(Section):
         return self.export or ("ema" if self.ema else "raw")
 
     @property
+    def cache_folder(self) -> Path:
+        """Where encodings, indexes and copied images are kept, of all runs that name the same folder."""
+        return Path(self.data.cache_folder or Path(self.runs, ".lockstep"))
+
+    @property
     def snr_gamma(self) -> float:
         """γ of min-SNR weighting."""
         return 5.0 if self.min_snr_gamma is None else self.min_snr_gamma
@@ -211,90 +216,3 @@ class RunConfig(Section):
             text = "; ".join(disagreement.sentence for disagreement in found)
             raise PydanticCustomError(DISAGREEMENT, "{text}", {"text": text, "all": found})
         return self
-
-
-LENGTHS = ("steps", "epochs", "samples")  # the units of a run's length; a config names one of them
-
-# The error type under which a reader finds every Disagreement in the error's context, as `all`.
-DISAGREEMENT = "disagreement"
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """Keys that are right alone and wrong together: the one to change first, and why and how."""
-
-    keys: tuple[str, ...]
-    sentence: str
-
-
-def find_disagreements(config: RunConfig) -> Iterator[Disagreement]:
-    """All keys of `config` that are right alone and wrong together."""
-    lengths = [key for key in LENGTHS if getattr(config, key) is not None]
-    if len(lengths) > 1:
-        sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
-        yield Disagreement(tuple(reversed(lengths)), sentence)
-    yield from _find_engine_disagreements(config)
-    if config.micro_batch == "auto" and config.batch is None:
-        yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")
-    if config.micro_batch == "auto" and config.gradient_accumulation_steps is not None:
-        yield Disagreement(
-            ("gradient_accumulation_steps", "micro_batch"),
-            f"gradient_accumulation_steps: {config.gradient_accumulation_steps} settles the micro-batch already; leave "
-            "it out, or write no micro_batch: auto",
-        )
-    yield from _find_compile_disagreements(config)
-    if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
-        yield Disagreement(
-            ("min_snr_gamma", "loss_weighting"),
-            f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
-            "write loss_weighting: min_snr, or leave it out",
-        )
-    if config.export == "ema" and config.ema is None:
-        yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
-
-
-def _find_compile_disagreements(config: RunConfig) -> Iterator[Disagreement]:
-    if config.compile and config.deterministic:
-        yield Disagreement(
-            ("compile", "deterministic"),
-            "compile: true chooses kernels by their speed, and deterministic: true keeps torch's own; leave one of "
-            "them out",
-        )
-    if config.compile and config.engine == "deepspeed" and config.zero == 3:
-        yield Disagreement(
-            ("compile", "zero"),
-            "compile: true compiles blocks whole, and DeepSpeed's zero: 3 acts inside of them, layer by layer; write "
-            "engine: fsdp2, a lower zero, or leave compile out",
-        )
-
-
-def _find_engine_disagreements(config: RunConfig) -> Iterator[Disagreement]:
-    written = config.model_fields_set
-    if config.engine == "fsdp2":
-        if "zero" in written and config.zero != "auto":
-            yield Disagreement(
-                ("zero", "engine"),
-                f"zero: {config.zero} is a stage of DeepSpeed's; with engine: fsdp2 leave it out, and write reshard: "
-                "true (as ZeRO 3) or reshard: false (as ZeRO 1)",
-            )
-        if config.precision == "fp16":
-            yield Disagreement(
-                ("precision", "engine"),
-                "precision: fp16 needs a loss scale, which engine: fsdp2 does not keep; write precision: bf16, or "
-                "engine: deepspeed",
-            )
-        return
-    if "reshard" in written:
-        yield Disagreement(
-            ("reshard", "engine"),
-            f"reshard: {str(config.reshard).lower()} is a setting of FSDP2's; write engine: fsdp2, or leave it out and "
-            "write zero: 3 (as reshard: true) or zero: 1 (as reshard: false)",
-        )
-    if config.zero == 0 and config.precision not in ("auto", "fp32"):
-        yield Disagreement(
-            ("zero", "precision"),
-            f"zero: 0 keeps no fp32 weights beside those of the passes, which precision {config.precision} needs; "
-            "write zero: 1",
-        )
-    if config.zero == 0 and config.offload:
-        yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")

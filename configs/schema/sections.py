@@ -2,10 +2,13 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from configs.scalars import NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.sources import SourceConfig
+
+Cached = Literal["off", "latents", "all"]
 
 # Workers that a rank starts by itself: each makes 80 to 160 photographs of 512 pixels per second, all together more
 # than a GPU takes, and each holds micro-batches in memory.
@@ -15,11 +18,20 @@ MOST_WORKERS = 8
 class DataConfig(Section):
     """The images and captions, and how a sample is made of them."""
 
-    images: str = Field(
+    images: str | None = Field(
+        None,
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
         "relative to the config file; linked folders are followed, transparent parts shown on white",
+        json_schema_extra=RUN,
+    )
+    sources: list[SourceConfig] | None = Field(
+        None,
+        min_length=1,
+        examples=[[{"images": "./pokemon"}, {"tars": "./shards/*.tar", "repeats": 0.5}]],
+        description="in the place of images: several sources, or other files than an image folder's; each is one of "
+        "images, parquet, tars or hub, with repeats and caption",
         json_schema_extra=RUN,
     )
     resolution: int = Field(
@@ -42,6 +54,25 @@ class DataConfig(Section):
         "a folder that cannot be listed always stops: nobody knows what would be left out",
         json_schema_extra=RESULT,
     )
+    cache: Annotated[
+        Cached | None,
+        BeforeValidator(lambda value: "off" if value is False else value, json_schema_input_type=Cached | bool | None),
+    ] = Field(
+        None,
+        examples=["all"],
+        description="what is encoded once and kept for all passes and runs: the VAE's moments of the images (latents), "
+        "the text encoder's states as well (all), nothing (off); null: latents where an image has few crops (crop: "
+        "center, or crops), else off",
+        json_schema_extra=COST,
+    )
+    cache_folder: str | None = Field(
+        None,
+        min_length=1,
+        examples=["/scratch/shared/lockstep"],
+        description="folder where encodings, the index of the data and copied images are kept, for all runs and for "
+        "whoever may read it; relative to the config file; null: .lockstep in the folder of runs",
+        json_schema_extra=COST,
+    )
     workers: int | None = Field(
         None,
         ge=0,
@@ -50,6 +81,21 @@ class DataConfig(Section):
         f"the rank's CPUs but one, at most {MOST_WORKERS}",
         json_schema_extra=COST,
     )
+
+    @property
+    def listed_sources(self) -> list[SourceConfig]:
+        """What to train on, whichever form was written."""
+        return self.sources or [SourceConfig(images=self.images)]
+
+    @property
+    def has_few_crops(self) -> bool:
+        """Whether the crops of an image can be listed, so that each can be encoded beforehand."""
+        return self.crop == "center"
+
+    @property
+    def cached(self) -> Cached:
+        """What is encoded once: `cache`, or what its null stands for."""
+        return self.cache or ("latents" if self.has_few_crops else "off")
 
 
 class OptimizerConfig(Section):

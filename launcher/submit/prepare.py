@@ -64,7 +64,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | No
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
     check_precision(config.precision, inputs.hardware.compute_capability)
-    listing = inputs.list_images(Path(config.data.images))
+    listing = inputs.list_images(Path(config.data.listed_sources[0].place))
     samples = select_samples(config.data, listing)
     total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
     index = Index.from_samples(samples, [Path(config.data.images)])

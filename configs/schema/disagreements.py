@@ -1,0 +1,137 @@
+"""Keys of a config that are right alone and wrong together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from configs.schema.sources import KINDS, SourceConfig
+
+if TYPE_CHECKING:
+    from configs.schema.run import RunConfig
+    from configs.schema.sections import DataConfig
+
+LENGTHS = ("steps", "epochs", "samples")  # the units of a run's length; a config names one of them
+
+# The error type under which a reader finds every Disagreement in the error's context, as `all`.
+DISAGREEMENT = "disagreement"
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Keys, dotted, that are right alone and wrong together: the one to change first, and why and how."""
+
+    keys: tuple[str, ...]
+    sentence: str
+
+
+def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
+    """All keys of `config` that are right alone and wrong together."""
+    lengths = [key for key in LENGTHS if getattr(config, key) is not None]
+    if len(lengths) > 1:
+        sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
+        yield Disagreement(tuple(reversed(lengths)), sentence)
+    yield from _find_data_disagreements(config.data)
+    yield from _find_engine_disagreements(config)
+    if config.micro_batch == "auto" and config.batch is None:
+        yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")
+    if config.micro_batch == "auto" and config.gradient_accumulation_steps is not None:
+        yield Disagreement(
+            ("gradient_accumulation_steps", "micro_batch"),
+            f"gradient_accumulation_steps: {config.gradient_accumulation_steps} settles the micro-batch already; leave "
+            "it out, or write no micro_batch: auto",
+        )
+    yield from _find_compile_disagreements(config)
+    if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
+        yield Disagreement(
+            ("min_snr_gamma", "loss_weighting"),
+            f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
+            "write loss_weighting: min_snr, or leave it out",
+        )
+    yield from _find_cache_disagreements(config)
+    if config.export == "ema" and config.ema is None:
+        yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
+
+
+def _find_data_disagreements(data: "DataConfig") -> Iterator[Disagreement]:
+    if data.images is None and data.sources is None:
+        yield Disagreement(
+            ("data",),
+            "missing key data.images (folder of images with their captions); write data.images: ./pokemon, or "
+            "data.sources for other files",
+        )
+    if data.images is not None and data.sources is not None:
+        yield Disagreement(
+            ("data.sources", "data.images"),
+            f"data.sources takes the place of data.images; make it one of them, as - {{images: {data.images}}}, and "
+            "leave data.images out",
+        )
+    for number, source in enumerate(data.sources or []):
+        yield from _find_source_disagreements(f"data.sources.{number}", source)
+
+
+def _find_source_disagreements(key: str, source: SourceConfig) -> Iterator[Disagreement]:
+    shown = f"data.sources[{key.rpartition('.')[2]}]"
+    if len(source.kinds) != 1:
+        written = f"names {' and '.join(source.kinds)}" if source.kinds else "names no files"
+        yield Disagreement((key,), f"{shown}: {written}; each source is one of {', '.join(KINDS)}")
+    elif source.revision is not None and source.kind != "hub":
+        yield Disagreement(
+            (f"{key}.revision",), f"{shown}: revision is of a data set on the hub, not of {source.kind}; leave it out"
+        )
+
+
+def _find_cache_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
+    data = config.data
+    if data.cache in ("latents", "all") and not data.has_few_crops:
+        yield Disagreement(
+            ("data.cache", "data.crop"),
+            f"data.cache: {data.cache} needs crops that can be listed, and crop: {data.crop} draws another one in each "
+            "pass; write crop: center, or cache: off",
+        )
+
+
+def _find_compile_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
+    if config.compile and config.deterministic:
+        yield Disagreement(
+            ("compile", "deterministic"),
+            "compile: true chooses kernels by their speed, and deterministic: true keeps torch's own; leave one of "
+            "them out",
+        )
+    if config.compile and config.engine == "deepspeed" and config.zero == 3:
+        yield Disagreement(
+            ("compile", "zero"),
+            "compile: true compiles blocks whole, and DeepSpeed's zero: 3 acts inside of them, layer by layer; write "
+            "engine: fsdp2, a lower zero, or leave compile out",
+        )
+
+
+def _find_engine_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
+    written = config.model_fields_set
+    if config.engine == "fsdp2":
+        if "zero" in written and config.zero != "auto":
+            yield Disagreement(
+                ("zero", "engine"),
+                f"zero: {config.zero} is a stage of DeepSpeed's; with engine: fsdp2 leave it out, and write reshard: "
+                "true (as ZeRO 3) or reshard: false (as ZeRO 1)",
+            )
+        if config.precision == "fp16":
+            yield Disagreement(
+                ("precision", "engine"),
+                "precision: fp16 needs a loss scale, which engine: fsdp2 does not keep; write precision: bf16, or "
+                "engine: deepspeed",
+            )
+        return
+    if "reshard" in written:
+        yield Disagreement(
+            ("reshard", "engine"),
+            f"reshard: {str(config.reshard).lower()} is a setting of FSDP2's; write engine: fsdp2, or leave it out and "
+            "write zero: 3 (as reshard: true) or zero: 1 (as reshard: false)",
+        )
+    if config.zero == 0 and config.precision not in ("auto", "fp32"):
+        yield Disagreement(
+            ("zero", "precision"),
+            f"zero: 0 keeps no fp32 weights beside those of the passes, which precision {config.precision} needs; "
+            "write zero: 1",
+        )
+    if config.zero == 0 and config.offload:
+        yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")
