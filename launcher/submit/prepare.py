@@ -67,7 +67,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | No
     listing = inputs.list_images(Path(config.data.listed_sources[0].place))
     samples = select_samples(config.data, listing)
     total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
-    index = Index.from_samples(samples, [Path(config.data.images)])
+    index = Index.from_samples(samples, [Path(config.data.listed_sources[0].place)])
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
