@@ -22,7 +22,7 @@ class BadSampleError(Exception):
     """What is wrong with a sample, in one sentence."""
 
 
-def check_machine(path: Path, error: Exception) -> None:
+def check_machine(path: str | Path, error: Exception) -> None:
     """Whether a sample is bad must not depend on who reads it, and when: raises LockstepError where `error`, of reading
     `path`, tells of this machine, so that another one, or this one later, may read the file."""
     if isinstance(error, MemoryError):

@@ -51,7 +51,7 @@ def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[fl
                 mean, log_variance = moments.chunk(2, dim=1)
                 sigma = torch.exp(0.5 * log_variance.clamp(-30, 20))
                 x = (mean + sigma * batch["posterior"]) * vae.config.scaling_factor
-                text = text_encoder(batch["tokens"]).last_hidden_state
+                text = text_encoder(batch["tokens"].flatten(0, 1)).last_hidden_state
             a = alpha_bar[batch["timestep"]].sqrt()[:, None, None, None]
             s = (1 - alpha_bar[batch["timestep"]]).sqrt()[:, None, None, None]
             predicted = unet(a * x + s * batch["noise"], batch["timestep"], text).sample

@@ -16,8 +16,9 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
+from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.listing import check_machine
+from train.data.captions import choose_caption
 from train.data.images import Crop, load_square
 from train.data.order import Order
 from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
@@ -36,7 +37,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     ==================  ===================================================================
     pixels              (m, 3, R, R), uint8, for a resolution of R; `scale_pixels` makes [-1, 1] of them
-    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, 77)
+    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
     posterior, noise    (m, C, h, h), fp32, standard normal, for latents of C × h × h
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
@@ -82,35 +83,33 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         return self.order.samples_at([position])[0]
 
     def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
-        pixels, crop, caption = self._load(position, index)
-        if draw_uniform(self.seed, Purpose.CAPTION, position) < self.data.caption_dropout:
-            caption = ""
+        pixels, crop, captions = self._load(position, index)
         shape = (self.latent_shape.channels, self.latent_shape.side, self.latent_shape.side)
         return {
             "pixels": torch.from_numpy(pixels),
-            **self.inputs(caption, crop),
+            **self.inputs(choose_caption(captions, self.data, self.seed, position), crop),
             "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
             "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
             "timestep": torch.tensor(self.timestep(draw_uniform(self.seed, Purpose.TIMESTEP, position))),
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, str]:
-        """Square, crop and caption of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
+    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, tuple[str, ...]]:
+        """Square, crop and captions of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
         crop_at, flip = self._augmentation(position)
         for offset in range(len(self.index)):
             sample = self.index[(index + offset) % len(self.index)]
             path = self.index.path_of(sample)
             try:
                 with self.index.open(sample) as file:
-                    return *load_square(file, self.data, crop_at, flip), sample.captions[0]
+                    return *load_square(file, self.data, crop_at, flip), sample.captions
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
                 if self.data.on_bad_sample == "error":
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
                 print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
-        raise UserError(f"{self.data.images}: not one of {len(self.index)} images decodes")
+        raise UserError(f"{self.index.path_of(self.index[0]).parent}: not one of {len(self.index)} images decodes")
 
     def _augmentation(self, position: int) -> tuple[tuple[float, float], bool]:
         """Where the square is cut (x and y as fractions of the free room), and whether it is mirrored."""

@@ -65,6 +65,11 @@ class DiffusionModel(Protocol):
         """Images (m, R, R, 3) of latents (m, C, h, h)."""
         ...
 
+    def embed_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
+        """What `pipeline` is told in the place of `prompt` and of an empty negative prompt: the states that training
+        would have of them, which has more tokens than a pipeline reads by itself. As keyword arguments."""
+        ...
+
     def pipeline(self) -> DiffusionPipeline:
         """Samples with the denoiser as it is now, by the folder's own sampler."""
         ...

@@ -7,7 +7,7 @@ attention heads and projections, and epsilon or v_prediction.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from train.engines.base import DTYPES
 from train.models.base import Batch
 from train.models.parts import check_trainable, freeze_part, frozen_pass, load_part
 from train.models.sampler import load_sampler
+from train.models.tokens import tokenize_caption
 from train.models.vae import choose_vae_dtype, decode_latents, encode_pixels
 from train.models.weights import PartWeights
 
@@ -40,6 +41,7 @@ class StableDiffusion:
     tokenizer: CLIPTokenizer
     noise_scheduler: DDPMScheduler
     dtype: torch.dtype
+    chunks: int = 1  # of a caption
     tf32: bool = False  # whether the frozen parts may round fp32 products to it
 
     @classmethod
@@ -64,6 +66,7 @@ class StableDiffusion:
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             noise_scheduler=noise_scheduler,
             dtype=dtype,
+            chunks=config.data.caption_chunks,
             tf32=device.type == "cuda" and not config.deterministic,
         )
 
@@ -74,8 +77,8 @@ class StableDiffusion:
 
     @property
     def inputs(self) -> Callable[[str, Crop], dict[str, torch.Tensor]]:
-        """`tokens`, (77,)."""
-        return partial(tokenize_caption, self.tokenizer)
+        """`tokens`, (chunks, 77)."""
+        return partial(tokenize_caption, self.tokenizer, self.chunks)
 
     def latent_shape(self, resolution: int) -> LatentShape:
         return LatentShape.of_vae(self.vae.config, resolution)
@@ -85,13 +88,24 @@ class StableDiffusion:
             return encode_pixels(self.vae, batch["pixels"], batch["posterior"])
 
     def condition(self, batch: Batch) -> dict[str, Any]:
-        """The text encoder's last hidden state, (m, 77, width)."""
+        """The text encoder's last hidden states of all chunks, (m, chunks · 77, width)."""
+        tokens = batch["tokens"]
         with frozen_pass(self.tf32):
-            return {"encoder_hidden_states": self.text_encoder(batch["tokens"])[0].to(self.dtype)}
+            states = self.text_encoder(tokens.flatten(0, 1))[0].to(self.dtype)
+        return {"encoder_hidden_states": states.reshape(len(tokens), -1, states.shape[-1])}
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         with frozen_pass(self.tf32):
             return decode_latents(self.vae, latents)
+
+    def embed_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
+        return {"prompt_embeds": self._read(prompt), "negative_prompt_embeds": self._read("")}
+
+    def _read(self, text: str) -> torch.Tensor:
+        """What the UNet is told of one text, (1, chunks · 77, width)."""
+        tokens = tokenize_caption(self.tokenizer, self.chunks, text)["tokens"].to(self.text_encoder.device)
+        states: torch.Tensor = self.condition({"tokens": tokens[None]})["encoder_hidden_states"]
+        return states
 
     def pipeline(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
@@ -104,16 +118,3 @@ class StableDiffusion:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-
-def tokenize_caption(tokenizer: CLIPTokenizer, caption: str, crop: Crop) -> dict[str, torch.Tensor]:
-    """The caption's tokens, cut or padded to the length that the text encoder reads; it is told nothing of the crop."""
-    return {"tokens": _tokenize(tokenizer, caption)}
-
-
-@lru_cache(maxsize=1 << 14)  # the empty caption of dropout, and all of a small dataset; about 1 KiB each
-def _tokenize(tokenizer: CLIPTokenizer, caption: str) -> torch.Tensor:
-    length = tokenizer.model_max_length
-    encoded = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    tokens: torch.Tensor = encoded.input_ids[0]
-    return tokens

@@ -54,7 +54,7 @@ class SampleImages:
         """One picture, uint8, (side, side, 3); its noise is the seed's, whoever draws it."""
         with torch.compiler.set_stance("force_eager"):  # these shapes come seldom: not worth graphs of their own
             latents = self.pipeline(
-                prompt,
+                **self.model.embed_prompt(prompt),
                 height=self.side,
                 width=self.side,
                 num_inference_steps=self.pictures.timesteps,

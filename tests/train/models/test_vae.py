@@ -97,7 +97,7 @@ def test_only_frozen_passes_may_round_to_tf32(pipeline_folder: Path, monkeypatch
         {"pixels": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "posterior": torch.zeros(1, 4, 8, 8)}
     )
     model.decode(latents)
-    model.condition({"tokens": torch.zeros(1, 77, dtype=torch.long)})
+    model.condition({"tokens": torch.zeros(1, 1, 77, dtype=torch.long)})
     assert seen == [((True, True), False)] * 3
     assert allowed() == (False, False)
     with pytest.raises(RuntimeError), frozen_pass(tf32=True):
