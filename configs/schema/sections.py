@@ -119,14 +119,14 @@ class DataConfig(Section):
     )
 
     @property
-    def listed_sources(self) -> list[SourceConfig]:
-        """What to train on, whichever form was written."""
-        return self.sources or [SourceConfig(images=self.images)]
-
-    @property
     def caption_chunks(self) -> int:
         """How many times the text encoder reads for one caption."""
         return self.caption_tokens // 75
+
+    @property
+    def listed_sources(self) -> list[SourceConfig]:
+        """What to train on, whichever form was written."""
+        return self.sources or [SourceConfig(images=self.images)]
 
     @property
     def has_few_crops(self) -> bool:

@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass
 class FolderContent:
-    """Paths relative to the folder, with / between their parts; `folders` as they are opened, with their st_mtime_ns."""
+    """Paths relative to the folder, with / between their parts; `folders` as they are opened, with st_mtime_ns."""
 
     images: list[str] = field(default_factory=list)
     captions: set[str] = field(default_factory=set)
