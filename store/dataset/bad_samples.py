@@ -43,7 +43,10 @@ def check_bad_samples(data: DataConfig, bad_samples: list[BadSample], good: int)
             lines.append(f"and {count - SHOWN} more")
         cure = "fix or remove them, or write data.on_bad_sample: skip"
         raise UserError("\n".join([*lines, f"{count} bad samples in {_list_places(data)}; {cure}"]))
-    if count and not good:
+    if not good and not count:
+        cure = "put images with metadata.jsonl, or with one .txt each, there"
+        raise UserError(f"{_list_places(data)}: the dataset is empty; {cure}")
+    if not good:
         first = bad_samples[0].problem
         raise UserError(f"{_list_places(data)}: every sample is bad, so the dataset is empty; first: {first}")
 

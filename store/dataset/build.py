@@ -12,18 +12,24 @@ from store.dataset.sample import BadSample, Sample
 from store.dataset.sources.base import Part, Source
 from store.dataset.threads import map_in_threads
 
-Progress = Callable[[int, int], None]  # parts that were looked at, of how many
+Progress = Callable[[int, int | None], None]  # parts that were looked at, of how many; None while nobody knows
 _Listing = list[Part | BadSample]
 
 
-def build_index(sources: Sequence[Source], folder: Path | None, progress: Progress, *, decode: bool) -> KeptIndex:
+def build_index(
+    sources: Sequence[Source],
+    folder: Path | None,
+    progress: Progress = lambda done, total: None,
+    *,
+    decode: bool = False,
+) -> KeptIndex:
     """The index of `sources` as they are now. What `folder` holds of them is used, and what is new is kept there.
 
     decode: look at all pixels of an image that is new, not only at its header. Raises UserError where a source cannot
     be listed or `folder` cannot be written, LockstepError where an image cannot be read on this machine.
     """
     before = open_newest_index(folder) if folder is not None else None
-    listings = [list(source.list_parts()) for source in sources]
+    listings = [_list_parts(source, progress) for source in sources]
     builder = _Builder(sources, listings, _Known.of_index(before, len(sources)), decode)
     if before is not None and builder.is_unchanged(before):
         return before
@@ -45,6 +51,14 @@ def build_index(sources: Sequence[Source], folder: Path | None, progress: Progre
         return KeptIndex(Index.from_samples(list_samples(), roots), bad_samples, None)
     watched = {path: time for source in sources for path, time in source.list_watched().items()}
     return keep_index(folder, write, watched)
+
+
+def _list_parts(source: Source, progress: Progress) -> _Listing:
+    listing = []
+    for part in source.list_parts():
+        listing.append(part)
+        progress(len(listing), None)
+    return listing
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,12 @@ from configs.schema import SourceConfig, SourceKind
 from store.dataset.sources.base import Source
 from store.dataset.sources.image_folder import ImageFolder
 
-SOURCES: dict[SourceKind, Callable[[SourceConfig], Source]] = {
-    "images": lambda config: ImageFolder(Path(config.place), config.caption),
+# By kind: from the entry of data.sources, and the folder where copies of images may be kept
+SOURCES: dict[SourceKind, Callable[[SourceConfig, Path], Source]] = {
+    "images": lambda config, _: ImageFolder(Path(config.place), config.caption),
 }
+
+
+def make_source(config: SourceConfig, cache_folder: Path) -> Source:
+    """The source that an entry of data.sources names."""
+    return SOURCES[config.kind](config, cache_folder)
