@@ -16,8 +16,8 @@ from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import CropSize
+from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.listing import check_machine
 from train.data.captions import choose_caption
 from train.data.crops import draw_crop
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples

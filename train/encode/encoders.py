@@ -14,8 +14,8 @@ from configs.errors import UserError
 from configs.schema import DataConfig, RunConfig
 from configs.solve.buckets import CropSize, choose_crop_size, list_crop_sizes
 from configs.solve.device_memory import VAE_SLICE_PIXELS
+from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.listing import check_machine
 from store.dataset.sample import Sample
 from store.encodings.family import KEY_BYTES, Family
 from train.data.crops import list_crops
