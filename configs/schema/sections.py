@@ -128,6 +128,12 @@ class DataConfig(Section):
         "a folder that cannot be listed always stops: nobody knows what would be left out",
         json_schema_extra=RESULT,
     )
+    check: Literal["headers", "full"] = Field(
+        "headers",
+        description="how the index looks at an image that is new: reads its header, or decodes it whole (full), which "
+        "reads every byte and finds all that is damaged before anything is queued",
+        json_schema_extra=RESULT,
+    )
     cache: Annotated[
         Cached | None,
         BeforeValidator(lambda value: "off" if value is False else value, json_schema_input_type=Cached | bool | None),

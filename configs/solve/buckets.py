@@ -1,9 +1,12 @@
 """Aspect-ratio buckets (docs/design.md, contract 2): their sizes, which one an image belongs to, and how many samples
 in a row are of one bucket."""
 
+import math
+from bisect import bisect_left
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from configs.schema import DataConfig, RunConfig
+from configs.schema import DataConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,17 +45,25 @@ def list_crop_sizes(data: DataConfig) -> list[CropSize]:
     return [*tall, square, *wide]
 
 
-def choose_crop_sizes(sizes: list[CropSize], widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
-    """Which of `sizes`, as `list_crop_sizes` has them, each image is cut to: the one that cuts off least of it.
+def choose_crop_size(data: DataConfig, width: int, height: int) -> CropSize:
+    """The size that an upright image of so many pixels is cut to: the one that cuts off least of it."""
+    sizes = list_crop_sizes(data)
+    return sizes[bisect_left(_list_limits(sizes), width / height)] if len(sizes) > 1 else sizes[0]
 
-    Between two neighbours the geometric mean of their aspect ratios decides. Divisions and square roots are rounded as
-    IEEE 754 says, so every machine chooses alike.
-    """
+
+def choose_crop_sizes(sizes: list[CropSize], widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
+    """As `choose_crop_size`, for many images: which of `sizes`, as `list_crop_sizes` has them."""
     import numpy as np
 
-    ratios = np.array([size.width / size.height for size in sizes])
-    chosen: NDArray[Any] = np.searchsorted(np.sqrt(ratios[:-1] * ratios[1:]), widths / heights)
+    chosen: NDArray[Any] = np.searchsorted(np.array(_list_limits(sizes)), widths / heights)
     return chosen.astype(np.min_scalar_type(len(sizes)))
+
+
+def _list_limits(sizes: list[CropSize]) -> list[float]:
+    """The aspect ratios between each of `sizes` and the next: their geometric means. IEEE 754 rounds divisions and
+    square roots on every machine alike."""
+    ratios = [size.width / size.height for size in sizes]
+    return [math.sqrt(one * other) for one, other in pairwise(ratios)]
 
 
 def measure_cropped(size: CropSize, widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
@@ -64,20 +75,10 @@ def measure_cropped(size: CropSize, widths: "NDArray[Any]", heights: "NDArray[An
     return share
 
 
-def choose_grain(config: RunConfig) -> int | None:
-    """Samples in a row that are of one bucket; None without buckets, where any two may stand in one micro-batch.
-
-    `config` names its batch. Never taken from the micro-batch, which another cluster shape changes.
+def choose_grain(data: DataConfig, batch: int) -> int | None:
+    """Samples in a row that are of one bucket: by default the largest divisor of the batch up to 32. Never taken from
+    the micro-batch, which is another one on another cluster. None without buckets: there all samples are of one size.
     """
-    buckets = config.data.buckets
-    if buckets is None:
+    if data.buckets is None:
         return None
-    if buckets.grain is not None:
-        return buckets.grain
-    assert config.batch is not None, "it is solved before"
-    return find_default_grain(config.batch)
-
-
-def find_default_grain(batch: int) -> int:
-    """The largest divisor of the batch up to 32."""
-    return max(divisor for divisor in range(1, min(batch, LARGEST_GRAIN) + 1) if batch % divisor == 0)
+    return data.buckets.grain or max(n for n in range(1, min(batch, LARGEST_GRAIN) + 1) if batch % n == 0)

@@ -122,9 +122,9 @@ class GrainOrder:
 
 
 def make_order(config: RunConfig, index: Index) -> Order:
-    """The order of a run's samples. `config` names its batch where it has buckets."""
+    """The order of a run's samples; the config of a run that was submitted names its batch."""
     buckets = list_buckets(config, index)
-    grain = choose_grain(config)
+    grain = choose_grain(config.data, config.batch or 1)
     if grain is None and len(buckets) == 1 and buckets[0].repeats == 1:
         return PlainOrder(buckets[0], config.seed)
     return GrainOrder(buckets, grain or 1, config.seed)

@@ -15,8 +15,9 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
+from configs.solve.buckets import CropSize
+from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.listing import check_machine
 from train.data.captions import choose_caption
 from train.data.crops import draw_crop
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
@@ -106,19 +107,17 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         """Pixels or moments, crop and captions of the sample at `place`, or, with `on_bad_sample: skip`, of the next
         one of its bucket that decodes."""
         size = place.bucket.size
-        flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
         for offset in range(len(place.bucket.rows)):
             row = place.row(offset)
-            sample = self.index[row]
-            crop_at = draw_crop(self.data, self.seed, position, row)
-            moments = self.encodings.find_moments(row, View(*size, crop_at, flip))
+            sample, view = self.index[row], self._choose_view(position, size, row)
+            moments = self.encodings.find_moments(row, view)
             if moments is not None:
-                crop = describe_crop(sample.width, sample.height, size, crop_at)
+                crop = describe_crop(sample.width, sample.height, size, view.crop_at)
                 return {"moments": moments}, crop, sample.captions
             path = self.index.path_of(sample)
             try:
                 with self.index.open(sample) as file:
-                    pixels, crop = load_crop(file, self.data, size, crop_at, flip)
+                    pixels, crop = load_crop(file, self.data, size, view.crop_at, view.flip)
                 return {"pixels": torch.from_numpy(pixels)}, crop, sample.captions
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
@@ -129,6 +128,11 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         source = self.data.listed_sources[self.index[place.row()].source].place
         count = len(place.bucket.rows)
         raise UserError(f"{source}: not one of {count} images decodes that are cut to {size} pixels")
+
+    def _choose_view(self, position: int, size: CropSize, row: int) -> View:
+        """What `position` shows of the sample in this row of the index."""
+        flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
+        return View(*size, draw_crop(self.data, self.seed, position, row), flip)
 
 
 def micro_batches(

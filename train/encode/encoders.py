@@ -1,7 +1,6 @@
 """What is encoded of a sample, and by what: images by the VAE, captions by the text encoders."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,13 +10,14 @@ from typing import Protocol
 import torch
 
 from configs.errors import UserError
-from configs.schema import RunConfig
-from configs.solve.buckets import CropSize, choose_crop_sizes, list_crop_sizes
+from configs.schema import DataConfig, RunConfig
+from configs.solve.buckets import CropSize, choose_crop_size
 from configs.solve.device_memory import VAE_SLICE_PIXELS
+from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.listing import check_machine
-from store.encodings.family import KEY_BYTES, Family
-from train.data.crops import CENTER, list_crops
+from store.dataset.sample import Sample
+from store.encodings.family import KEY_BYTES, Family, find_map_name, name_map
+from train.data.crops import list_crops
 from train.data.encodings import View, make_moments_key, make_states_key
 from train.data.images import describe_crop, load_crop
 from train.models.base import Batch, DiffusionModel
@@ -61,15 +61,12 @@ class ImageEncoder:
     kind, noun = "moments", "images"
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int):
-        self.data, self.seed, self.model, self.index, self.threads = config.data, config.seed, model, index, threads
-        self.sizes = list_crop_sizes(config.data)
-        several = len(self.sizes) > 1
-        self.chosen = choose_crop_sizes(self.sizes, index.widths, index.heights) if several else None
+        self.data, self.model, self.index, self.threads = config.data, model, index, threads
+        self.seed = config.seed
         decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
         facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
         self.family = Family(self.kind, facts, {"model": config.model})
-        crops = [self.data.crop, self.data.crops, self.seed if self.data.crops else None]
-        self.map_name = _name_map(index.digest, [self.sizes, *crops, self.data.flip])
+        self.map_name = find_map_name(config, index.version)
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
@@ -79,7 +76,7 @@ class ImageEncoder:
                 content = file.read()
             digest = hashlib.sha256(content).digest()[:KEY_BYTES]
             inputs: dict[bytes, Batch | None] = {}
-            for view in self._list_views(number):
+            for view in list_views(self.data, self.seed, number, sample):
                 key = make_moments_key(digest, view)
                 inputs[key] = None if is_known(key) else self._load(content, view)
             return SampleInputs(digest, inputs)
@@ -90,16 +87,8 @@ class ImageEncoder:
                 raise UserError(f"{path}: does not decode ({error}); {cure}") from None
             return SampleInputs(None, {})  # the stream says so when it comes to it
 
-    def _list_views(self, number: int) -> Iterator[View]:
-        """All that training may show of the image of sample `number`."""
-        size = self.sizes[0] if self.chosen is None else self.sizes[self.chosen[number]]
-        for crop_at in list_crops(self.data, self.seed, number):
-            for flip in (False, True) if self.data.flip else (False,):
-                yield View(size.height, size.width, crop_at, flip)
-
     def _load(self, content: bytes, view: View) -> Batch:
-        size = CropSize(view.height, view.width)
-        pixels, _ = load_crop(BytesIO(content), self.data, size, view.crop_at, view.flip)
+        pixels, _ = load_crop(BytesIO(content), self.data, CropSize(view.height, view.width), view.crop_at, view.flip)
         return {"pixels": torch.from_numpy(pixels)}
 
     def count_batch(self, inputs: Batch) -> int:
@@ -116,15 +105,16 @@ class CaptionEncoder:
     kind, noun, threads = "states", "captions", 0  # tokenizers are not made for threads
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index):
-        self.data, self.model, self.index = config.data, model, index
+        self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
         self.family = Family(self.kind, model.describe_encoder(self.kind), {"model": config.model})
-        self.map_name = _name_map(index.digest, [])
+        self.map_name = name_map(index.digest, [])
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
         inputs: dict[bytes, Batch | None] = {}
-        crop = describe_crop(sample.width, sample.height, list_crop_sizes(self.data)[0], CENTER)
         for caption in (*sample.captions, *([""] if number == 0 else [])):
+            view = next(list_views(self.data, self.seed, number, sample))
+            crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
             inputs[key] = None if is_known(key) else tensors
@@ -137,6 +127,9 @@ class CaptionEncoder:
         return self.model.states(batch)
 
 
-def _name_map(index: str, settings: list[object]) -> str:
-    """The name of the map of an index: of its digest, and of what decides which keys its samples have."""
-    return hashlib.sha256(json.dumps([index, settings]).encode()).hexdigest()[:32]
+def list_views(data: DataConfig, seed: int, number: int, sample: Sample) -> Iterator[View]:
+    """All that training may show of sample number `number`."""
+    size = choose_crop_size(data, sample.width, sample.height)
+    for crop_at in list_crops(data, seed, number):
+        for mirrored in (False, True) if data.flip else (False,):
+            yield View(*size, crop_at, mirrored)

@@ -5,11 +5,13 @@ A rank takes its own share first, then what is left of the others'. So none wait
 once is right twice.
 """
 
+import os
 import random
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import torch
 
@@ -99,9 +101,17 @@ class _Stage:
             if self.world.is_main_process and changed:
                 self._write_map()
             self.world.barrier()
-            return KeptEncodings(self.folder, self.encoder.map_name)
+            kept = KeptEncodings(self.folder, self.encoder.map_name)
+            if self.world.is_main_process:
+                self._note_use()
+            return kept
         except OSError as error:
             raise explain_failed_write(error, self.folder.path) from None
+
+    def _note_use(self) -> None:
+        """For whoever prunes. What is another user's is theirs to keep."""
+        with suppress(PermissionError):
+            os.utime(self.map_path)
 
     def _is_map_whole(self) -> bool:
         """Whether the map of all samples is there, with all shards that it names."""
@@ -127,7 +137,9 @@ class _Stage:
                     encoded += self._encode_chunk(number, known, pool)
                     self.changed = True
         if encoded >= LEAST_MEASURED and self.world.is_main_process:
-            rate = EncodingRate(encoded / (time.monotonic() - began), _describe(self.world.device))
+            rate = EncodingRate(
+                encoded / (time.monotonic() - began), _describe(self.world.device), self.context.config.model
+            )
             rate.write(self.folder.rate_path)
 
     def _list_order(self) -> list[int]:

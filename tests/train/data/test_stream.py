@@ -12,7 +12,8 @@ from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.buckets import CropSize
-from store.dataset.listing import index_folder
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from train.data.images import Crop, load_crop
 from train.data.stream import Stream, list_positions, micro_batches
 
@@ -36,7 +37,7 @@ def timestep(u: float) -> int:
 def stream(folder: Path, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="s", model="m", data=settings, seed=3)
-    return Stream(config, index_folder(folder), letters, latent_shape, timestep)
+    return Stream(config, build_index([ImageFolder(folder)], None).index, letters, latent_shape, timestep)
 
 
 def caption(item: dict) -> str:
