@@ -44,7 +44,9 @@ def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     config = load_config(run.config_path).model_copy(update=changes)
     write_atomic(run.config_path, dump_config(config))
     index = Index.open_file(run.dataset_path)
-    Submission(config.model, len(index), index.digest, content="").write(run.submission_path)
+    Submission(config.model, len(index), index.digest, content="", source_sizes=index.source_sizes).write(
+        run.submission_path
+    )
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 
 

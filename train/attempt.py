@@ -125,7 +125,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
     if world.device.type != "cuda":
         return
-    torch.backends.cudnn.benchmark = not config.deterministic  # every micro-batch has the same shapes
+    torch.backends.cudnn.benchmark = not config.deterministic  # tried once for each size of images, and those are few
     if config.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)
