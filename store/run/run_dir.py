@@ -1,7 +1,5 @@
-"""The run directory (docs/design.md, contract 4): one class names every path in it.
-
-State files are written atomically; logs and metrics are append-only files of one attempt.
-"""
+"""The run directory (docs/design.md, contract 4): one class names every path in it. State files are written atomically;
+logs and metrics are append-only files of one attempt."""
 
 import errno
 import json
@@ -234,8 +232,7 @@ class RunDir:
 
     @property
     def old_dataset_path(self) -> Path:
-        """Earlier versions wrote it in place of `dataset_path`."""
-        return self.path / "dataset.jsonl"
+        return self.path / "dataset.jsonl"  # of earlier versions
 
     @property
     def bad_samples_path(self) -> Path:
