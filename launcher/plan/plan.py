@@ -28,6 +28,7 @@ from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
 from launcher.dataset import plan_dataset
+from launcher.encodings import EncodingsPlan, plan_encodings
 from launcher.format import format_count, format_rate
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
@@ -53,6 +54,7 @@ class RunPlan:
     lr: list[tuple[int, float]]  # (step, rate) at a few steps that show the schedule
     memory: MemoryPlan
     reasons: dict[str, str]  # of what the config leaves open: key → why it is settled as `config` has it
+    encodings: EncodingsPlan | None  # where something is cached
     free_bytes: int  # on the disk of the run
     shapes: list[BatchPlan]  # some node counts that keep the batch
     deepspeed: dict[str, Any] | None  # its config, where it is the engine
@@ -113,6 +115,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         newest_step=checkpoints[-1].step if checkpoints else None,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=plan_memory(settled, hardware, size, dataset_size),
+        encodings=None if config.data.cached == "off" else plan_encodings(config, size, hardware, dataset_size),
         reasons=reasons,
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
@@ -127,7 +130,7 @@ def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
     """Every (nodes, micro-batch, accumulation) that keeps the batch, at this many GPUs per node."""
     gpus, batch = plan.batch_plan.shape.gpus_per_node, plan.batch_plan.batch
     shapes = [Shape(nodes, gpus) for nodes in list_divisors(batch // gpus)]
-    return [(shape, list_batch_plans(batch, shape)) for shape in shapes]
+    return [(shape, list_batch_plans(plan.config.data, batch, shape)) for shape in shapes]
 
 
 def _check_model(config: RunConfig) -> None:
@@ -196,7 +199,7 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
     for nodes in _NODE_COUNTS:
         if nodes == planned.nodes or nodes > most:
             continue
-        candidates = list_batch_plans(batch_plan.batch, Shape(nodes, planned.gpus_per_node))
+        candidates = list_batch_plans(config.data, batch_plan.batch, Shape(nodes, planned.gpus_per_node))
         fitting = [candidate for candidate in candidates if candidate.micro_batch <= ceiling]
         if fitting:
             by_nodes[nodes] = fitting[0]
@@ -249,4 +252,4 @@ def _warnings(plan: RunPlan) -> list[str]:
             f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
             "see --shapes for what keeps this batch"
         )
-    return [*notes, *warn_of_memory(plan.memory, plan.reasons)]
+    return [*notes, *warn_of_memory(plan.memory, config, plan.reasons)]

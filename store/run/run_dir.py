@@ -1,5 +1,6 @@
-"""The run directory (docs/design.md, contract 4): one class names every path in it. State files are written atomically;
-logs and metrics are append-only files of one attempt."""
+"""The run directory (docs/design.md, contract 4): one class names every path in it.
+State files are written atomically; logs and metrics are append-only files of one attempt.
+"""
 
 import errno
 import json
@@ -231,8 +232,8 @@ class RunDir:
         return self.path / "dataset.arrow"
 
     @property
-    def old_dataset_path(self) -> Path:
-        return self.path / "dataset.jsonl"  # of earlier versions
+    def old_dataset_path(self) -> Path:  # of earlier versions
+        return self.path / "dataset.jsonl"
 
     @property
     def bad_samples_path(self) -> Path:
