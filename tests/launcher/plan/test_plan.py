@@ -166,15 +166,19 @@ def test_bad_input_ends_with_2_and_one_message(lockstep: Lockstep, tmp_path: Pat
         assert "Traceback" not in shell.err
 
 
-def test_planning_counts_the_images_and_writes_nothing(lockstep: Lockstep, tmp_path: Path) -> None:
+def test_planning_counts_the_images_and_writes_nothing_but_their_index(lockstep: Lockstep, tmp_path: Path) -> None:
     (tmp_path / "pokemon").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"pokemon/{number}.png")
         (tmp_path / f"pokemon/{number}.txt").write_text("a dragon")
     before = sorted(tmp_path.rglob("*"))
+    found = plan_json(lockstep, "runs=./another-machine's/runs")
+    assert found["dataset_samples"] == 3
+    assert sorted(tmp_path.rglob("*")) == before, "the folder of runs has no folder to be in"
     found = plan_json(lockstep, "runs=./runs")
     assert (found["dataset_samples"], found["run_dir"]) == (3, str(tmp_path / "runs/pokemon"))
-    assert sorted(tmp_path.rglob("*")) == before
+    kept = [path for path in tmp_path.rglob("*") if path not in before]
+    assert {path.relative_to(tmp_path).parts[:3] for path in kept if path.is_file()} == {("runs", ".lockstep", "index")}
 
 
 def test_buckets_are_listed_with_their_samples_and_what_they_save(lockstep: Lockstep, tmp_path: Path) -> None:
