@@ -6,7 +6,6 @@ ranks in turn: the same cut gives the same micro-batches on any world size.
 
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
-from store.dataset.listing import Sample, check_machine, open_image
+from store.dataset.index import Index
+from store.dataset.listing import check_machine
 from train.data.images import Crop, load_square
 from train.data.order import Order
 from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
@@ -48,15 +48,15 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     def __init__(
         self,
         config: RunConfig,
-        samples: list[Sample],
+        index: Index,
         inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
         latent_shape: LatentShape,
         timestep: Callable[[float], int],
     ):
         self.data: DataConfig = config.data
         self.seed = config.seed
-        self.samples = samples
-        self.order = Order(len(samples), config.seed)
+        self.index = index
+        self.order = Order(len(index), config.seed)
         self.inputs = inputs
         self.latent_shape = latent_shape
         self.timestep = timestep
@@ -76,7 +76,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     def image_at(self, position: int) -> str:
         """The image that stands at `position`, relative to the dataset's folder."""
-        return self.samples[self._index_at(position)].image
+        return self.index[self._index_at(position)].name
 
     def _index_at(self, position: int) -> int:
         return self.order.samples_at([position])[0]
@@ -98,20 +98,19 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, str]:
         """Square, crop and caption of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
         crop_at, flip = self._augmentation(position)
-        folder = Path(self.data.listed_sources[0].place)
-        for offset in range(len(self.samples)):
-            sample = self.samples[(index + offset) % len(self.samples)]
-            path = folder / sample.image
+        for offset in range(len(self.index)):
+            sample = self.index[(index + offset) % len(self.index)]
+            path = self.index.path_of(sample)
             try:
-                with open_image(folder, sample) as file:
-                    return *load_square(file, self.data, crop_at, flip), sample.caption
+                with self.index.open(sample) as file:
+                    return *load_square(file, self.data, crop_at, flip), sample.captions[0]
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
                 if self.data.on_bad_sample == "error":
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
                 print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
-        raise UserError(f"{self.data.images}: not one of {len(self.samples)} images decodes")
+        raise UserError(f"{self.data.images}: not one of {len(self.index)} images decodes")
 
     def _augmentation(self, position: int) -> tuple[tuple[float, float], bool]:
         """Where the square is cut (x and y as fractions of the free room), and whether it is mirrored."""
