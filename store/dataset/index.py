@@ -5,7 +5,6 @@ together, in the order of the sources.
 """
 
 import hashlib
-import io
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from configs.errors import LockstepError
+from store.dataset.image_file import open_image_file
 from store.dataset.sample import Sample, format_sample
 
 _FORMAT = b"1"
@@ -32,6 +32,7 @@ _SCHEMA = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("captions", pa.list_(pa.large_string()), nullable=False),
+        pa.field("stamp", pa.binary(), nullable=False),
     ],
     metadata={b"lockstep": _FORMAT},
 )
@@ -41,6 +42,7 @@ class Index:
     """Made by `open_file` or `from_samples`."""
 
     digest: str  # the identity of the dataset: SHA-256 of its samples' names, captions and lengths
+    version: str  # changes also with the size or the time of any file
     roots: list[Path]  # of each source: the folder that its files are relative to
     source_sizes: list[int]  # samples of each source
 
@@ -52,6 +54,7 @@ class Index:
         last, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         facts = json.loads(metadata[b"facts"])
         self.digest = facts["digest"]
+        self.version = facts["version"]
         self.roots = [Path(root) for root in facts["roots"]]
         self.source_sizes = facts["source_sizes"]
         self._ends = list(accumulate(self.source_sizes))
@@ -85,9 +88,9 @@ class Index:
             raise IndexError(f"sample {number} of {len(self)}")
         batch = self._batches[number // _BATCH_ROWS]
         values = [column[number % _BATCH_ROWS].as_py() for column in batch.columns]
-        name, file, offset, length, width, height, captions = values
+        name, file, offset, length, width, height, captions, stamp = values
         source = bisect_right(self._ends, number)
-        return Sample(source, name, file or name, offset, length, width, height, tuple(captions))
+        return Sample(source, name, file or name, offset, length, width, height, tuple(captions), stamp)
 
     def path_of(self, sample: Sample) -> Path:
         """The file that holds the image."""
@@ -95,15 +98,7 @@ class Index:
 
     def open(self, sample: Sample) -> BinaryIO:
         """The bytes of the image. Raises OSError where they cannot be read."""
-        path = self.path_of(sample)
-        if sample.file == sample.name:  # the file is the image
-            return open(path, "rb")
-        with open(path, "rb") as file:
-            file.seek(sample.offset)
-            content = file.read(sample.length)
-        if len(content) < sample.length:
-            raise OSError(f"{path}: ends within {sample.name}; it was cut off since the index was made")
-        return io.BytesIO(content)
+        return open_image_file(self.roots[sample.source], sample)
 
     @cached_property
     def widths(self) -> NDArray[np.int32]:
@@ -130,7 +125,7 @@ def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) ->
 
 
 def _write_table(sink: pa.NativeFile, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
-    digest = hashlib.sha256()
+    digest, stamps = hashlib.sha256(), hashlib.sha256()
     sizes = [0] * len(roots)
     rows = iter(samples)
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
@@ -139,9 +134,15 @@ def _write_table(sink: pa.NativeFile, samples: Iterable[Sample], roots: Sequence
                 if sample.source and not sizes[sample.source]:
                     digest.update(f'{{"source": {sample.source}}}\n'.encode())
                 digest.update(format_sample(sample).encode())
+                stamps.update(sample.stamp)
                 sizes[sample.source] += 1
             writer.write_batch(_make_batch(chunk))
-        facts = {"digest": digest.hexdigest(), "roots": [str(root) for root in roots], "source_sizes": sizes}
+        facts = {
+            "digest": digest.hexdigest(),
+            "version": hashlib.sha256(digest.digest() + stamps.digest()).hexdigest(),
+            "roots": [str(root) for root in roots],
+            "source_sizes": sizes,
+        }
         writer.write_batch(_make_batch([]), custom_metadata={"facts": json.dumps(facts)})  # known only now
 
 
@@ -154,6 +155,7 @@ def _make_batch(samples: list[Sample]) -> pa.RecordBatch:
         [sample.width for sample in samples],
         [sample.height for sample in samples],
         [sample.captions for sample in samples],
+        [sample.stamp for sample in samples],
     ]
     return pa.RecordBatch.from_arrays(
         [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA

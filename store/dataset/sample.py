@@ -1,7 +1,7 @@
 """A sample as launcher and ranks agree on it, and the line of JSON that it is identified by."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Sample:
     width: int  # upright, in pixels; 0 in runs of earlier versions, which did not look
     height: int
     captions: tuple[str, ...]  # at least one
+    # 16 bytes that change with the size or the time of what it was read from; none in runs of earlier versions
+    stamp: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class BadSample:
 
     name: str  # as `Sample.name`
     problem: str  # one sentence: place, what is wrong, and the cure
+    source: int = 0
+    stamp: bytes = field(default=b"", compare=False)  # as `Sample.stamp`; none of what was found without a look inside
 
 
 def format_sample(sample: Sample) -> str:

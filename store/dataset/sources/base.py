@@ -14,7 +14,9 @@ class Part:
     """What a source reads as one: an image with its captions, a tar shard, a parquet file."""
 
     name: str  # relative to the source's root, unique there
-    stamp: bytes  # of `make_stamp`; as long as it is the same, the part need not be read again
+    stamp: bytes  # of `make_stamp`, unique there; as long as it is the same, the part need not be read again
+    captions: tuple[str, ...] = ()  # where the listing tells them
+    place: str = ""  # the line that lists it
 
 
 class Source(Protocol):

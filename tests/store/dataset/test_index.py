@@ -9,6 +9,7 @@ import pytest
 
 from configs.errors import LockstepError
 from store.dataset import index as index_module
+from store.dataset.image_file import open_image_file
 from store.dataset.index import Index, write_index
 from store.dataset.sample import Sample, format_sample, parse_samples
 
@@ -51,8 +52,21 @@ def test_bytes_are_read_from_files_and_from_within_them(tmp_path: Path) -> None:
     with index.open(SHARD) as file:
         assert file.read() == b"456"
     (tmp_path / "x.tar").write_bytes(b"012345")
-    with pytest.raises(OSError, match=r"x\.tar: ends within x\.tar/c\.jpg"):
-        index.open(SHARD)
+    with index.open(SHARD) as file, pytest.raises(OSError, match=r"ends within x\.tar/c\.jpg"):
+        file.read()
+
+
+def test_a_part_of_a_file_reads_as_a_file_does(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"...." + b"abc" + b"....")
+    (tmp_path / "whole").write_bytes(b"abc")
+    with open_image_file(tmp_path, SHARD) as part, open(tmp_path / "whole", "rb") as whole:
+        for offset, whence in ((0, 0), (1, 0), (-2, 2), (0, 2), (9, 0), (-1, 1), (1, 1)):
+            assert part.seek(offset, whence) == whole.seek(offset, whence)
+            assert part.tell() == whole.tell()
+            assert part.read(2) == whole.read(2)
+        for file in (part, whole):
+            with pytest.raises((ValueError, OSError)):
+                file.seek(-5)
 
 
 def digest(*samples: Sample) -> str:
@@ -78,6 +92,14 @@ def test_the_identity_tells_datasets_apart() -> None:
     ]
     assert len({digest(*samples) for samples in others}) == len(others)
     assert digest(replace(FIRST, width=1)) == digest(FIRST), "earlier versions did not look"
+
+
+def test_a_file_that_was_written_again_is_another_version_of_the_same_dataset() -> None:
+    before, after = (Index.from_samples([replace(FIRST, stamp=stamp), SECOND], ROOTS) for stamp in (b"1", b"2"))
+    assert before.digest == after.digest
+    assert before.version != after.version
+    assert after[0].stamp == b"2"
+    assert before.version != Index.from_samples([replace(FIRST, stamp=b"1")], ROOTS).version
 
 
 def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
