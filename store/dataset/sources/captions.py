@@ -1,20 +1,22 @@
 """What a source holds for a caption, as the captions of a sample."""
 
+from store.dataset.bad_samples import BadSampleError
+
 CAPTION_KEYS = ("text", "caption")  # where captions are looked for, if the config names no other place
 
 
 def read_captions(value: object) -> tuple[str, ...]:
-    """The captions that `value` is: a text, or a list of them. Raises ValueError, which says what it is instead."""
+    """The captions that `value` is: a text, or a list of them. Raises BadSampleError, which says what it is instead."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
-        raise ValueError(f"its caption is {_describe(value)}, not text")
+        raise BadSampleError(f"its caption is {_describe(value)}, not text")
     if not texts:
-        raise ValueError("its list of captions is empty")
+        raise BadSampleError("its list of captions is empty")
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"one of its captions is {_describe(text)}, not text")
+            raise BadSampleError(f"one of its captions is {_describe(text)}, not text")
         if not is_unicode(text):
-            raise ValueError("its caption holds half a character (a lone surrogate); write it anew")
+            raise BadSampleError("its caption holds half a character (a lone surrogate); write it anew")
     return tuple(texts)
 
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 from configs.errors import UserError
+from store.dataset.bad_samples import describe_unreadable, format_path
+from store.dataset.sources.walk import walk_folder
 
 
 def find_files(key: str, place: str, suffixes: tuple[str, ...]) -> tuple[Path, list[str]]:
@@ -17,7 +19,7 @@ def find_files(key: str, place: str, suffixes: tuple[str, ...]) -> tuple[Path, l
     if os.path.isfile(path):
         return path.parent, [path.name]
     if os.path.isdir(path):
-        root, names = path, _walk(path, suffixes)
+        root, names = path, [name for name in walk_folder(path).others if name.endswith(suffixes)]
         what = f"holds no {suffixes[0]} file"
     else:
         root, pattern = _split_pattern(path)
@@ -25,36 +27,10 @@ def find_files(key: str, place: str, suffixes: tuple[str, ...]) -> tuple[Path, l
         names = [name for name in found if os.path.isfile(root / name)]
         what = "no such file or folder" if len(pattern.parts) == 0 else "no file fits this pattern"
     if not names:
-        raise UserError(f"{show_path(place)}: {what}; {key} names a {suffixes[0]} file, a folder of them, or a pattern")
+        raise UserError(
+            f"{format_path(place)}: {what}; {key} names a {suffixes[0]} file, a folder of them, or a pattern"
+        )
     return root, sorted(names)
-
-
-def show_path(path: str | Path) -> str:
-    """As text that any terminal and log takes, also where the name is not UTF-8."""
-    return str(path).encode(errors="backslashreplace").decode()
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Linked folders are followed, each once."""
-    names: list[str] = []
-    seen: set[str] = set()
-    for directory, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        if os.path.realpath(directory) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(directory))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(directory, folder)
-        visible = [name for name in files if name.endswith(suffixes) and not name.startswith(".")]
-        names += [os.path.normpath(os.path.join(below, name)) for name in visible]
-    return names
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(
-        f"{show_path(error.filename)}: cannot be listed ({error.strerror}), so nobody knows which samples it holds; "
-        "make it readable"
-    )
 
 
 def _split_pattern(path: Path) -> tuple[Path, Path]:
@@ -75,4 +51,4 @@ def stat_file(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise UserError(f"{show_path(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(describe_unreadable(path, error)) from None

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from configs.errors import UserError
+from store.dataset.bad_samples import BadSampleError, describe_unreadable, format_path
 from store.dataset.sample import BadSample, Sample
 from store.dataset.sources.base import Part, make_stamp
 from store.dataset.sources.captions import CAPTION_KEYS, is_unicode, read_captions
-from store.dataset.sources.places import find_files, show_path, stat_file
+from store.dataset.sources.places import find_files, stat_file
+from store.dataset.sources.walk import IMAGE_SUFFIXES
 
 # Compressed ones are found, too, so that they are refused and not left out.
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-_IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _LONGEST_TEXT = 2**20  # bytes of a caption's member
 _AGAIN = "fetch or write it again"
@@ -62,26 +63,27 @@ class TarShards:
                 for _, members in groupby(_list_members(file, path), key=lambda member: member.key):
                     yield self._make_sample(file, part.name, list(members))
         except OSError as error:
-            raise UserError(f"{show_path(path)}: cannot be read ({error.strerror})") from None
+            raise UserError(describe_unreadable(path, error)) from None
 
-    def list_watched(self) -> list[Path]:
-        return [self.root, *(self.root / name for name in self._names)]
+    def list_watched(self) -> dict[Path, int]:
+        paths = [self.root, *(self.root / name for name in self._names)]
+        return {path: stat_file(path).st_mtime_ns for path in paths}
 
     def _make_sample(self, file: BinaryIO, shard: str, members: list[_Member]) -> Sample | BadSample:
         by_kind = {member.kind: member for member in members}
-        images = [by_kind[kind] for kind in _IMAGES if kind in by_kind]
+        images = [member for member in members if f".{member.kind}" in IMAGE_SUFFIXES]
         name = f"{shard}/{images[0].path if images else members[0].key}"
         try:
             if len(images) != 1 or len(by_kind) < len(members):
                 kinds = ", ".join(f".{member.kind}" for member in members)
-                raise ValueError(
-                    f"its members are {show_path(kinds)}; a sample has one image, and one member of a kind"
+                raise BadSampleError(
+                    f"its members are {format_path(kinds)}; a sample has one image, and one member of a kind"
                 )
             if not is_unicode(name):
-                raise ValueError("its name is not UTF-8; rename it")
+                raise BadSampleError("its name is not UTF-8; rename it")
             captions = self._read_captions(file, by_kind)
-        except ValueError as error:
-            return BadSample(show_path(name), f"{show_path(self.root / name)}: {error}")
+        except BadSampleError as error:
+            return BadSample(format_path(name), f"{format_path(self.root / name)}: {error}")
         [image] = images
         return Sample(0, name, shard, image.offset, image.length, 0, 0, captions)
 
@@ -90,28 +92,28 @@ class TarShards:
             return read_captions(_read_text(file, by_kind["txt"]).strip())
         if "json" not in by_kind:
             wanted = f"a .json with {self.caption}" if self.caption else "a .txt, or a .json with text"
-            raise ValueError(f"has no caption; its members lack {wanted}")
+            raise BadSampleError(f"has no caption; its members lack {wanted}")
         try:
             record = json.loads(_read_text(file, by_kind["json"]))
         except RecursionError:
             record = None
         except ValueError as error:
-            raise ValueError(f"its .json is none ({error})") from None
+            raise BadSampleError(f"its .json is none ({error})") from None
         keys = (self.caption,) if self.caption else CAPTION_KEYS
         found = [key for key in keys if isinstance(record, dict) and key in record]
         if not found:
-            raise ValueError(f"its .json has no {' and no '.join(keys)}; name another key with caption")
+            raise BadSampleError(f"its .json has no {' and no '.join(keys)}; name another key with caption")
         return read_captions(record[found[0]])
 
 
 def _read_text(file: BinaryIO, member: _Member) -> str:
     if member.length > _LONGEST_TEXT:
-        raise ValueError(f"its .{member.kind} has {member.length:,} bytes, too many for a caption")
+        raise BadSampleError(f"its .{member.kind} has {member.length:,} bytes, too many for a caption")
     file.seek(member.offset)
     try:
         return file.read(member.length).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"its .{member.kind} is not UTF-8; save it as UTF-8") from None
+        raise BadSampleError(f"its .{member.kind} is not UTF-8; save it as UTF-8") from None
 
 
 def _list_members(file: BinaryIO, path: Path) -> Iterator[_Member]:
@@ -120,11 +122,11 @@ def _list_members(file: BinaryIO, path: Path) -> Iterator[_Member]:
     for info in _list_headers(file, path):
         if info.offset_data + info.size > size:
             raise UserError(
-                f"{show_path(path)}: ends within {show_path(info.name)}, at byte {size:,}; it was cut off, {_AGAIN}"
+                f"{format_path(path)}: ends within {format_path(info.name)}, at byte {size:,}; it was cut off, {_AGAIN}"
             )
         if info.issparse():
             raise UserError(
-                f"{show_path(path)}: holds {show_path(info.name)} in pieces (a sparse file); write it without --sparse"
+                f"{format_path(path)}: holds {format_path(info.name)} in pieces (sparse); write it without --sparse"
             )
         match = _MEMBER.fullmatch(info.name)
         if match and info.isreg():
@@ -149,7 +151,7 @@ def _list_headers(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
         _check_end(file, path)
     except tarfile.TarError as error:
         raise UserError(
-            f"{show_path(path)}: has no whole header at byte {place:,} ({error}); it was damaged or cut off, {_AGAIN}"
+            f"{format_path(path)}: has no whole header at byte {place:,} ({error}); it was damaged or cut off, {_AGAIN}"
         ) from None
 
 
@@ -159,7 +161,7 @@ def _check_end(file: BinaryIO, path: Path) -> None:
     while chunk := file.read(2**20):
         if chunk.count(0) < len(chunk):
             raise UserError(
-                f"{show_path(path)}: goes on after its end at byte {place:,}, as tars do that were joined by cat; "
+                f"{format_path(path)}: goes on after its end at byte {place:,}, as tars do that were joined by cat; "
                 "join them with tar --concatenate, or keep them apart"
             )
 
@@ -169,6 +171,6 @@ def _refuse_compressed(file: BinaryIO, path: Path) -> None:
     for magic, command in _COMPRESSED.items():
         if start.startswith(magic):
             raise UserError(
-                f"{show_path(path)}: is compressed, so that no image can be read without all before it; images are "
+                f"{format_path(path)}: is compressed, so that no image can be read without all before it; images are "
                 f"compressed by themselves, so unpack it with {command}"
             )
