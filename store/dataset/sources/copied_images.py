@@ -151,7 +151,7 @@ def _last_byte(table: pa.Table) -> int:
 
 def _remove_abandoned(folder: Path) -> None:
     """What writers that were killed have left."""
-    for path in folder.glob(".*.images.*"):
+    for path in folder.glob(".*"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink()
