@@ -104,3 +104,21 @@ MicroBatch = Annotated[
     PlainValidator(parse_micro_batch),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
 ]
+
+
+def _check_colour(value: Any) -> Any:
+    if isinstance(value, str) and value != "white" and not _is_opaque_colour(value):
+        raise ValueError('must be a colour that hides what is behind it, by its name or as "#rrggbb" in quotes')
+    return value
+
+
+def _is_opaque_colour(text: str) -> bool:
+    from PIL import ImageColor  # takes as long to import as the rest of a short command
+
+    try:
+        return len(ImageColor.getrgb(text)) == 3
+    except ValueError:
+        return False
+
+
+Colour = Annotated[str, BeforeValidator(_check_colour)]  # as Pillow's ImageColor reads it

@@ -8,8 +8,9 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
+from store.dataset.build import build_index
 from store.dataset.index import Index, write_index
-from store.dataset.listing import index_folder
+from store.dataset.sources.image_folder import ImageFolder
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
 
@@ -29,7 +30,7 @@ def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
     }
     run = RunDir(folder)
     write_atomic(run.config_path, dump_config(RunConfig(**(settings | changes))))
-    write_index(run.dataset_path, index_folder(images), [images])
+    write_index(run.dataset_path, build_index([ImageFolder(images)], None).index, [images])
     return run
 
 

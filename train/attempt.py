@@ -112,7 +112,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
 
 def _open_index(context: RankContext) -> Index:
     """Raises LockstepError where it is not the one that the attempt was planned with."""
-    index = open_run_index(context.run, Path(context.config.data.listed_sources[0].place))
+    index = open_run_index(context.run, context.config)
     if index.digest != context.plan.dataset_digest:
         raise LockstepError(f"{context.run.dataset_path}: is not the dataset this attempt was planned with")
     return index

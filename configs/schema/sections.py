@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from configs.scalars import NodeRange, Nodes, TimeLimit
+from configs.scalars import Colour, NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.sources import SourceConfig
 
@@ -23,7 +23,7 @@ class DataConfig(Section):
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
-        "relative to the config file; linked folders are followed, transparent parts shown on white",
+        "relative to the config file; linked folders are followed",
         json_schema_extra=RUN,
     )
     sources: list[SourceConfig] | None = Field(
@@ -41,6 +41,12 @@ class DataConfig(Section):
         "center", description="which square is taken after the short side is resized", json_schema_extra=RUN
     )
     flip: bool = Field(False, description="mirror half of the samples left to right", json_schema_extra=RUN)
+    background: Colour = Field(
+        "white",
+        examples=["grey"],
+        description='colour that transparent parts of images are shown on: a name, or "#rrggbb" in quotes',
+        json_schema_extra=RUN,
+    )
     caption_dropout: float = Field(
         0.1,
         ge=0,
@@ -48,10 +54,40 @@ class DataConfig(Section):
         description="share of samples trained with the empty caption, for classifier-free guidance",
         json_schema_extra=RUN,
     )
+    caption_tokens: Literal[75, 150, 225] = Field(
+        75,
+        description="tokens of a caption that are read, the rest is cut off; every 75 are a chunk that the text "
+        "encoder reads by itself, and the UNet is told the states of all chunks, also of captions that fill fewer",
+        json_schema_extra=RUN,
+    )
+    tag_shuffle: bool = Field(
+        False,
+        description="captions are tags with commas between, and their order is drawn for every sample",
+        json_schema_extra=RUN,
+    )
+    tag_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="captions are tags with commas between, and this share of them is left out, drawn for every sample",
+        json_schema_extra=RUN,
+    )
+    keep_tags: int = Field(
+        0,
+        ge=0,
+        description="first tags of a caption that tag_shuffle and tag_dropout leave in place",
+        json_schema_extra=RUN,
+    )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error",
         description="an image that is missing or does not decode: stop (error), or leave it out and name it (skip); "
         "a folder that cannot be listed always stops: nobody knows what would be left out",
+        json_schema_extra=RESULT,
+    )
+    check: Literal["headers", "full"] = Field(
+        "headers",
+        description="how the index looks at an image that is new: reads its header, or decodes it whole (full), which "
+        "reads every byte and finds all that is damaged before anything is queued",
         json_schema_extra=RESULT,
     )
     cache: Annotated[
@@ -81,6 +117,11 @@ class DataConfig(Section):
         f"the rank's CPUs but one, at most {MOST_WORKERS}",
         json_schema_extra=COST,
     )
+
+    @property
+    def caption_chunks(self) -> int:
+        """How many times the text encoder reads for one caption."""
+        return self.caption_tokens // 75
 
     @property
     def listed_sources(self) -> list[SourceConfig]:

@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
 from configs.pipelines import (
     KNOWN_MODELS,
     check_model_folder,
@@ -27,10 +26,11 @@ from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
+from launcher.dataset import plan_dataset
 from launcher.format import format_count, format_rate
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
-from store.dataset.listing import list_samples, select_samples
+from store.dataset.bad_samples import check_bad_samples
 from store.run.run_dir import RunDir
 from store.run.submission import plan_batch, settle_run_precision
 
@@ -80,8 +80,8 @@ class PlanRequest:
 
 
 def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None = None) -> RunPlan:
-    """Work the run out, for `backend` or the one that its command names. Reads the dataset's listing and the headers of
-    the model's files, and writes nothing.
+    """Work the run out, for `backend` or the one that its command names. Reads the dataset's index and the headers of
+    the model's files, and writes nothing but that index, where there is none yet.
 
     Raises UserError where the model cannot be trained, the batch does not divide, the data or the model folder is not
     there, or what is left open cannot be settled.
@@ -156,17 +156,16 @@ def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[s
     """The dataset's size, and a note about the samples that are left out of it."""
     if request.samples is not None:
         return request.samples, []
-    folder = Path(config.data.listed_sources[0].place)
-    if not folder.is_dir():
-        raise UserError(
-            f"data.images: {folder}: no such folder; correct it, or pass --samples N to plan before the data is there"
-        )
-    listing = list_samples(folder)
-    samples = select_samples(config.data, listing)
-    if not listing.problems:
-        return len(samples), []
-    skipped = format_count(len(listing.problems), "bad sample")
-    return len(samples), [f"{skipped} will be skipped; the first: {listing.problems[0]}"]
+    for source in config.data.listed_sources:
+        if source.kind == "images" and not Path(source.place).is_dir():
+            cure = "correct it, or pass --samples N to plan before the data is there"
+            raise UserError(f"data.images: {source.place}: no such folder; {cure}")
+    kept = plan_dataset(config)
+    check_bad_samples(config.data, kept.bad_samples, len(kept.index))
+    if not kept.bad_samples:
+        return len(kept.index), []
+    skipped = format_count(len(kept.bad_samples), "bad sample")
+    return len(kept.index), [f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}"]
 
 
 def _steps_to_show(config: RunConfig, total: int) -> list[int]:

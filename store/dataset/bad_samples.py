@@ -22,7 +22,7 @@ class BadSampleError(Exception):
     """What is wrong with a sample, in one sentence."""
 
 
-def check_machine(path: Path, error: Exception) -> None:
+def check_machine(path: str | Path, error: Exception) -> None:
     """Whether a sample is bad must not depend on who reads it, and when: raises LockstepError where `error`, of reading
     `path`, tells of this machine, so that another one, or this one later, may read the file."""
     if isinstance(error, MemoryError):
@@ -43,7 +43,10 @@ def check_bad_samples(data: DataConfig, bad_samples: list[BadSample], good: int)
             lines.append(f"and {count - SHOWN} more")
         cure = "fix or remove them, or write data.on_bad_sample: skip"
         raise UserError("\n".join([*lines, f"{count} bad samples in {_list_places(data)}; {cure}"]))
-    if count and not good:
+    if not good and not count:
+        cure = "put images with metadata.jsonl, or with one .txt each, there"
+        raise UserError(f"{_list_places(data)}: the dataset is empty; {cure}")
+    if not good:
         first = bad_samples[0].problem
         raise UserError(f"{_list_places(data)}: every sample is bad, so the dataset is empty; first: {first}")
 

@@ -17,7 +17,8 @@ from transformers import CLIPTextModel
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.learning_rate import compute_learning_rate
-from store.dataset.listing import index_folder
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from tests.engines import build_engine
 from tests.gather import gather
 from train import process_group
@@ -51,7 +52,7 @@ def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[fl
                 mean, log_variance = moments.chunk(2, dim=1)
                 sigma = torch.exp(0.5 * log_variance.clamp(-30, 20))
                 x = (mean + sigma * batch["posterior"]) * vae.config.scaling_factor
-                text = text_encoder(batch["tokens"]).last_hidden_state
+                text = text_encoder(batch["tokens"].flatten(0, 1)).last_hidden_state
             a = alpha_bar[batch["timestep"]].sqrt()[:, None, None, None]
             s = (1 - alpha_bar[batch["timestep"]]).sqrt()[:, None, None, None]
             predicted = unet(a * x + s * batch["noise"], batch["timestep"], text).sample
@@ -97,7 +98,13 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     world = process_group.init_process_group(1)
     model = load_model(config, Path(folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    stream = Stream(config, index_folder(Path(images)), model.inputs, model.latent_shape(32), objective.timestep)
+    stream = Stream(
+        config,
+        build_index([ImageFolder(Path(images))], None).index,
+        model.inputs,
+        model.latent_shape(32),
+        objective.timestep,
+    )
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn, weighting)
 

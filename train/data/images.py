@@ -7,14 +7,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from configs.schema import DataConfig
+from store.dataset.headers import open_header
+from train.data.colours import flatten_colours
 
 LANCZOS = Image.Resampling.LANCZOS
 REACH = 3  # pixels to either side that a Lanczos filter makes one pixel of; as many times more as it shrinks
-WIDEST = 65535  # the white of 16 bits
-TO_8_BITS = [round(value * 255 / WIDEST) for value in range(WIDEST + 1)]
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,27 @@ def load_square(
 ) -> tuple[NDArray[np.uint8], Crop]:
     """The image as RGB, uint8, (3, resolution, resolution), and what it shows.
 
-    EXIF orientation is applied, transparency shown on white, the short side resized to the resolution, a square cut at
-    `crop_at` (x and y as fractions of the free room; 0.5, 0.5 is the centre), then mirrored if `flip`. Raises OSError
-    where the file cannot be read, and nearly anything, as Pillow does, where it does not decode; ValueError where
-    nobody can say which of its numbers is white.
+    Of several frames it is the first. EXIF orientation is applied, transparency shown on the background, the short side
+    resized to the resolution, a square cut at `crop_at` (x and y as fractions of the free room; 0.5, 0.5 is the
+    centre), then mirrored if `flip`. Raises what `open_header` and `flatten_colours` do, and nearly anything, as Pillow
+    does, where it does not decode.
     """
     side = data.resolution
-    with _open(file) as opened:
-        width, height = opened.size
-        opened.draft("RGB", (side, side))  # a JPEG decodes at the smallest scale that is still large enough
-        as_stored = opened.size
-        upright = ImageOps.exif_transpose(opened)
-        original = (height, width) if upright.size == as_stored else (width, height)
-        image = _on_white(_in_8_bits(upright))
+    image, original = _read(file, data)
     square, corner = _square(image, side, crop_at)
     pixels = np.asarray(square)
     if flip:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
+
+
+def describe_crop(width: int, height: int, side: int, crop_at: tuple[float, float]) -> Crop:
+    """What `load_square` says that it shows, of an upright image of so many pixels."""
+    x, y = (
+        _span(length, min(width, height), side, at) if length else None
+        for length, at in zip((width, height), crop_at, strict=True)
+    )
+    return Crop((height, width), (y.start, x.start) if x and y else (0, 0))  # earlier versions' lists hold no sizes
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
@@ -59,48 +62,16 @@ def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().div_(torch.full((), 127.5, device=pixels.device)).sub_(1.0)
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError:  # Pillow's sentence names the open file, not its path
-        raise ValueError("it is no image, or of a format that Pillow does not know") from None
-
-
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Grey in 16 bits or in floats of 0 to 1 as grey in 8 bits; Pillow's own conversion turns it white or black."""
-    if image.mode == "F":
-        values = np.asarray(image)
-        _check_range(float(values.min()), float(values.max()), 1)
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    wide = image.convert("I")
-    values = np.asarray(wide)
-    _check_range(int(values.min()), int(values.max()), WIDEST)
-    grey = wide.point(TO_8_BITS, "L")
-    transparent = grey.info.pop("transparency", None)
-    if transparent is not None:
-        grey.putalpha(wide.point([0 if value == transparent else 255 for value in range(WIDEST + 1)], "L"))
-    return grey
-
-
-def _check_range(low: float, high: float, white: int) -> None:
-    if not (low >= 0 and high <= white):  # so that nan is refused, too
-        raise ValueError(
-            f"its values reach from {low:g} to {high:g}, and what is white is known of 0 to {white} only; "
-            "save it with 8 bits per channel"
-        )
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """RGB without transparency, under which a file may hold any colour."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    colour = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:  # and Pillow keeps 8 of them
-        raise ValueError("it tells its transparent colour in 16 bits; save it with an alpha channel")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def _read(file: BinaryIO, data: DataConfig) -> tuple[Image.Image, tuple[int, int]]:
+    """The upright image as RGB, and its height and width, which the image itself may have fewer of: a JPEG decodes at
+    the smallest scale that is still large enough."""
+    with open_header(file) as image:
+        width, height = image.size
+        image.draft("RGB", (data.resolution, data.resolution))
+        stored = image.size
+        ImageOps.exif_transpose(image, in_place=True)
+        original = (height, width) if image.size == stored else (width, height)
+        return flatten_colours(image, data.background), original
 
 
 def _square(image: Image.Image, side: int, crop_at: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:

@@ -19,6 +19,9 @@ class Purpose(IntEnum):
     POSTERIOR = 4
     NOISE = 5
     TIMESTEP = 6
+    CAPTION_CHOICE = 7
+    TAG_SHUFFLE = 8
+    TAG_DROPOUT = 9
 
 
 def make_generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:

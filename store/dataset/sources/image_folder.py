@@ -27,16 +27,15 @@ class ImageFolder:
         self.root = root
         self.identity = f"images {root} {caption or ''}"
         self._caption = caption
-        self._watched: list[Path] = []
+        self._watched: dict[Path, int] = {}
 
     def list_parts(self) -> Iterator[Part | BadSample]:
-        if not os.path.isdir(self.root):
-            raise UserError(f"{self.root}: no such folder; data.images names the folder of images")
+        _check_folder(self.root)
         metadata = next((self.root / name for name in METADATA_NAMES if os.path.isfile(self.root / name)), None)
         if metadata is None:
             yield from self._list_pairs()
             return
-        self._watched = [metadata]
+        self._watched = {metadata: os.stat(metadata).st_mtime_ns}
         yield from self._list_records(metadata)
 
     def read_part(self, part: Part) -> Iterator[Sample | BadSample]:
@@ -45,13 +44,13 @@ class ImageFolder:
             captions = part.captions or (_read_caption(path.with_suffix(".txt")),)
             if not all(map(_is_unicode, captions)):
                 raise BadSampleError(f"{path}: its caption holds half a character (a lone surrogate); write it anew")
-            yield Sample(0, part.name, part.name, 0, _stat_file(path).st_size, 0, 0, captions)
+            yield Sample(0, part.name, part.name, 0, _stat_file(str(path)).st_size, 0, 0, captions)
         except FileNotFoundError as error:  # gone since it was listed
             yield BadSample(part.name, f"{format_path(str(error.filename))}: is missing")
         except BadSampleError as problem:
             yield BadSample(part.name, f"{part.place}: {problem}" if part.place else str(problem))
 
-    def list_watched(self) -> list[Path]:
+    def list_watched(self) -> dict[Path, int]:
         return self._watched
 
     def _list_records(self, metadata: Path) -> Iterator[Part | BadSample]:
@@ -64,15 +63,20 @@ class ImageFolder:
 
         def look_at(item: tuple[ImageRecord, int]) -> Part | BadSample:
             record, occurrence = item
-            path = self.root / record.image
+            path = f"{self.root}/{record.image}"
             try:
                 _check_name(path, record.image)
-                facts = (*_identify_file(path), *record.captions, occurrence)
+                size, time = _identify_file(path)
             except FileNotFoundError:
                 return BadSample(record.image, f"{record.place}: {record.image} is missing from {self.root}")
             except BadSampleError as problem:
                 return BadSample(record.image, f"{record.place}: {problem}")
-            return Part(record.image, make_stamp(record.image, *facts), record.captions, record.place)
+            return Part(
+                record.image,
+                make_stamp(record.image, size, time, *record.captions, occurrence),
+                record.captions,
+                record.place,
+            )
 
         return map_in_threads(look_at, numbered)
 
@@ -91,8 +95,8 @@ class ImageFolder:
             if caption not in content.captions:
                 return BadSample(image, self._describe_uncaptioned(image, others.get(_stem(image), [])))
             try:
-                _check_name(self.root / image, image)
-                facts = (*_identify_file(self.root / image), *_identify_file(self.root / caption))
+                _check_name(f"{self.root}/{image}", image)
+                facts = (*_identify_file(f"{self.root}/{image}"), *_identify_file(f"{self.root}/{caption}"))
             except FileNotFoundError as error:  # gone since it was listed
                 return BadSample(image, f"{format_path(str(error.filename))}: is missing")
             except BadSampleError as problem:
@@ -116,6 +120,17 @@ class ImageFolder:
         return f"{format_path(self.root / image)}: has no caption; {cure}"
 
 
+def _check_folder(root: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(os.stat(root).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = False
+    except (OSError, ValueError) as error:
+        raise UserError(describe_unreadable(root, error)) from None
+    if not is_folder:
+        raise UserError(f"{format_path(root)}: no such folder; data.images names the folder of images")
+
+
 def _check_metadata(root: Path, content: FolderContent) -> None:
     """Raises UserError for a list of captions that would be passed over while images lack theirs."""
     lists = sorted(name for name in content.others if PurePosixPath(name).stem == "metadata")
@@ -136,7 +151,7 @@ def _check_inside(record: ImageRecord, root: Path) -> None:
         raise UserError(f"{record.place}: {record.image} lies outside of {root}; {cure}")
 
 
-def _check_name(path: Path, name: str) -> None:
+def _check_name(path: str, name: str) -> None:
     if not _is_unicode(name):
         raise BadSampleError(f"{format_path(path)}: its name is not UTF-8; rename it")
 
@@ -151,7 +166,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _read_caption(path: Path) -> str:
-    _stat_file(path)  # a pipe would be waited on for ever
+    _stat_file(str(path))  # a pipe would be waited on for ever
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -163,18 +178,18 @@ def _read_caption(path: Path) -> str:
         raise BadSampleError(describe_unreadable(path, error)) from None
 
 
-def _identify_file(path: Path) -> tuple[int, int]:
+def _identify_file(path: str) -> tuple[int, int]:
     """Its size in bytes and its time in ns. Raises as `_stat_file`."""
     found = _stat_file(path)
     return found.st_size, found.st_mtime_ns
 
 
-def _stat_file(path: Path) -> os.stat_result:
+def _stat_file(path: str) -> os.stat_result:
     """Raises BadSampleError for what is no file that can be read, FileNotFoundError where nothing is there."""
     try:
         found = os.stat(path)
     except FileNotFoundError as error:
-        if not path.is_symlink():
+        if not os.path.islink(path):
             raise
         raise BadSampleError(describe_unreadable(path, error)) from None
     except PermissionError as error:

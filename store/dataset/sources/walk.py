@@ -12,12 +12,12 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass
 class FolderContent:
-    """Paths relative to the folder, with / between their parts; `folders` are as they are opened."""
+    """Paths relative to the folder, with / between their parts; `folders` as they are opened, with st_mtime_ns."""
 
     images: list[str] = field(default_factory=list)
     captions: set[str] = field(default_factory=set)
     others: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
+    folders: dict[Path, int] = field(default_factory=dict)
 
 
 def walk_folder(root: Path) -> FolderContent:
@@ -42,7 +42,7 @@ def walk_folder(root: Path) -> FolderContent:
         identity = (found.st_dev, found.st_ino)
         if identity in above:  # a link that leads back here: what it holds is listed already
             continue
-        content.folders.append(directory)
+        content.folders[directory] = found.st_mtime_ns
         for entry in visible:
             name = prefix + entry.name
             if _is_folder(entry):

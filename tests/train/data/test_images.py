@@ -1,5 +1,6 @@
 """What a training square shows: nothing hidden, nothing clipped, and no more memory than the square needs."""
 
+import struct
 import subprocess
 import sys
 import zlib
@@ -11,15 +12,18 @@ import torch
 from PIL import Image
 
 from configs.schema import DataConfig
+from store.dataset.headers import open_header, read_upright_size
+from train.data import colours
+from train.data.colours import flatten_colours
 from train.data.images import Crop, load_square, scale_pixels
 
 WHITE = [255, 255, 255]
 
 
-def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5), **data: str) -> np.ndarray:
     """The square's pixels as they are displayed: (side, side, 3) of 0 … 255."""
     with open(path, "rb") as file:
-        square, _ = load_square(file, DataConfig(images="x", resolution=side), crop_at, False)
+        square, _ = load_square(file, DataConfig(images="x", resolution=side, **data), crop_at, False)
     return square.transpose(1, 2, 0).astype(int)
 
 
@@ -101,6 +105,87 @@ def test_transparency_is_white(tmp_path: Path, mode: str) -> None:
     shown = levels(transparent(mode, tmp_path / "image.png"))
     assert (shown[:, :4] == 0).all()
     assert (shown[:, 4:] == WHITE).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "P", "PA"])
+@pytest.mark.parametrize(("background", "shown"), [("black", 0), ("#808080", 128)])
+def test_transparency_is_the_background(tmp_path: Path, mode: str, background: str, shown: int) -> None:
+    pixels = levels(transparent(mode, tmp_path / "image.png"), background=background)
+    assert (pixels[:, 4:] == shown).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "F", "I;16", "CMYK"])
+def test_a_large_image_is_converted_in_bands_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is that of the file's own pixels and of those that are shown, whatever lies between."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    if mode in ("F", "I;16"):
+        image = Image.fromarray(noise[..., 0] / np.float32(255) if mode == "F" else noise[..., 0].astype(np.uint16))
+    image = image.convert("RGB").convert(mode) if mode in ("P", "CMYK") else image
+    assert image.mode == mode
+    if mode == "P":
+        image.info["transparency"] = bytes(range(256))
+    at_once = np.asarray(flatten_colours(image, "red"))
+    monkeypatch.setattr(colours, "BAND", 50)
+    assert (np.asarray(flatten_colours(image, "red")) == at_once).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "shown", "suffix"),
+    [
+        ("LAB", (138, 209, 198), (255, 0, 0), "tif"),  # L* = 54, a* = 81, b* = 70
+        ("YCbCr", (76, 85, 255), (254, 0, 0), "jpg"),
+        ("HSV", (0, 255, 255), (255, 0, 0), None),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0), "tif"),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0), "jpg"),
+    ],
+)
+def test_colours_told_in_another_way_are_the_same_colours(
+    tmp_path: Path, mode: str, pixel: tuple[int, ...], shown: tuple[int, ...], suffix: str | None
+) -> None:
+    image = Image.new(mode, (8, 8), pixel)
+    if suffix is None:  # no file holds it, and some of Pillow's readers may come to answer it
+        found = np.asarray(flatten_colours(image, "white")).astype(int)
+    else:
+        found = levels(saved(image, tmp_path / f"image.{suffix}"))
+    assert np.abs(found[4, 4] - shown).max() <= 5
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_several_frames_the_first_is_shown(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = saved(frames[0], tmp_path / f"two.{suffix}", save_all=True, append_images=frames[1:])
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+    assert np.abs(levels(path) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(9500, 9500), (20_000, 10_000)])
+def test_an_image_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Also those of which Pillow only warns: 200 bytes of them fill a rank's memory."""
+    header = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    (tmp_path / "bomb.png").write_bytes(header + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=r"^it has more than 89,478,485 pixels, .*; make it smaller$"):
+        levels(tmp_path / "bomb.png")
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    """Pillow goes by what is in a file: it would start Ghostscript on one that is called a picture."""
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match="it is PostScript, which is a program and no picture; save it as PNG"):
+        levels(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_header_tells_the_upright_size(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(Image.new("RGB", (80, 40)), tmp_path / f"a.{suffix}", exif=exif)
+    with open(path, "rb") as file:
+        width, height = read_upright_size(open_header(file))
+    assert (height, width) == crop_of(path, 8, (0.5, 0.5)).original
+    assert ((width, height) == (80, 40)) == (orientation in (1, 3))
 
 
 def test_what_is_half_transparent_is_half_white(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from store.dataset.listing import index_folder
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from train.data.images import Crop, load_square
 from train.data.order import Order
 from train.data.stream import Stream, list_positions, micro_batches
@@ -32,7 +33,7 @@ def timestep(u: float) -> int:
 def stream(folder: Path, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="s", model="m", data=settings, seed=3)
-    return Stream(config, index_folder(folder), letters, LatentShape(4, 8), timestep)
+    return Stream(config, build_index([ImageFolder(folder)], None).index, letters, LatentShape(4, 8), timestep)
 
 
 def caption(item: dict) -> str:

@@ -53,7 +53,7 @@ def test_the_two_differ_as_stable_diffusion_1_and_2_do(pipeline_folder: Path, pi
     )
     assert one.condition({"tokens": one.inputs("", CROP)["tokens"][None]})["encoder_hidden_states"].shape == (1, 77, 64)
     assert two.condition({"tokens": two.inputs("", CROP)["tokens"][None]})["encoder_hidden_states"].shape == (1, 77, 96)
-    assert one.inputs("", CROP)["tokens"][-1] != two.inputs("", CROP)["tokens"][-1], "what pads a caption"
+    assert one.inputs("", CROP)["tokens"][0, -1] != two.inputs("", CROP)["tokens"][0, -1], "what pads a caption"
 
 
 @pytest.mark.parametrize("caption", [CAPTION, "", "many words " * 60])
