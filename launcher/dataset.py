@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import RunConfig
+from launcher.hub import resolve_source
 from store.dataset.build import build_index
 from store.dataset.kept_index import KeptIndex, is_index_current, name_index_folder, open_newest_index
 from store.dataset.sources import make_source
@@ -25,23 +26,24 @@ def index_dataset(config: RunConfig) -> KeptIndex:
 
     Raises UserError where a source cannot be listed, or the cache folder cannot be written.
     """
-    sources, folder = _find_folder(config)
+    sources, folder = _find_folder(config, fetch=True)
     return _build(config, sources, folder)
 
 
 def plan_dataset(config: RunConfig) -> KeptIndex:
     """As `index_dataset`, less exact and quicker where there is an index: an image that was written over since is not
     noticed. Writes nothing where the folder of runs has no folder to be in, as for another machine's config."""
-    sources, folder = _find_folder(config)
+    sources, folder = _find_folder(config, fetch=False)
     kept = open_newest_index(folder)
     if kept is not None and is_index_current(kept):
         return kept
     return _build(config, sources, folder if _may_write(config.cache_folder) else None)
 
 
-def _find_folder(config: RunConfig) -> tuple[list[Source], Path]:
-    """The sources, and where their indexes are kept."""
-    sources = [make_source(source, config.cache_folder) for source in config.data.listed_sources]
+def _find_folder(config: RunConfig, *, fetch: bool) -> tuple[list[Source], Path]:
+    """The sources, and where their indexes are kept. fetch: from the hub, where it has newer ones."""
+    resolved = [resolve_source(source, fetch=fetch) for source in config.data.listed_sources]
+    sources = [make_source(source, config.cache_folder) for source in resolved]
     identities = [source.identity for source in sources]
     return sources, name_index_folder(config.cache_folder, *identities, config.data.check)
 
