@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from configs.pipelines import (
     KNOWN_MODELS,
     check_model_folder,
