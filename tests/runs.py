@@ -10,7 +10,7 @@ from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
 from store.dataset.build import build_index
 from store.dataset.index import Index, write_index
-from store.dataset.sources.image_folder import ImageFolder
+from store.dataset.sources import make_source
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
 
@@ -29,8 +29,10 @@ def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
         "runs": str(folder.parent),
     }
     run = RunDir(folder)
-    write_atomic(run.config_path, dump_config(RunConfig(**(settings | changes))))
-    write_index(run.dataset_path, build_index([ImageFolder(images)], None).index, [images])
+    config = RunConfig(**(settings | changes))
+    write_atomic(run.config_path, dump_config(config))
+    sources = [make_source(source, config.cache_folder) for source in config.data.listed_sources]
+    write_index(run.dataset_path, build_index(sources, None).index, [source.root for source in sources])
     return run
 
 
