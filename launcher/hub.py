@@ -63,6 +63,18 @@ def _fetch_snapshot(repo: str) -> Path:
     return Path(folder)
 
 
+def resolve_tokenizer(model: str) -> Path:
+    """A folder that holds the tokenizer of `model`, which is all that is fetched of it. Raises UserError where it cannot
+    be had."""
+    if Path(model).is_absolute():
+        check_model_folder(Path(model))
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"model {model}", _OTHER_MODEL):
+        return Path(snapshot_download(model, allow_patterns="tokenizer/*", local_files_only=not _is_hub_up(model)))
+
+
 def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
     """`source` itself, or for a data set of the hub its files on this machine, in a folder named by the commit.
 
