@@ -64,8 +64,8 @@ def _fetch_snapshot(repo: str) -> Path:
 
 
 def resolve_tokenizer(model: str) -> Path:
-    """A folder that holds the tokenizer of `model`, which is all that is fetched of it. Raises UserError where it cannot
-    be had."""
+    """A folder with the tokenizer of `model`, which is all that is fetched of it. Raises UserError where it cannot be
+    had."""
     if Path(model).is_absolute():
         check_model_folder(Path(model))
         return Path(model)

@@ -24,8 +24,8 @@ ORDER = {
     "store": "run dataset checkpoint encodings",
     "slurm": "site query recovery job backend lab",
     "launcher": "format run_lock hub_files hub dataset data local backend plan monitor submit manage doctor demo cli",
-    "train": "private_folder process_group progress stop_signal context engines data models inspection encode objective "
-    "step step_totals resilience checkpoint reporting loop attempt demo __main__",
+    "train": "private_folder process_group progress stop_signal context engines data models inspection encode "
+    "objective step step_totals resilience checkpoint reporting loop attempt demo __main__",
 }
 HEAVY = {"torch", "deepspeed", "diffusers", "transformers"}
 

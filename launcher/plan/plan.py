@@ -27,8 +27,8 @@ from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
-from launcher.dataset import plan_dataset
-from launcher.format import format_count, format_rate
+from launcher.dataset import find_uncopied, plan_dataset
+from launcher.format import format_count, format_rate, format_size
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
 from store.dataset.bad_samples import check_bad_samples
@@ -161,6 +161,12 @@ def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[s
         if source.kind == "images" and not Path(source.place).is_dir():
             cure = "correct it, or pass --samples N to plan before the data is there"
             raise UserError(f"data.images: {source.place}: no such folder; {cure}")
+    uncopied = find_uncopied(config)
+    if uncopied is not None:
+        copied = f"{format_size(uncopied.size)} of images to {uncopied.folder}"
+        return uncopied.samples, [
+            f"submit, and lockstep data, copy {copied}; a row of a parquet file cannot be read alone"
+        ]
     kept = plan_dataset(config)
     check_bad_samples(config.data, kept.bad_samples, len(kept.index))
     if not kept.bad_samples:

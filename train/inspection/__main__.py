@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
 from configs.schema import RunConfig
+from configs.solve.buckets import choose_grain
 from store.dataset.caption_lengths import CaptionLengths
 from store.dataset.index import Index
 from train.inspection.contact_sheet import SampleViewer, draw_sheet
@@ -49,10 +50,12 @@ def measure_captions(tokenizer: CLIPTokenizer, index: Index, limit: int) -> Capt
 
 
 def write_sheet(config: RunConfig, index: Index, path: Path) -> None:
-    """Draw the first positions of the stream into the PNG `path`. Raises UserError where it cannot be written, or a
-    sample does not decode."""
+    """Draw positions of the stream into the PNG `path`: the first ones; where buckets take turns grain by grain,
+    some of each. Raises UserError where it cannot be written, or a sample does not decode."""
     viewer = SampleViewer(config, index)
-    sheet = draw_sheet([viewer.view_sample(position) for position in range(min(SHOWN, len(index)))])
+    count = min(SHOWN, len(index))
+    stride = min(choose_grain(config.data, config.batch or 1) or 1, len(index) // count)
+    sheet = draw_sheet([viewer.view_sample(number * stride) for number in range(count)])
     try:
         sheet.save(path, format="PNG")
     except OSError as error:
