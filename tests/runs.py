@@ -34,7 +34,7 @@ def new_run(folder: Path, model: Path, images: Path | None = None, **changes) ->
     }
     run, config = RunDir(folder), RunConfig(**(settings | changes))
     write_atomic(run.config_path, dump_config(config))
-    index = index_images(config.data)
+    index = index_images(config.data, config.cache_folder)
     write_index(run.dataset_path, index, index.roots)
     return run
 
