@@ -16,7 +16,8 @@ from configs.reading.load import dump_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from configs.solve.hardware import Hardware
-from store.dataset.listing import digest_samples, format_samples, list_samples
+from store.dataset.index import write_index
+from store.dataset.listing import index_folder
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
 from train.step import StepResult, Trainer
@@ -56,12 +57,11 @@ def open_run(args: SimpleNamespace) -> tuple[RunDir, Attempt]:
         checkpoint={"every_steps": None},
         **args.settings,
     )
-    listed = list_samples(Path(args.images)).samples
-    lines = format_samples(listed)
+    index = index_folder(Path(args.images))
     write_atomic(run.config_path, dump_config(config))
-    write_atomic(run.dataset_path, lines)
+    write_index(run.dataset_path, index, index.roots)
     hardware = find_hardware(args.device)
-    Submission(args.model, len(listed), digest_samples(lines), "", hardware).write(run.submission_path)
+    Submission(args.model, len(index), index.digest, "", hardware).write(run.submission_path)
     return run, open_attempt(run, config, solve_batch(config, Shape(1, 1)))
 
 

@@ -19,7 +19,7 @@ from bench.machine import write_result
 from bench.peer import SIZES, make_photos, make_pipeline_folder
 from bench.peer_usual import CaptionedImages, Collate, Usual
 from configs.schema import RunConfig
-from store.dataset.listing import list_samples
+from store.dataset.listing import index_folder
 from train.data.stream import Stream
 from train.models import load_model
 from train.objective import make_objective
@@ -89,7 +89,7 @@ def measure_samples(args: SimpleNamespace, usual: Usual) -> dict[str, float]:
     model = load_model(config, Path(args.model), CPU)
     objective = make_objective(config, model.noise_scheduler, model.dtype, CPU)
     shape = model.latent_shape(RESOLUTION)
-    stream = Stream(config, list_samples(Path(args.images)).samples, model.inputs, shape, objective.timestep)
+    stream = Stream(config, index_folder(Path(args.images)), model.inputs, shape, objective.timestep)
     collate = Collate(usual.tokenizer)
     return {
         "a batch of samples, theirs": least_ms(lambda: collate([images[number] for number in range(BATCH)])),

@@ -16,7 +16,7 @@ from bench.unets import RandomWeights, draw_condition, make_unet
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.settle import UNKNOWN_ZERO
-from store.dataset.listing import list_samples
+from store.dataset.listing import index_folder
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.engines import SETTINGS, build_engine
@@ -93,7 +93,7 @@ class Stage:
     def open_context(self, folder: Path) -> RankContext:
         """Of a run of each rank's own, which no other one misses. Its last step is never made, as that would save."""
         shape, split = self.plan.shape, (self.plan.micro_batch, self.plan.accumulation)
-        length = (self.config.steps + 1, "random", "0" * 16, len(self.stream.samples), "")
+        length = (self.config.steps + 1, "random", "0" * 16, len(self.stream.index), "")
         plan = AttemptPlan(shape.nodes, shape.gpus_per_node, *split, *length)
         run = RunDir(folder)
         attempt = run.open_attempt()
@@ -146,7 +146,7 @@ def make_stage(args: SimpleNamespace, world: process_group.World, model: StableD
         config = config.model_copy(update={"zero": UNKNOWN_ZERO})
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     shape = model.latent_shape(8 * args.side)
-    stream = Stream(config, list_samples(images).samples, model.inputs, shape, objective.timestep)
+    stream = Stream(config, index_folder(images), model.inputs, shape, objective.timestep)
     ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
     drawn = torch.Generator().manual_seed(2)
     ready.x_0 = torch.randn(plan.micro_batch, 4, args.side, args.side, generator=drawn).to(world.device)

@@ -21,7 +21,6 @@ from bench.contestants import Step, find_opponents
 from bench.counters import count_all
 from bench.stage import Stage, make_model, make_stage
 from configs.solve.learning_rate import compute_learning_rate
-from store.dataset.listing import open_image
 from tests.tiny import make_images
 from train import attempt, loop, process_group
 from train.checkpoint.saver import Saver
@@ -141,10 +140,10 @@ def parts_alone(stage: Stage, racer: Racer, saver: Saver, metrics: Metrics) -> d
 
 def encoding(stage: Stage, model: StableDiffusion) -> dict[str, float]:
     """Seconds per sample of what comes before the UNet."""
-    data, samples, m = stage.config.data, stage.stream.samples, stage.plan.micro_batch
+    data, index, m = stage.config.data, stage.stream.index, stage.plan.micro_batch
 
     def decode() -> None:
-        with open_image(Path(data.images), samples[0]) as file:
+        with index.open(index[0]) as file:
             load_square(file, data, (0.5, 0.5), False)
 
     batch = {key: value.to(stage.world.device) for key, value in stage.stream[range(m)].items()}

@@ -17,6 +17,15 @@ def _check_run_id(value: Any) -> Any:
 
 RunId = Annotated[str, BeforeValidator(_check_run_id)]
 
+
+def _check_hub_id(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+        raise ValueError("must be a data set's id on the hub, owner/name")
+    return value
+
+
+HubId = Annotated[str, BeforeValidator(_check_hub_id)]
+
 _TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d)")
 
 

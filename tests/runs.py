@@ -8,7 +8,8 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
-from store.dataset.listing import digest_samples, format_samples, list_samples
+from store.dataset.index import Index, write_index
+from store.dataset.listing import index_folder
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
 
@@ -28,7 +29,7 @@ def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
     }
     run = RunDir(folder)
     write_atomic(run.config_path, dump_config(RunConfig(**(settings | changes))))
-    write_atomic(run.dataset_path, format_samples(list_samples(images).samples))
+    write_index(run.dataset_path, index_folder(images), [images])
     return run
 
 
@@ -36,8 +37,8 @@ def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
     """Open the next attempt on `ranks` ranks, with `changes` to the config that a resume may make."""
     config = load_config(run.config_path).model_copy(update=changes)
     write_atomic(run.config_path, dump_config(config))
-    lines = run.dataset_path.read_text()
-    Submission(config.model, lines.count("\n"), digest_samples(lines), content="").write(run.submission_path)
+    index = Index.open_file(run.dataset_path)
+    Submission(config.model, len(index), index.digest, content="").write(run.submission_path)
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 
 

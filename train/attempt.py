@@ -12,7 +12,8 @@ from configs.schema import RunConfig
 from configs.solve.engine import choose_engine
 from configs.solve.settle import check_precision
 from store.checkpoint.checkpoints import Checkpoint
-from store.dataset.listing import Sample, digest_samples, parse_samples
+from store.dataset.index import Index
+from store.dataset.run_index import open_run_index
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.records import EXPORTING
@@ -60,7 +61,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     model = load_model(config, Path(plan.model_folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     latent_shape = model.latent_shape(config.data.resolution)
-    stream = Stream(config, _read_samples(context), model.inputs, latent_shape, objective.timestep)
+    stream = Stream(config, _open_index(context), model.inputs, latent_shape, objective.timestep)
     compiled = compile_blocks(model.denoiser, config, world.device)
     engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
@@ -109,12 +110,12 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _read_samples(context: RankContext) -> list[Sample]:
-    """Raises LockstepError where they are not those that the attempt was planned with."""
-    lines = context.run.dataset_path.read_text(encoding="utf-8")
-    if digest_samples(lines) != context.plan.dataset_digest:
+def _open_index(context: RankContext) -> Index:
+    """Raises LockstepError where it is not the one that the attempt was planned with."""
+    index = open_run_index(context.run, Path(context.config.data.listed_sources[0].place))
+    if index.digest != context.plan.dataset_digest:
         raise LockstepError(f"{context.run.dataset_path}: is not the dataset this attempt was planned with")
-    return parse_samples(lines)
+    return index
 
 
 def _export(context: RankContext, newest: Checkpoint | None) -> None:

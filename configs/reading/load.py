@@ -18,7 +18,7 @@ from configs.changes import get_mark
 from configs.errors import ConfigError, Problem
 from configs.reading import messages
 from configs.reading.yaml_tree import MAPPING, Node, parse_scalar, read_file, read_value
-from configs.schema import DISAGREEMENT, LENGTHS, Disagreement, RunConfig, Section
+from configs.schema import DISAGREEMENT, LENGTHS, Disagreement, RunConfig, Section, get_entry_section
 
 COMMAND_LINE = "command line"
 RENAMED = {"schedule": "lr_schedule"}  # what a key was called in earlier versions: what they wrote is still read
@@ -90,6 +90,8 @@ def _written(section: Section) -> dict[str, Any]:
         value = getattr(section, name)
         if isinstance(value, Section):
             data[name] = _written(value)
+        elif value is not None and get_entry_section(field) is not None:
+            data[name] = [_written(entry) for entry in value]
         elif get_mark(field) == "cost" and name not in section.model_fields_set:
             continue
         elif value is not None or field.default is not None:
@@ -172,13 +174,13 @@ def _with_defaults(tree: Node, file: Path) -> Node:
 
 def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
     """`tree` with absolute paths; a model that is no folder here must be a hub id."""
-    for keys in (["data", "images"], ["data", "cache_folder"], ["runs"], ["model"]):
-        node = tree.at(tuple(keys))
+    for keys in (("data", "images"), ("data", "cache_folder"), ("runs",), ("model",), *_list_source_paths(tree)):
+        node = tree.at(keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         folder = Path.cwd() if node.place == COMMAND_LINE else file.absolute().parent
         path = os.path.normpath(folder / os.path.expanduser(node.value))
-        is_path = keys != ["model"] or node.value.startswith((".", "/", "~")) or os.path.isdir(path)
+        is_path = keys != ("model",) or node.value.startswith((".", "/", "~")) or os.path.isdir(path)
         if is_path:
             tree = _replace(tree, keys, path)
         elif not _HUB_ID.fullmatch(node.value):
@@ -189,13 +191,25 @@ def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
     return tree
 
 
-def _replace(tree: Node, keys: list[str], value: str) -> Node:
+def _list_source_paths(tree: Node) -> list[tuple[str | int, ...]]:
+    """Where paths stand in data.sources."""
+    sources = tree.at(("data", "sources"))
+    count = len(sources.value) if sources is not None and isinstance(sources.value, list) else 0
+    return [("data", "sources", number, key) for number in range(count) for key in ("images", "parquet", "tars")]
+
+
+def _replace(tree: Node, keys: tuple[str | int, ...], value: str) -> Node:
     """`tree` with the value at `keys` exchanged; places stay."""
     if not keys:
         return Node(value, tree.place, tree.source, tree.key_place)
+    below = tree.at(keys[:1])
+    assert below is not None
+    changed = _replace(below, keys[1:], value)
+    if isinstance(tree.value, list):
+        entries = [changed if number == keys[0] else entry for number, entry in enumerate(tree.value)]
+        return Node(entries, tree.place, tree.source, tree.key_place)
     assert isinstance(tree.value, dict)
-    below = _replace(tree.value[keys[0]], keys[1:], value)
-    return Node({**tree.value, keys[0]: below}, tree.place, tree.source, tree.key_place)
+    return Node({**tree.value, str(keys[0]): changed}, tree.place, tree.source, tree.key_place)
 
 
 def _explain(root: type[Section], error: ValidationError, tree: Node) -> list[Problem]:
@@ -251,10 +265,15 @@ def _explain_disagreements(root: type[Section], wrong: set[str], tree: Node) -> 
         for found in error.errors(include_url=False):
             disagreements += found["ctx"]["all"] if found["type"] == DISAGREEMENT else []
     return [
-        Problem(_place_of_key(tree, tuple(disagreement.keys[0].split("."))), disagreement.sentence)
+        Problem(_place_of_key(tree, _parse_key(disagreement.keys[0])), disagreement.sentence)
         for disagreement in disagreements
         if wrong.isdisjoint(key.partition(".")[0] for key in disagreement.keys)
     ]
+
+
+def _parse_key(key: str) -> tuple[str | int, ...]:
+    """`data.sources.0.images` as the path that leads there."""
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
 def _place_of_key(tree: Node, path: tuple[str | int, ...]) -> str:

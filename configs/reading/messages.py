@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from configs.reading.synonyms import SYNONYMS
-from configs.schema import Section, get_section
+from configs.schema import Section, get_entry_section, get_section
 
 Path = tuple[str | int, ...]
 Root = type[Section]  # the model that paths start from
@@ -39,11 +39,13 @@ def format_key(path: Path) -> str:
 
 
 def find_section(root: Root, path: Path) -> type[Section] | None:
-    """The model of the section that `path` leads to."""
+    """The model of the section that `path` leads to; list indices in it do not matter."""
     section: type[Section] | None = root
     for part in path:
-        field = section.model_fields.get(str(part)) if section else None
-        section = get_section(field) if field else None
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if section else None
+        section = (get_section(field) or get_entry_section(field)) if field else None
     return section
 
 
@@ -151,7 +153,9 @@ def format_example(root: Root, path: Path) -> str:
     keys = tuple(part for part in path if isinstance(part, str))
     if find_field(root, keys) is None:
         return format_key(keys)
-    return f"{format_key(keys)}: {_flow(find_example(root, keys))}"
+    entries = [number for number, part in enumerate(path[:-1]) if isinstance(part, int)]
+    shown = path[entries[-1] + 1 :] if entries else keys  # of an entry of a list its own key
+    return f"{format_key(shown)}: {_flow(find_example(root, keys))}"
 
 
 def find_example(root: Root, path: Path) -> Any:

@@ -4,7 +4,7 @@
 two stand in a model validator, checks that need the machine or the data stand with whoever asks for them.
 """
 
-from configs.schema.base import Section, get_section
+from configs.schema.base import Section, get_entry_section, get_section
 from configs.schema.disagreements import DISAGREEMENT, LENGTHS, Disagreement, find_disagreements
 from configs.schema.run import Prediction, RunConfig
 from configs.schema.sections import (
@@ -16,6 +16,7 @@ from configs.schema.sections import (
     OptimizerConfig,
     PicturesConfig,
 )
+from configs.schema.sources import SourceConfig, SourceKind
 
 __all__ = [
     "DISAGREEMENT",
@@ -31,6 +32,9 @@ __all__ = [
     "Prediction",
     "RunConfig",
     "Section",
+    "SourceConfig",
+    "SourceKind",
     "find_disagreements",
+    "get_entry_section",
     "get_section",
 ]

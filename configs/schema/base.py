@@ -33,3 +33,12 @@ def get_section(field: FieldInfo) -> type[Section] | None:
         if isinstance(part, type) and issubclass(part, Section):
             return part
     return None
+
+
+def get_entry_section(field: FieldInfo) -> type[Section] | None:
+    """The section that each entry of a list is; None for a key that holds no list of sections."""
+    for part in (field.annotation, *typing.get_args(field.annotation)):
+        entries = typing.get_args(part) if typing.get_origin(part) is list else ()
+        if entries and isinstance(entries[0], type) and issubclass(entries[0], Section):
+            return entries[0]
+    return None

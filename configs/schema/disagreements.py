@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from configs.schema.sources import KINDS, SourceConfig
+
 if TYPE_CHECKING:
     from configs.schema.run import RunConfig
+    from configs.schema.sections import DataConfig
 
 LENGTHS = ("steps", "epochs", "samples")  # the units of a run's length; a config names one of them
 
@@ -27,6 +30,7 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
+    yield from _find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)
     if config.micro_batch == "auto" and config.batch is None:
         yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")
@@ -46,6 +50,40 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     yield from _find_cache_disagreements(config)
     if config.export == "ema" and config.ema is None:
         yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
+
+
+def _find_data_disagreements(data: "DataConfig") -> Iterator[Disagreement]:
+    if data.images is None and data.sources is None:
+        yield Disagreement(
+            ("data",),
+            "missing key data.images (folder of images with their captions); write data.images: ./pokemon, or "
+            "data.sources for other files",
+        )
+    if data.images is not None and data.sources is not None:
+        yield Disagreement(
+            ("data.sources", "data.images"),
+            f"data.sources takes the place of data.images; make it one of them, as - {{images: {data.images}}}, and "
+            "leave data.images out",
+        )
+    for number, source in enumerate(data.sources or []):
+        yield from _find_source_disagreements(f"data.sources.{number}", source)
+    if data.keep_tags and not (data.tag_shuffle or data.tag_dropout):
+        yield Disagreement(
+            ("data.keep_tags",),
+            f"data.keep_tags: {data.keep_tags} keeps tags from being shuffled or dropped, and neither is done; write "
+            "tag_shuffle: true or a tag_dropout, or leave keep_tags out",
+        )
+
+
+def _find_source_disagreements(key: str, source: SourceConfig) -> Iterator[Disagreement]:
+    shown = f"data.sources[{key.rpartition('.')[2]}]"
+    if len(source.kinds) != 1:
+        written = f"names {' and '.join(source.kinds)}" if source.kinds else "names no files"
+        yield Disagreement((key,), f"{shown}: {written}; each source is one of {', '.join(KINDS)}")
+    elif source.revision is not None and source.kind != "hub":
+        yield Disagreement(
+            (f"{key}.revision",), f"{shown}: revision is of a data set on the hub, not of {source.kind}; leave it out"
+        )
 
 
 def _find_cache_disagreements(config: "RunConfig") -> Iterator[Disagreement]:

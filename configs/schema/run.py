@@ -44,7 +44,7 @@ class RunConfig(Section):
         description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
         json_schema_extra=RUN,
     )
-    data: DataConfig = Field(description="what to train on")
+    data: DataConfig = Field(examples=[{"images": "./pokemon"}], description="what to train on")
 
     batch: int | None = Field(
         None, ge=1, examples=[256], description="samples per step, on any cluster shape", json_schema_extra=RUN

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from configs.scalars import Colour, NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
+from configs.schema.sources import SourceConfig
 
 Cached = Literal["off", "latents", "all"]
 
@@ -17,11 +18,20 @@ MOST_WORKERS = 8
 class DataConfig(Section):
     """The images and captions, and how a sample is made of them."""
 
-    images: str = Field(
+    images: str | None = Field(
+        None,
         min_length=1,
         examples=["./pokemon"],
         description="folder of images with metadata.jsonl (file_name, text) or one .txt per image; "
         "relative to the config file; linked folders are followed",
+        json_schema_extra=RUN,
+    )
+    sources: list[SourceConfig] | None = Field(
+        None,
+        min_length=1,
+        examples=[[{"images": "./pokemon"}, {"tars": "./shards/*.tar", "repeats": 0.5}]],
+        description="in the place of images: several sources, or other files than an image folder's; each is one of "
+        "images, parquet, tars or hub, with repeats and caption",
         json_schema_extra=RUN,
     )
     resolution: int = Field(
@@ -106,6 +116,11 @@ class DataConfig(Section):
     def caption_chunks(self) -> int:
         """How many times the text encoder reads for one caption."""
         return self.caption_tokens // 75
+
+    @property
+    def listed_sources(self) -> list[SourceConfig]:
+        """What to train on, whichever form was written."""
+        return self.sources or [SourceConfig(images=self.images)]
 
     @property
     def has_few_crops(self) -> bool:

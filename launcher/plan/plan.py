@@ -156,7 +156,7 @@ def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[s
     """The dataset's size, and a note about the samples that are left out of it."""
     if request.samples is not None:
         return request.samples, []
-    folder = Path(config.data.images)
+    folder = Path(config.data.listed_sources[0].place)
     if not folder.is_dir():
         raise UserError(
             f"data.images: {folder}: no such folder; correct it, or pass --samples N to plan before the data is there"

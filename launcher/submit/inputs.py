@@ -5,7 +5,7 @@ from pathlib import Path
 
 from configs.solve.hardware import Hardware
 from launcher.submit.hub import check_model, resolve_model
-from store.dataset.listing import DatasetListing, check_images, digest_samples, list_samples
+from store.dataset.listing import DatasetListing, check_images, list_samples
 from store.run.code_version import read_code_version
 
 
@@ -15,7 +15,6 @@ class RunInputs:
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self._listings: dict[Path, DatasetListing] = {}
-        self._texts: dict[str, str] = {}
         self._checked_models: set[str] = set()
         self._models: dict[str, str] = {}
 
@@ -24,11 +23,6 @@ class RunInputs:
         if folder not in self._listings:
             self._listings[folder] = check_images(folder, list_samples(folder))
         return self._listings[folder]
-
-    def share_text(self, text: str) -> tuple[str, str]:
-        """The text and its digest; the same object for equal texts, which may be of a million lines."""
-        digest = digest_samples(text)
-        return self._texts.setdefault(digest, text), digest
 
     def check_model(self, model: str) -> None:
         """Raises UserError where `model` is none that this version trains."""

@@ -18,7 +18,8 @@ from configs.solve.settle import check_precision, settle_memory
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
-from store.dataset.listing import format_samples, select_samples
+from store.dataset.index import Index, write_index
+from store.dataset.listing import select_samples
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir, write_atomic
@@ -34,14 +35,14 @@ class PreparedRun:
     batch_plan: BatchPlan
     submission: Submission
     total_steps: int
-    samples: str  # the text of dataset.jsonl
+    index: Index
     problems: list[str]  # what is wrong with the samples that are left out
 
     def write(self) -> None:
         """Write what all attempts of the run share; what people asked of it before is over."""
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.run.dataset_path, self.samples)
+            write_index(self.run.dataset_path, self.index, self.index.roots)
             write_atomic(self.run.config_path, dump_config(self.config))
             self.submission.write(self.run.submission_path)
             for request in (self.run.stop_request_path, self.run.save_request_path):
@@ -63,17 +64,17 @@ def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | No
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
     check_precision(config.precision, inputs.hardware.compute_capability)
-    listing = inputs.list_images(Path(config.data.images))
+    listing = inputs.list_images(Path(config.data.listed_sources[0].place))
     samples = select_samples(config.data, listing)
     total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
-    text, digest = inputs.share_text(format_samples(samples))
+    index = Index.from_samples(samples, [Path(config.data.listed_sources[0].place)])
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
-    meanings = _meanings(config, model, digest, batch_plan, total_steps)
+    meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
-    submission = Submission(model, len(samples), digest, content, inputs.hardware)
-    ready = PreparedRun(run, config, batch_plan, submission, total_steps, text, listing.problems)
+    submission = Submission(model, len(samples), index.digest, content, inputs.hardware)
+    ready = PreparedRun(run, config, batch_plan, submission, total_steps, index, listing.problems)
     check_same_run(ready)
     return ready
 

@@ -5,19 +5,19 @@ Two layouts, told apart by what lies in the folder: `metadata.jsonl` (one JSON o
 """
 
 import errno
-import hashlib
 import json
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from configs.errors import LockstepError, UserError
 from configs.schema import DataConfig
+from store.dataset.index import Index
+from store.dataset.sample import Sample
 
 # What the system says of names that lead nowhere, or of files whose damage sends a reader where there is nothing. All
 # else that it says is about this machine, now.
@@ -25,15 +25,6 @@ _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EI
 _OF_THE_FILE |= {errno.ENAMETOOLONG, errno.EILSEQ}
 SHOWN = 10  # bad samples that are named
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image, relative to the dataset's folder, with its caption; `size` in bytes tells when it was replaced."""
-
-    image: str
-    caption: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -58,12 +49,17 @@ def list_samples(folder: Path) -> DatasetListing:
     return listing
 
 
+def index_folder(folder: Path) -> Index:
+    """The samples of an image folder, in memory. Opens no image."""
+    return Index.from_samples(list_samples(folder).samples, [folder])
+
+
 def check_images(folder: Path, listing: DatasetListing) -> DatasetListing:
     """`listing` less the images whose header does not read. Pixels are not decoded: that would read every byte."""
     from PIL import Image
 
     def problem(sample: Sample) -> str | None:
-        path = folder / sample.image
+        path = folder / sample.name
         try:
             with Image.open(path):
                 return None
@@ -77,11 +73,6 @@ def check_images(folder: Path, listing: DatasetListing) -> DatasetListing:
         found = list(pool.map(problem, listing.samples, chunksize=64))
     good = [sample for sample, bad in zip(listing.samples, found, strict=True) if bad is None]
     return DatasetListing(good, listing.problems + [bad for bad in found if bad is not None])
-
-
-def open_image(folder: Path, sample: Sample) -> BinaryIO:
-    """The sample's image file. Raises OSError where it cannot be read."""
-    return open(folder / sample.image, "rb")
 
 
 def check_machine(path: Path, error: Exception) -> None:
@@ -108,22 +99,6 @@ def select_samples(data: DataConfig, listing: DatasetListing) -> list[Sample]:
     if not listing.samples:
         raise UserError(f"{data.images}: every sample is bad, so the dataset is empty; first: {listing.problems[0]}")
     return listing.samples
-
-
-def format_samples(samples: Iterable[Sample]) -> str:
-    """The text of `dataset.jsonl`: one sample per line."""
-    return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
-
-
-def parse_samples(text: str) -> list[Sample]:
-    """What `format_samples` wrote."""
-    # Not splitlines(): JSON leaves U+2028 and its like as they are, and a caption may hold them.
-    return [Sample(**json.loads(line)) for line in text.split("\n") if line]
-
-
-def digest_samples(text: str) -> str:
-    """Identity of a dataset as its `dataset.jsonl` has it."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _from_metadata(folder: Path, metadata: Path) -> DatasetListing:
@@ -240,7 +215,7 @@ def _sample(folder: Path, image: str, caption: str) -> Sample:
         raise _BadSample(f"{_shown(path)}: its name is not UTF-8; rename it")
     if not _is_unicode(caption):
         raise _BadSample(f"{path}: its caption holds half a character (a lone surrogate); write it anew")
-    return Sample(image, caption, _size(path))
+    return Sample(0, image, image, 0, _size(path), 0, 0, (caption,))
 
 
 def _is_unicode(text: str) -> bool:

@@ -230,6 +230,11 @@ class RunDir:
 
     @property
     def dataset_path(self) -> Path:
+        return self.path / "dataset.arrow"
+
+    @property
+    def old_dataset_path(self) -> Path:
+        """Earlier versions wrote it in place of `dataset_path`."""
         return self.path / "dataset.jsonl"
 
     @property

@@ -6,7 +6,6 @@ ranks in turn: the same cut gives the same micro-batches on any world size.
 
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
-from store.dataset.listing import Sample, check_machine, open_image
+from store.dataset.index import Index
+from store.dataset.listing import check_machine
 from train.data.captions import choose_caption
 from train.data.images import Crop, load_square
 from train.data.order import Order
@@ -49,15 +49,15 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     def __init__(
         self,
         config: RunConfig,
-        samples: list[Sample],
+        index: Index,
         inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
         latent_shape: LatentShape,
         timestep: Callable[[float], int],
     ):
         self.data: DataConfig = config.data
         self.seed = config.seed
-        self.samples = samples
-        self.order = Order(len(samples), config.seed)
+        self.index = index
+        self.order = Order(len(index), config.seed)
         self.inputs = inputs
         self.latent_shape = latent_shape
         self.timestep = timestep
@@ -77,40 +77,39 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     def image_at(self, position: int) -> str:
         """The image that stands at `position`, relative to the dataset's folder."""
-        return self.samples[self._index_at(position)].image
+        return self.index[self._index_at(position)].name
 
     def _index_at(self, position: int) -> int:
         return self.order.samples_at([position])[0]
 
     def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
-        pixels, crop, caption = self._load(position, index)
+        pixels, crop, captions = self._load(position, index)
         shape = (self.latent_shape.channels, self.latent_shape.side, self.latent_shape.side)
         return {
             "pixels": torch.from_numpy(pixels),
-            **self.inputs(choose_caption((caption,), self.data, self.seed, position), crop),
+            **self.inputs(choose_caption(captions, self.data, self.seed, position), crop),
             "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
             "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
             "timestep": torch.tensor(self.timestep(draw_uniform(self.seed, Purpose.TIMESTEP, position))),
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, str]:
-        """Square, crop and caption of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
+    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, tuple[str, ...]]:
+        """Square, crop and captions of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
         crop_at, flip = self._augmentation(position)
-        folder = Path(self.data.images)
-        for offset in range(len(self.samples)):
-            sample = self.samples[(index + offset) % len(self.samples)]
-            path = folder / sample.image
+        for offset in range(len(self.index)):
+            sample = self.index[(index + offset) % len(self.index)]
+            path = self.index.path_of(sample)
             try:
-                with open_image(folder, sample) as file:
-                    return *load_square(file, self.data, crop_at, flip), sample.caption
+                with self.index.open(sample) as file:
+                    return *load_square(file, self.data, crop_at, flip), sample.captions
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
                 if self.data.on_bad_sample == "error":
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
                 print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
-        raise UserError(f"{self.data.images}: not one of {len(self.samples)} images decodes")
+        raise UserError(f"{self.data.images}: not one of {len(self.index)} images decodes")
 
     def _augmentation(self, position: int) -> tuple[tuple[float, float], bool]:
         """Where the square is cut (x and y as fractions of the free room), and whether it is mirrored."""

@@ -1,6 +1,7 @@
 """The config reader: what a user writes, and what they are told where it is wrong."""
 
 import string
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from configs.reading.load import dump_config, load_config
 from configs.reading.messages import find_section, list_keys
 from configs.reading.yaml_tree import parse_scalar
 from configs.scalars import NodeRange
-from configs.schema import RunConfig
+from configs.schema import RunConfig, SourceConfig
 from tests.pokemon import POKEMON
 
 LEAST = "model: org/model\ndata: {images: ./images}\n"
@@ -149,6 +150,59 @@ def test_a_mistyped_required_key_is_one_problem(tmp_path: Path) -> None:
     assert told(tmp_path, "modle: org/model\ndata: {images: .}\n") == [
         "run.yaml:1:1: unknown key modle; did you mean model?"
     ]
+
+
+SOURCES = """model: org/model
+data:
+  sources:
+    - {images: ./a}
+    - {parquet: "b/*.parquet", caption: blip, repeats: 2}
+    - {tars: /c, repeats: 0.1}
+    - {hub: me/mine, revision: v1}
+"""
+
+
+def test_sources_are_read_with_their_paths_and_written_back(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, SOURCES))
+    listed = config.data.listed_sources
+    assert [(source.kind, source.place) for source in listed] == [
+        ("images", f"{tmp_path}/a"),
+        ("parquet", f"{tmp_path}/b/*.parquet"),
+        ("tars", "/c"),
+        ("hub", "me/mine"),
+    ]
+    assert [source.exact_repeats for source in listed] == [1, 2, Fraction(1, 10), 1]
+    text = dump_config(config)
+    assert load_config(write(tmp_path, text)) == config
+    assert "null" not in text
+
+
+def test_the_short_form_is_one_source(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, LEAST))
+    assert config.data.listed_sources == [SourceConfig(images=f"{tmp_path}/images")]
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        ("{images: ./a, sources: [{images: ./b}]}", "2:21: data.sources takes the place of data.images; make it one"),
+        ("{sources: [{images: a}, {images: a, tars: b}]}", "2:31: data.sources[1]: names images and tars; each source"),
+        ("{sources: [{repeats: 2}]}", "2:18: data.sources[0]: names no files; each source is one of images, parquet"),
+        ("{sources: [{tars: a, revision: b}]}", "2:28: data.sources[0]: revision is of a data set on the hub, not of"),
+        (
+            "{sources: []}",
+            "2:17: data.sources: the list has the wrong length; write data.sources: [{images: ./pokemon}",
+        ),
+        ("{sources: [./a]}", "2:18: data.sources[0]: must be a mapping (key: value lines), not './a'"),
+        ("{sources: [{image: ./a}]}", "2:19: unknown key data.sources[0].image; did you mean data.sources[0].images?"),
+        ("{sources: [{images: ./a, repeats: 0}]}", "2:41: data.sources[0].repeats: must be more than 0, not 0"),
+        ("{parquet: ./a}", "2:8: unknown key data.parquet; data.sources: [{parquet: …}]"),
+        ("{sources: [{hub: a/b/c}]}", "2:24: data.sources[0].hub: must be a data set's id on the hub, owner/name, not"),
+    ],
+)
+def test_wrong_sources_are_told_with_their_places(tmp_path: Path, data: str, answer: str) -> None:
+    lines = told(tmp_path, f"model: org/model\ndata: {data}\n")
+    assert any(line.startswith(f"run.yaml:{answer}") for line in lines), lines
 
 
 def test_missing_keys_say_which_and_how(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from configs.reading.load import load_config
+from store.dataset.index import Index
 from store.run.code_version import read_code_version
 from tests.launcher.runs import LOCAL, REPORT, STEPS, Trained, board_of, end_of
 from tests.shell import lockstep, processes_of
@@ -108,7 +109,7 @@ def test_the_run_folder_says_what_was_run(trained: Trained) -> None:
     assert plan["nodes"] * plan["gpus_per_node"] == planned["world_size"] == 2
     assert plan["model_folder"] == str(trained.model)
     assert json.loads(trained.attempt.deepspeed_path.read_text()) == planned["deepspeed"]
-    assert trained.run.dataset_path.read_text().count("\n") == plan["dataset_size"] == 18
+    assert len(Index.open_file(trained.run.dataset_path)) == plan["dataset_size"] == 18
     environment = json.loads(trained.attempt.environment_path.read_text())
     assert (environment["packages"]["torch"], environment["world_size"]) == (torch.__version__, 2)
     code = read_code_version()

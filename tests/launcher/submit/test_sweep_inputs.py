@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from store.dataset.index import Index
 from store.run import code_version
 from tests.launcher.desk import Desk
 
@@ -41,7 +42,7 @@ def test_points_of_several_datasets_are_told_apart(desk: Desk) -> None:
         os.link(desk.folder / "images" / name, other / name)
     code, output = desk.lockstep("sweep", desk.file, f"data.images={desk.folder}/images,{other}", "name=two")
     assert code == 0, output
-    sizes = {len(path.read_text().splitlines()) for path in desk.folder.glob("runs/*/dataset.jsonl")}
+    sizes = {len(Index.open_file(path)) for path in desk.folder.glob("runs/*/dataset.arrow")}
     assert sizes == {1, 8}
 
 

@@ -17,7 +17,7 @@ from configs.reading.load import load_config
 from configs.solve.engine import choose_engine
 from configs.solve.learning_rate import compute_learning_rate
 from store.checkpoint import checkpoints
-from store.dataset.listing import parse_samples
+from store.dataset.index import Index
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.engines import SETTINGS
@@ -72,9 +72,9 @@ class Case:
 
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
-        samples = self.run.dataset_path.read_text()
+        index = Index.open_file(self.run.dataset_path)
         latent_shape, timestep = self.model.latent_shape(32), self.objective.timestep
-        stream = Stream(self.config, parse_samples(samples), self.model.inputs, latent_shape, timestep)
+        stream = Stream(self.config, index, self.model.inputs, latent_shape, timestep)
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
 

@@ -11,7 +11,7 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
-from store.dataset.listing import Sample, list_samples
+from store.dataset.listing import index_folder
 from train.data.images import Crop, load_square
 from train.data.order import Order
 from train.data.stream import Stream, list_positions, micro_batches
@@ -32,7 +32,7 @@ def timestep(u: float) -> int:
 def stream(folder: Path, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="s", model="m", data=settings, seed=3)
-    return Stream(config, list_samples(folder).samples, letters, LatentShape(4, 8), timestep)
+    return Stream(config, index_folder(folder), letters, LatentShape(4, 8), timestep)
 
 
 def caption(item: dict) -> str:
@@ -169,11 +169,6 @@ def test_exif_orientation_is_applied(tmp_path):
 def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     suffix = "jpg" if mode == "CMYK" else "png"
     assert square(Image.new(mode, (50, 40)), tmp_path, suffix=suffix).shape == (3, 32, 32)
-
-
-def test_samples_are_listed_relative_to_their_folder(image_folder):
-    size = (image_folder / "000.png").stat().st_size
-    assert list_samples(image_folder).samples[0] == Sample("000.png", "a red circle 0", size)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])

@@ -32,7 +32,7 @@ def samples(image_set):
 
 @pytest.fixture(scope="module")
 def true_images(image_set, samples):
-    return [Image.open(image_set / sample.image) for sample in samples]
+    return [Image.open(image_set / sample.name) for sample in samples]
 
 
 def test_the_same_seed_writes_the_same_bytes(image_set, tmp_path):
@@ -49,7 +49,7 @@ def test_the_image_set_is_a_dataset_as_ours_are(image_set, samples):
     listing = check_images(image_set, list_samples(image_set))
     assert listing.problems == []
     assert len(samples) == 384
-    assert {sample.caption for sample in samples} >= set(shapes.PROMPTS)
+    assert {sample.captions[0] for sample in samples} >= set(shapes.PROMPTS)
 
 
 def test_the_recipe_is_a_config_whose_pictures_ask_for_what_the_images_show(image_set, samples):
@@ -58,7 +58,7 @@ def test_the_recipe_is_a_config_whose_pictures_ask_for_what_the_images_show(imag
     assert config.batch == 32
     assert config.data.resolution == shapes.SIZE
     assert config.pictures is not None
-    assert set(config.pictures.prompts) <= {sample.caption for sample in samples}
+    assert set(config.pictures.prompts) <= {sample.captions[0] for sample in samples}
 
 
 def test_the_prompts_ask_for_every_colour_twice():
@@ -68,7 +68,7 @@ def test_the_prompts_ask_for_every_colour_twice():
 
 
 def test_the_colour_check_is_right_on_the_true_images(samples, true_images):
-    assert shapes.measure_agreement(true_images, [sample.caption for sample in samples]) == 1.0
+    assert shapes.measure_agreement(true_images, [sample.captions[0] for sample in samples]) == 1.0
 
 
 def test_the_colour_check_looks_at_the_shape_and_not_at_the_background():

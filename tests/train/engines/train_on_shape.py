@@ -14,7 +14,7 @@ import torch
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.learning_rate import compute_learning_rate
-from store.dataset.listing import list_samples
+from store.dataset.listing import index_folder
 from tests.engines import SETTINGS, build_engine
 from tests.gather import gather
 from train import process_group
@@ -36,8 +36,8 @@ def record(world, config, plan, file: Path) -> dict:
     """20 steps of the real trainer: positions, noise, timesteps and loss of each micro-batch; the weights in `file`."""
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    samples = list_samples(Path(config.data.images)).samples
-    stream = Stream(config, samples, model.inputs, model.latent_shape(32), objective.timestep)
+    index = index_folder(Path(config.data.images))
+    stream = Stream(config, index, model.inputs, model.latent_shape(32), objective.timestep)
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)

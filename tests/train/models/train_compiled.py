@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from configs.reading.load import load_config
 from configs.solve.engine import choose_engine
-from store.dataset.listing import parse_samples
+from store.dataset.index import Index
 from store.run.attempt_plan import AttemptPlan
 from tests.runs import new_run, next_attempt
 from train import process_group
@@ -38,8 +38,8 @@ def train(world, folder: Path, pipeline: Path, images: Path, changes: dict) -> d
     config = plan.settle_config(load_config(run.config_path))
     model = load_model(config, pipeline, world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    samples = parse_samples(run.dataset_path.read_text())
-    stream = Stream(config, samples, model.inputs, model.latent_shape(32), objective.timestep)
+    index = Index.open_file(run.dataset_path)
+    stream = Stream(config, index, model.inputs, model.latent_shape(32), objective.timestep)
     names = [name for name, _ in model.denoiser.named_parameters()]
     assert compile.compile_blocks(model.denoiser, config, world.device) is bool(config.compile)
     assert [name for name, _ in model.denoiser.named_parameters()] == names

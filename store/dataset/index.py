@@ -1,0 +1,162 @@
+"""The index of a dataset: all its samples in their fixed order, in one Arrow IPC file that is memory-mapped.
+
+Opening it reads no rows, and what ranks read of it is shared by them in the page cache. The samples of each source lie
+together, in the order of the sources.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from configs.errors import LockstepError
+from store.dataset.image_file import open_image_file
+from store.dataset.sample import Sample, format_sample
+
+_FORMAT = b"1"
+_BATCH_ROWS = 2**20  # of every record batch but the last: where a row lies follows from its number
+_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.large_string(), nullable=False),
+        pa.field("file", pa.large_string()),  # null where it is the name
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("captions", pa.list_(pa.large_string()), nullable=False),
+        pa.field("stamp", pa.binary(), nullable=False),
+    ],
+    metadata={b"lockstep": _FORMAT},
+)
+
+
+class Index:
+    """Made by `open_file` or `from_samples`."""
+
+    digest: str  # the identity of the dataset: SHA-256 of its samples' names, captions and lengths
+    version: str  # changes also with the size or the time of any file
+    roots: list[Path]  # of each source: the folder that its files are relative to
+    source_sizes: list[int]  # samples of each source
+
+    def __init__(self, source: pa.NativeFile | pa.Buffer):
+        """Raises ValueError where `source` is no whole index, or another Arrow file."""
+        reader = pa.ipc.open_file(source)
+        if reader.schema.metadata != _SCHEMA.metadata:
+            raise ValueError("another format")
+        last, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+        facts = json.loads(metadata[b"facts"])
+        self.digest = facts["digest"]
+        self.version = facts["version"]
+        self.roots = [Path(root) for root in facts["roots"]]
+        self.source_sizes = facts["source_sizes"]
+        self._ends = list(accumulate(self.source_sizes))
+        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
+        assert last.num_rows == 0
+
+    @classmethod
+    def open_file(cls, path: Path) -> "Index":
+        """The index in `path`, memory-mapped. Raises LockstepError where it is damaged or of a newer version."""
+        try:
+            return cls(pa.memory_map(str(path)))
+        except ValueError as error:
+            cure = "submit the run again, which writes it anew"
+            raise LockstepError(f"{path}: is damaged, or of another version of Lockstep ({error}); {cure}") from None
+
+    @classmethod
+    def from_samples(cls, samples: Iterable[Sample], roots: Sequence[Path]) -> "Index":
+        """An index in memory, of samples in the order of their sources."""
+        sink = pa.BufferOutputStream()
+        _write_table(sink, samples, roots)
+        return cls(sink.getvalue())
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Sample:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        batch = self._batches[number // _BATCH_ROWS]
+        values = [column[number % _BATCH_ROWS].as_py() for column in batch.columns]
+        name, file, offset, length, width, height, captions, stamp = values
+        source = bisect_right(self._ends, number)
+        return Sample(source, name, file or name, offset, length, width, height, tuple(captions), stamp)
+
+    def path_of(self, sample: Sample) -> Path:
+        """The file that holds the image."""
+        return self.roots[sample.source] / sample.file
+
+    def open(self, sample: Sample) -> BinaryIO:
+        """The bytes of the image. Raises OSError where they cannot be read."""
+        return open_image_file(self.roots[sample.source], sample)
+
+    @cached_property
+    def widths(self) -> NDArray[np.int32]:
+        """Of all upright images, in pixels. The file's own bytes, not a copy, up to 1,048,576 samples."""
+        return self._read_numbers("width")
+
+    @cached_property
+    def heights(self) -> NDArray[np.int32]:
+        """As `widths`."""
+        return self._read_numbers("height")
+
+    def _read_numbers(self, column: str) -> NDArray[np.int32]:
+        parts = [batch.column(column).to_numpy() for batch in self._batches]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
+
+
+def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
+    """Write the index of `samples`, which are in the order of their sources. Holds one record batch in memory.
+
+    `roots`: of each source, the folder that its files are relative to.
+    """
+    with pa.OSFile(str(path), "wb") as sink:
+        _write_table(sink, samples, roots)
+
+
+def _write_table(sink: pa.NativeFile, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
+    digest, stamps = hashlib.sha256(), hashlib.sha256()
+    sizes = [0] * len(roots)
+    rows = iter(samples)
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        while chunk := list(islice(rows, _BATCH_ROWS)):
+            for sample in chunk:
+                if sample.source and not sizes[sample.source]:
+                    digest.update(f'{{"source": {sample.source}}}\n'.encode())
+                digest.update(format_sample(sample).encode())
+                stamps.update(sample.stamp)
+                sizes[sample.source] += 1
+            writer.write_batch(_make_batch(chunk))
+        facts = {
+            "digest": digest.hexdigest(),
+            "version": hashlib.sha256(digest.digest() + stamps.digest()).hexdigest(),
+            "roots": [str(root) for root in roots],
+            "source_sizes": sizes,
+        }
+        writer.write_batch(_make_batch([]), custom_metadata={"facts": json.dumps(facts)})  # known only now
+
+
+def _make_batch(samples: list[Sample]) -> pa.RecordBatch:
+    columns = [
+        [sample.name for sample in samples],
+        [None if sample.file == sample.name else sample.file for sample in samples],
+        [sample.offset for sample in samples],
+        [sample.length for sample in samples],
+        [sample.width for sample in samples],
+        [sample.height for sample in samples],
+        [sample.captions for sample in samples],
+        [sample.stamp for sample in samples],
+    ]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+    )

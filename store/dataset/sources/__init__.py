@@ -1,0 +1,1 @@
+"""Where samples come from: an image folder. Each is a file here that fits `Source`."""

@@ -1,0 +1,47 @@
+"""What an index is built from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+from store.dataset.sample import BadSample, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a source reads as one: an image with its captions, a tar shard, a parquet file."""
+
+    name: str  # relative to the source's root, unique there
+    stamp: bytes  # of `make_stamp`; as long as it is the same, the part need not be read again
+
+
+class Source(Protocol):
+    """One entry of data.sources. A part is read only if its stamp is new; a bad one is read each time."""
+
+    root: Path  # the folder that its samples' files are relative to
+    identity: str  # its kind, its place and what else decides which samples it has: no two sources share it
+
+    def list_parts(self) -> Iterator[Part | BadSample]:
+        """Its parts in their fixed order, which is that of the samples; looks at sizes and times, opens no image.
+
+        Raises UserError where it cannot be listed.
+        """
+        ...
+
+    def read_part(self, part: Part) -> Iterator[Sample | BadSample]:
+        """The samples of a part in their order. Called by several threads at once.
+
+        `source`, `width` and `height` of the samples are 0: the builder sets them. Raises UserError or LockstepError.
+        """
+        ...
+
+    def list_watched(self) -> list[Path]:
+        """The folders and files whose times tell, without a look at every image, that samples came or went."""
+        ...
+
+
+def make_stamp(*facts: str | int) -> bytes:
+    """16 bytes of all that decides what a part's samples are: names, sizes in bytes, times in ns, known captions."""
+    return blake2b(repr(facts).encode(), digest_size=16).digest()
