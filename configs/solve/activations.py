@@ -69,13 +69,16 @@ def count_activations(
 
 
 def _is_counted(unet: Mapping[str, Any]) -> bool:
-    down, up = list(unet.get("down_block_types", ())), list(unet.get("up_block_types", ()))
+    lists: list[Any] = [unet.get(key) for key in ("down_block_types", "up_block_types", "block_out_channels")]
+    if not all(isinstance(value, (list, tuple)) for value in lists):
+        return False
+    down, up, channels = lists
     return (
         all(unet.get(key, default) == default for key, default in _COUNTED_ONLY.items())
         and {_DOWN, _CROSS_DOWN} >= set(down)
         and {_UP, _CROSS_UP} >= set(up)
         and unet.get("mid_block_type", _CROSS_MID) in (_CROSS_MID, None)
-        and len(down) == len(up) == len(unet.get("block_out_channels", ()))
+        and len(down) == len(up) == len(channels)
         and bool(down)
     )
 

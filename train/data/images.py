@@ -45,6 +45,15 @@ def load_square(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
 
 
+def describe_crop(width: int, height: int, side: int, crop_at: tuple[float, float]) -> Crop:
+    """What `load_square` says that it shows, of an upright image of so many pixels."""
+    x, y = (
+        _span(length, min(width, height), side, at) if length else None
+        for length, at in zip((width, height), crop_at, strict=True)
+    )
+    return Crop((height, width), (y.start, x.start) if x and y else (0, 0))  # earlier versions' lists hold no sizes
+
+
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 → fp32 in [-1, 1], of the same bits on every device.
 

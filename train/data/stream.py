@@ -7,10 +7,8 @@ ranks in turn: the same cut gives the same micro-batches on any world size.
 import signal
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
@@ -18,8 +16,10 @@ from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
 from store.dataset.index import Index
 from store.dataset.listing import check_machine
+from store.dataset.sample import Sample
 from train.data.captions import choose_caption
-from train.data.images import Crop, load_square
+from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
+from train.data.images import Crop, describe_crop, load_square
 from train.data.order import Order
 from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
 from train.data.workers import count_workers
@@ -37,7 +37,9 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
     ==================  ===================================================================
     pixels              (m, 3, R, R), uint8, for a resolution of R; `scale_pixels` makes [-1, 1] of them
+    or moments          (m, 2·C, h, h), what the VAE makes of them, where `encodings` has it
     the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
+    or states           what the text encoders make of them, where `encodings` has it
     posterior, noise    (m, C, h, h), fp32, standard normal, for latents of C × h × h
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
@@ -53,6 +55,7 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
         latent_shape: LatentShape,
         timestep: Callable[[float], int],
+        encodings: Encodings = NOTHING_KEPT,
     ):
         self.data: DataConfig = config.data
         self.seed = config.seed
@@ -61,13 +64,13 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         self.inputs = inputs
         self.latent_shape = latent_shape
         self.timestep = timestep
+        self.encodings = encodings
 
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
         try:
             indices = self.order.samples_at(micro_batch)
             samples = [self._draw(position, index) for position, index in zip(micro_batch, indices, strict=True)]
-            collated: dict[str, torch.Tensor] = default_collate(samples)
-            return collated
+            return collate_samples(samples)
         except LockstepError as error:
             return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
@@ -83,26 +86,34 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         return self.order.samples_at([position])[0]
 
     def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
-        pixels, crop, captions = self._load(position, index)
+        image, crop, captions = self._load(position, index)
+        inputs = self.inputs(choose_caption(captions, self.data, self.seed, position), crop)
+        states = self.encodings.find_states(inputs)
         shape = (self.latent_shape.channels, self.latent_shape.side, self.latent_shape.side)
         return {
-            "pixels": torch.from_numpy(pixels),
-            **self.inputs(choose_caption(captions, self.data, self.seed, position), crop),
+            **image,
+            **(inputs if states is None else {"states": states}),
             "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
             "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
             "timestep": torch.tensor(self.timestep(draw_uniform(self.seed, Purpose.TIMESTEP, position))),
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, index: int) -> tuple[NDArray[np.uint8], Crop, tuple[str, ...]]:
-        """Square, crop and captions of sample `index`, or, with `on_bad_sample: skip`, of the next one that decodes."""
-        crop_at, flip = self._augmentation(position)
+    def _load(self, position: int, index: int) -> tuple[dict[str, torch.Tensor], Crop, tuple[str, ...]]:
+        """Pixels or moments, crop and captions of sample `index`, or, with `on_bad_sample: skip`, of the next one that
+        decodes."""
+        view = self._choose_view(position)
         for offset in range(len(self.index)):
-            sample = self.index[(index + offset) % len(self.index)]
+            number = (index + offset) % len(self.index)
+            sample = self.index[number]
+            moments = self.encodings.find_moments(number, view)
+            if moments is not None:
+                return {"moments": moments}, self._describe(sample, view), sample.captions
             path = self.index.path_of(sample)
             try:
                 with self.index.open(sample) as file:
-                    return *load_square(file, self.data, crop_at, flip), sample.captions
+                    pixels, crop = load_square(file, self.data, view.crop_at, view.flip)
+                return {"pixels": torch.from_numpy(pixels)}, crop, sample.captions
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
                 if self.data.on_bad_sample == "error":
@@ -111,13 +122,17 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
                 print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
         raise UserError(f"{self.data.images}: not one of {len(self.index)} images decodes")
 
-    def _augmentation(self, position: int) -> tuple[tuple[float, float], bool]:
-        """Where the square is cut (x and y as fractions of the free room), and whether it is mirrored."""
+    def _describe(self, sample: Sample, view: View) -> Crop:
+        return describe_crop(sample.width, sample.height, view.height, view.crop_at)
+
+    def _choose_view(self, position: int) -> View:
+        """What is shown of the image at `position`."""
         crop_at = (0.5, 0.5)
         if self.data.crop == "random":
             x, y = make_generator(self.seed, Purpose.CROP, position).random(2)
             crop_at = (float(x), float(y))
-        return crop_at, self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
+        flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
+        return View(self.data.resolution, self.data.resolution, crop_at, flip)
 
 
 def micro_batches(

@@ -53,12 +53,31 @@ class DiffusionModel(Protocol):
         """The latents of one square image of `resolution` pixels."""
         ...
 
+    def moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Of uint8 images (m, 3, H, W) what is cached in their place, from which every pass draws latents anew: mean
+        and logarithm of the variance, (m, 2·C, h, w)."""
+        ...
+
     def latents(self, batch: Batch) -> torch.Tensor:
-        """x_0, (m, C, h, h), fp32: the latents of `pixels`, drawn with the standard normal `posterior`."""
+        """x_0, (m, C, h, w), fp32: the latents of `moments` or `pixels`, drawn with the standard normal `posterior`."""
+        ...
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """Of the model's inputs what is cached in their place, (m, …): what the text encoders make of them."""
         ...
 
     def condition(self, batch: Batch) -> dict[str, Any]:
-        """What the denoiser is told beside x_t and t, as keyword arguments of its forward pass; tensors in `dtype`."""
+        """What the denoiser is told beside x_t and t, by `states` or by the model's inputs, as keyword arguments of its
+        forward pass; tensors in `dtype`."""
+        ...
+
+    def describe_encoder(self, kind: str) -> dict[str, str]:
+        """All that decides what `moments` or `states` are, beside their inputs: the facts of a `Family` of encodings.
+        Raises OSError."""
+        ...
+
+    def spare_encoder(self, kind: str) -> None:
+        """Free what makes `moments` or `states`. Whoever needs it all the same has it loaded again, and is told."""
         ...
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:

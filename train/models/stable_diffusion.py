@@ -5,7 +5,7 @@ depth and activation (CLIP ViT-L/14; OpenCLIP ViT-H/14 less its last layer), the
 attention heads and projections, and epsilon or v_prediction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from configs.schema import RunConfig
 from train.data.images import Crop
 from train.engines.base import DTYPES
 from train.models.base import Batch
-from train.models.parts import check_trainable, freeze_part, frozen_pass, load_part
+from train.models.frozen import FrozenPart, merge_rows
+from train.models.parts import check_trainable, frozen_pass
 from train.models.sampler import load_sampler
 from train.models.tokens import tokenize_caption
-from train.models.vae import choose_vae_dtype, decode_latents, encode_pixels
+from train.models.vae import choose_vae_dtype, decode_latents, draw_latents, encode_pixels
 from train.models.weights import PartWeights
 
 
@@ -36,8 +37,9 @@ class StableDiffusion:
     folder: Path
     denoiser: UNet2DConditionModel
     weights: PartWeights
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
+    vae_part: FrozenPart
+    vae_config: Mapping[str, Any]
+    text_part: FrozenPart
     tokenizer: CLIPTokenizer
     noise_scheduler: DDPMScheduler
     dtype: torch.dtype
@@ -51,8 +53,13 @@ class StableDiffusion:
         noise_scheduler.register_to_config(prediction_type=check_objective(config, folder))
         overflows = AutoencoderKL.load_config(folder, subfolder="vae").get("force_upcast", True)
         vae_dtype = choose_vae_dtype(config, overflows, device)
-        vae = load_part(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
-        text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype, ignore_mismatched_sizes=True)
+        vae = FrozenPart(AutoencoderKL, folder / "vae", device, torch_dtype=vae_dtype)
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+        text_encoder = FrozenPart(CLIPTextModel, folder / "text_encoder", device, **options)
+        if config.data.cached == "off":
+            vae.load("to train")
+        if config.data.cached != "all":
+            text_encoder.load("to train")
         unet = cls.make_denoiser(folder)
         check_trainable(folder / "unet", unet)
         if config.gradient_checkpointing:
@@ -61,8 +68,9 @@ class StableDiffusion:
             folder=folder,
             denoiser=unet.train(),
             weights=PartWeights(folder / "unet", unet),
-            vae=freeze_part(vae, device),
-            text_encoder=freeze_part(text_encoder, device),
+            vae_part=vae,
+            vae_config=cls.read_vae_config(folder),
+            text_part=text_encoder,
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             noise_scheduler=noise_scheduler,
             dtype=dtype,
@@ -75,24 +83,57 @@ class StableDiffusion:
         with torch.device("meta"):
             return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
 
+    @staticmethod
+    def read_vae_config(folder: Path) -> Mapping[str, Any]:
+        """With the class's defaults for what the file leaves out."""
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+        return dict(vae.config)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.vae_part.load("for sample pictures")
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        return self.text_part.load("for sample pictures")
+
     @property
     def inputs(self) -> Callable[[str, Crop], dict[str, torch.Tensor]]:
         """`tokens`, (chunks, 77)."""
         return partial(tokenize_caption, self.tokenizer, self.chunks)
 
     def latent_shape(self, resolution: int) -> LatentShape:
-        return LatentShape.of_vae(self.vae.config, resolution)
+        return LatentShape.of_vae(self.vae_config, resolution)
+
+    def moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        vae = self.vae_part.load("for an image that is not in it")
+        with frozen_pass(self.tf32):
+            return encode_pixels(vae, pixels)
 
     def latents(self, batch: Batch) -> torch.Tensor:
-        with frozen_pass(self.tf32):
-            return encode_pixels(self.vae, batch["pixels"], batch["posterior"])
+        made = self.moments(batch["pixels"]) if "pixels" in batch else None
+        moments = merge_rows(made, batch.get("moments"), batch.get("has_moments"))
+        return draw_latents(self.vae_config, moments, batch["posterior"])
 
-    def condition(self, batch: Batch) -> dict[str, Any]:
+    def states(self, batch: Batch) -> torch.Tensor:
         """The text encoder's last hidden states of all chunks, (m, chunks · 77, width)."""
         tokens = batch["tokens"]
+        text_encoder = self.text_part.load("for a caption that is not in it")
         with frozen_pass(self.tf32):
-            states = self.text_encoder(tokens.flatten(0, 1))[0].to(self.dtype)
-        return {"encoder_hidden_states": states.reshape(len(tokens), -1, states.shape[-1])}
+            states: torch.Tensor = text_encoder(tokens.flatten(0, 1))[0].to(self.dtype)
+        return states.reshape(len(tokens), -1, states.shape[-1])
+
+    def condition(self, batch: Batch) -> dict[str, Any]:
+        made = self.states(batch) if "tokens" in batch else None
+        return {"encoder_hidden_states": merge_rows(made, batch.get("states"), batch.get("has_states"))}
+
+    def describe_encoder(self, kind: str) -> dict[str, str]:
+        part = self.vae_part if kind == "moments" else self.text_part
+        return part.describe(self.tf32)
+
+    def spare_encoder(self, kind: str) -> None:
+        (self.vae_part if kind == "moments" else self.text_part).spare()
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         with frozen_pass(self.tf32):

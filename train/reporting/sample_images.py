@@ -1,9 +1,11 @@
 """Sample images while training (diffusers: validation images): the ranks share the prompts, each has its own seed."""
 
 import re
+from functools import cached_property
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 
 from train.context import RankContext
 from train.models.base import DiffusionModel
@@ -24,8 +26,14 @@ class SampleImages:
         assert context.config.pictures is not None
         self.context, self.world, self.writer = context, context.world, writer
         self.pictures, self.side = context.config.pictures, context.config.data.resolution
-        self.model, self.pipeline = model, model.pipeline()
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.model = model
+
+    @cached_property
+    def pipeline(self) -> DiffusionPipeline:
+        """Made with the first pictures, as it loads what the cache may spare until then."""
+        pipeline = self.model.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def due(self, step: int) -> bool:
         return step % self.pictures.every_steps == 0 or step == self.context.length.steps

@@ -173,6 +173,8 @@ def test_gibibytes_per_sample_in_16_bits(config: dict[str, Any], side: int, plai
         {"act_fn": "gelu"},
         {"resnet_time_scale_shift": "scale_shift"},
         {"down_block_types": ("DownBlock2D",)},
+        {"up_block_types": None},
+        {"block_out_channels": 5},
     ],
 )
 def test_layers_of_another_kind_are_not_guessed(change: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def folder(tmp_path, pipeline_folder) -> Path:
 
 def load(folder: Path, precision: str = "fp32") -> DiffusionModel:
     """The whole model: the denoiser's weights are read by the engine."""
-    config = RunConfig(name="a", model=str(folder), data={"images": "-"}, precision=precision)
+    config = RunConfig(name="a", model=str(folder), data={"images": "-", "cache": "off"}, precision=precision)
     model = load_model(config, folder, torch.device("cpu"))
     load_parameters(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
     return model

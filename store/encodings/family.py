@@ -1,0 +1,92 @@
+"""What encodings have in common, the keys they are found by, and the folders in which they lie."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.run.run_dir import SHARED, write_json
+
+FORMAT = 1  # of all files of the cache: another one is another family, which is written anew
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that decides what becomes of an image or a caption, beside itself.
+
+    `facts` are text, such as the digest of the encoder's weights and the dtype; `about` is for people, and decides
+    nothing.
+    """
+
+    kind: str  # moments or states
+    facts: Mapping[str, str]
+    about: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps([FORMAT, self.kind, dict(self.facts)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class FamilyFolder:
+    """`<cache folder>/encodings/<family>`."""
+
+    path: Path
+
+    @classmethod
+    def for_family(cls, cache_folder: Path, family: Family) -> "FamilyFolder":
+        return cls(list_path(cache_folder) / f"{family.kind}-{family.digest}")
+
+    @property
+    def about_path(self) -> Path:
+        return self.path / "family.json"
+
+    @property
+    def rate_path(self) -> Path:
+        """How fast this family was encoded the last time."""
+        return self.path / "rate.json"
+
+    @property
+    def shards_path(self) -> Path:
+        return self.path / "shards"
+
+    def parts_path(self, map_name: str) -> Path:
+        """What is known of the samples of one index so far, a file for each chunk of them."""
+        return self.path / "maps" / map_name / "parts"
+
+    def map_path(self, map_name: str) -> Path:
+        """All that is known of the samples of one index."""
+        return self.path / "maps" / map_name / "map.safetensors"
+
+    def make(self, family: Family) -> None:
+        """Raises OSError where that is not allowed, or there is no room."""
+        for folder in (self.path, self.shards_path, self.path / "maps"):
+            folder.mkdir(SHARED, parents=True, exist_ok=True)
+        if not self.about_path.exists():
+            facts = {"format": FORMAT, "kind": family.kind, "facts": dict(family.facts), "about": dict(family.about)}
+            write_json(self.about_path, facts)
+
+
+def list_path(cache_folder: Path) -> Path:
+    """The folder of all families."""
+    return cache_folder / "encodings"
+
+
+def make_key(content: bytes, *details: object) -> bytes:
+    """The key of an encoding: of what was encoded, given its bytes or their digest, and of what was made of it before,
+    such as size, crop and flip. KEY_BYTES long."""
+    return hashlib.sha256(content + json.dumps(details).encode()).digest()[:KEY_BYTES]
+
+
+def digest_weights(folder: Path) -> str:
+    """Of a part's folder: its config and all its safetensors. Raises OSError."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        (folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))
+    ):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

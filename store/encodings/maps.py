@@ -1,0 +1,165 @@
+"""Where the encodings of one index lie: a part for each chunk of its samples while they are encoded, then one map.
+
+Ranks memory-map the map, so that what it costs them does not grow with the dataset. A part is written once its chunk is
+done, by whichever rank or job was the first; where two were, both are right, and the last one stays.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from store.encodings.family import KEY_BYTES
+from store.run.run_dir import write_atomic
+
+_NO_CONTENT = bytes(KEY_BYTES)
+_KEY = f"S{KEY_BYTES}"  # NumPy sorts these as bytes; what it reads from one ends before its last zeros, if any
+_CHUNKS = 64  # of a small dataset, so that many ranks have something to do
+_SMALLEST, _LARGEST = 8, 512  # samples of a chunk
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """Where an encoding lies."""
+
+    shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class ChunkMap:
+    """What is known of some samples: the digest of each one's bytes, shortened to KEY_BYTES and zero where it is not
+    known or does not matter, and the place of each encoding, by its key: a row of one of `names`."""
+
+    contents: NDArray[np.bytes_]
+    keys: NDArray[np.bytes_]
+    shards: NDArray[np.uint32]  # numbers in `names`
+    rows: NDArray[np.uint32]
+    names: Sequence[str]
+
+    @classmethod
+    def from_places(cls, contents: Sequence[bytes | None], places: Mapping[bytes, ShardRow]) -> "ChunkMap":
+        names = sorted({place.shard for place in places.values()})
+        numbers = {name: number for number, name in enumerate(names)}
+        return cls(
+            _join([_NO_CONTENT if content is None else content for content in contents]),
+            _join(list(places)),
+            np.array([numbers[place.shard] for place in places.values()], np.uint32),
+            np.array([place.row for place in places.values()], np.uint32),
+            names,
+        )
+
+    def list_places(self) -> Iterator[tuple[bytes, ShardRow]]:
+        """Every key with its place."""
+        for number in range(len(self.keys)):
+            key = self.keys[number : number + 1].tobytes()
+            yield key, ShardRow(self.names[self.shards[number]], int(self.rows[number]))
+
+
+def list_chunks(samples: int) -> list[range]:
+    """The chunks in which `samples` are encoded: a function of their number alone, so that all jobs have the same."""
+    size = min(_LARGEST, max(_SMALLEST, -(-samples // _CHUNKS)))
+    return [range(first, min(samples, first + size)) for first in range(0, samples, size)]
+
+
+def write_chunk_map(folder: Path, chunk: int, part: ChunkMap) -> None:
+    """Whole or not at all. Raises OSError."""
+    write_atomic(folder / _name_part(chunk), _render(part))
+
+
+def list_chunk_maps(folder: Path) -> set[str]:
+    """Names of the parts that are there now; chunk `c` is done where `name_part(c)` is one of them."""
+    return {name for name in os.listdir(folder) if not name.startswith(".")} if folder.is_dir() else set()
+
+
+def read_chunk_map(folder: Path, chunk: int) -> ChunkMap | None:
+    """None where it is not there, or not whole."""
+    try:
+        with safe_open(folder / _name_part(chunk), framework="np") as file:
+            names = json.loads(file.metadata()["shards"])
+            tensors = {name: file.get_tensor(name) for name in ("contents", "keys", "shards", "rows")}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    keys, contents = (tensors[name].reshape(-1).view(_KEY) for name in ("keys", "contents"))
+    return ChunkMap(contents, keys, tensors["shards"], tensors["rows"], names)
+
+
+def write_map(path: Path, parts: Sequence[ChunkMap]) -> None:
+    """The map of `parts`, those of all chunks in order, sorted by key. Whole or not at all. Raises OSError."""
+    names = sorted({name for part in parts for name in part.names})
+    numbers = {name: number for number, name in enumerate(names)}
+    shards = [np.array([numbers[name] for name in part.names], np.uint32)[part.shards] for part in parts]
+    keys, first = np.unique(np.concatenate([part.keys for part in parts]), return_index=True)
+    contents = np.concatenate([part.contents for part in parts])
+    rows = np.concatenate([part.rows for part in parts])
+    write_atomic(path, _render(ChunkMap(contents, keys, np.concatenate(shards)[first], rows[first], names)))
+
+
+def _join(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
+    return np.frombuffer(b"".join(keys), _KEY)
+
+
+def _name_part(chunk: int) -> str:
+    return f"{chunk:06d}.safetensors"
+
+
+def _render(part: ChunkMap) -> bytes:
+    keys = {"contents": part.contents, "keys": part.keys}
+    tensors = {name: np.ascontiguousarray(value).view(np.uint8).reshape(-1, KEY_BYTES) for name, value in keys.items()}
+    return save(tensors | {"shards": part.shards, "rows": part.rows}, {"shards": json.dumps(list(part.names))})
+
+
+class EncodingMap:
+    """A map, memory-mapped. Raises OSError or ValueError where there is none, or it is not whole."""
+
+    def __init__(self, path: Path):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        if 8 + length + end != len(mapped):
+            raise ValueError(f"{path}: is cut off")
+
+        def view(name: str) -> memoryview:
+            begin, end = header[name]["data_offsets"]
+            return mapped[8 + length + begin : 8 + length + end]
+
+        try:
+            self._contents, self._keys = view("contents"), view("keys")
+            self._shards, self._rows = view("shards").cast("I"), view("rows").cast("I")
+            self.shards: list[str] = json.loads(header["__metadata__"]["shards"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is not a map of encodings ({error})") from None
+
+    def __len__(self) -> int:
+        """Encodings that are in it."""
+        return len(self._rows)
+
+    def content_at(self, sample: int) -> bytes | None:
+        """The digest of the bytes of a sample of the index; None where they could not be read."""
+        content = bytes(self._contents[sample * KEY_BYTES : (sample + 1) * KEY_BYTES])
+        return None if content == _NO_CONTENT else content
+
+    def find(self, key: bytes) -> ShardRow | None:
+        """Where the encoding of `key` lies; None where there is none. By bisection: a few pages are looked at."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self._key_at(middle) < key:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(self) or self._key_at(low) != key:
+            return None
+        return ShardRow(self.shards[self._shards[low]], self._rows[low])
+
+    def _key_at(self, number: int) -> bytes:
+        return bytes(self._keys[number * KEY_BYTES : (number + 1) * KEY_BYTES])
