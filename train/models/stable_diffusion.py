@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from configs.pipelines import LatentShape, check_objective
 from configs.schema import RunConfig
+from store.encodings.family import digest_files
 from train.data.images import Crop
 from train.engines.base import DTYPES
 from train.models.base import Batch
@@ -129,8 +130,10 @@ class StableDiffusion:
         return {"encoder_hidden_states": merge_rows(made, batch.get("states"), batch.get("has_states"))}
 
     def describe_encoder(self, kind: str) -> dict[str, str]:
-        part = self.vae_part if kind == "moments" else self.text_part
-        return part.describe(self.tf32)
+        if kind == "moments":
+            return self.vae_part.describe(self.tf32)
+        tokens = {"tokenizer": digest_files(self.folder / "tokenizer", "*"), "chunks": str(self.chunks)}
+        return self.text_part.describe(self.tf32) | tokens
 
     def spare_encoder(self, kind: str) -> None:
         (self.vae_part if kind == "moments" else self.text_part).spare()

@@ -1,0 +1,135 @@
+"""What is encoded of a sample, and by what: images by the VAE, captions by the text encoders."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
+from typing import Protocol
+
+import torch
+
+from configs.errors import UserError
+from configs.schema import RunConfig
+from configs.solve.device_memory import VAE_SLICE_PIXELS
+from store.dataset.index import Index
+from store.dataset.listing import check_machine
+from store.encodings.family import KEY_BYTES, Family
+from train.data.encodings import View, make_moments_key, make_states_key
+from train.data.images import describe_crop, load_square
+from train.models.base import Batch, DiffusionModel
+
+DECODER = 1  # to be raised where this version makes other pixels of the same file than the last one
+BATCH = 8  # of one pass, always as many: kernels sum in another order for other counts, and other bits come of it
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """What is to be encoded of one sample: a digest of its file's bytes, None where that does not matter or cannot be
+    read, and by its key each input that is not known yet, else None."""
+
+    content: bytes | None
+    inputs: Mapping[bytes, Batch | None]
+
+
+class Encoder(Protocol):
+    """One kind of encodings, for the samples of one index."""
+
+    kind: str  # moments or states
+    noun: str  # what is encoded, for a person
+    family: Family
+    map_name: str
+    threads: int  # that may read at once
+
+    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+        """Of sample `number`. Raises UserError where it is bad and the run does not skip bad samples."""
+        ...
+
+    def count_batch(self, inputs: Batch) -> int:
+        """How many of this shape are encoded in one pass."""
+        ...
+
+    def encode(self, batch: Batch) -> torch.Tensor: ...
+
+
+class ImageEncoder:
+    """Every view of an image that training may show, to moments."""
+
+    kind, noun = "moments", "images"
+
+    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int):
+        self.data, self.model, self.index, self.threads = config.data, model, index, threads
+        decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
+        facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
+        self.family = Family(self.kind, facts, {"model": config.model})
+        self.map_name = _name_map(index.digest, [self.data.resolution, self.data.crop, self.data.flip])
+
+    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+        sample = self.index[number]
+        path = self.index.path_of(sample)
+        try:
+            with self.index.open(sample) as file:
+                content = file.read()
+            digest = hashlib.sha256(content).digest()[:KEY_BYTES]
+            inputs: dict[bytes, Batch | None] = {}
+            for view in list_views(self.data.resolution, flip=self.data.flip):
+                key = make_moments_key(digest, view)
+                inputs[key] = None if is_known(key) else self._load(content, view)
+            return SampleInputs(digest, inputs)
+        except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything)
+            check_machine(path, error)
+            if self.data.on_bad_sample == "error":
+                cure = "fix or remove it, or write data.on_bad_sample: skip"
+                raise UserError(f"{path}: does not decode ({error}); {cure}") from None
+            return SampleInputs(None, {})  # the stream says so when it comes to it
+
+    def _load(self, content: bytes, view: View) -> Batch:
+        pixels, _ = load_square(BytesIO(content), self.data, view.crop_at, view.flip)
+        return {"pixels": torch.from_numpy(pixels)}
+
+    def count_batch(self, inputs: Batch) -> int:
+        pixels = inputs["pixels"].shape[-1] * inputs["pixels"].shape[-2]
+        return max(2, min(BATCH, VAE_SLICE_PIXELS // pixels))
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.model.moments(batch["pixels"])
+
+
+class CaptionEncoder:
+    """Every caption of a sample, and with the first sample the empty one, to the text encoders' states."""
+
+    kind, noun, threads = "states", "captions", 0  # tokenizers are not made for threads
+
+    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index):
+        self.data, self.model, self.index = config.data, model, index
+        self.family = Family(self.kind, model.describe_encoder(self.kind), {"model": config.model})
+        self.map_name = _name_map(index.digest, [])
+
+    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+        sample = self.index[number]
+        inputs: dict[bytes, Batch | None] = {}
+        for caption in (*sample.captions, *([""] if number == 0 else [])):
+            [view] = list_views(self.data.resolution, flip=False)
+            crop = describe_crop(sample.width, sample.height, view.height, view.crop_at)
+            tensors = self.model.inputs(caption, crop)
+            key = make_states_key(tensors)
+            inputs[key] = None if is_known(key) else tensors
+        return SampleInputs(None, inputs)
+
+    def count_batch(self, inputs: Batch) -> int:
+        return BATCH
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.model.states(batch)
+
+
+def list_views(side: int, *, flip: bool) -> Iterator[View]:
+    """All that training may show of an image."""
+    for mirrored in (False, True) if flip else (False,):
+        yield View(side, side, (0.5, 0.5), mirrored)
+
+
+def _name_map(index: str, settings: list[object]) -> str:
+    """The name of the map of an index: of its digest, and of what decides which keys its samples have."""
+    return hashlib.sha256(json.dumps([index, settings]).encode()).hexdigest()[:32]
