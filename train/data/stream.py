@@ -6,6 +6,7 @@ ranks in turn: the same cut gives the same micro-batches on any world size.
 
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,9 +15,10 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
+from store.dataset.bad_samples import BadDecode
 from store.dataset.index import Index
 from store.dataset.listing import check_machine
-from store.dataset.sample import Sample
+from store.dataset.sample import BadSample, Sample
 from train.data.captions import choose_caption
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
 from train.data.images import Crop, describe_crop, load_square
@@ -32,7 +34,7 @@ def list_positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
     return [range(start, start + m) for start in starts]
 
 
-class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
+class Stream(Dataset[dict[str, torch.Tensor]]):
     """A range of m positions → everything one pass needs about their samples, a pure function of seed and positions:
 
     ==================  ===================================================================
@@ -65,14 +67,12 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         self.latent_shape = latent_shape
         self.timestep = timestep
         self.encodings = encodings
+        self.bad: list[BadDecode] = []  # what did not decode since somebody emptied it
 
-    def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
-        try:
-            indices = self.order.samples_at(micro_batch)
-            samples = [self._draw(position, index) for position, index in zip(micro_batch, indices, strict=True)]
-            return collate_samples(samples)
-        except LockstepError as error:
-            return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
+    def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor]:
+        indices = self.order.samples_at(micro_batch)
+        samples = [self._draw(position, index) for position, index in zip(micro_batch, indices, strict=True)]
+        return collate_samples(samples)
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
         """The sample at `position`, as `__getitem__` has it in a micro-batch."""
@@ -119,7 +119,8 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
                 if self.data.on_bad_sample == "error":
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
-                print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
+                problem = f"{path}: does not decode ({error})"
+                self.bad.append(BadDecode(BadSample(sample.name, problem, sample.source), position))
         raise UserError(f"{self.data.images}: not one of {len(self.index)} images decodes")
 
     def _describe(self, sample: Sample, view: View) -> Crop:
@@ -136,12 +137,19 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
 
 def micro_batches(
-    stream: Stream, plan: BatchPlan, rank: int, steps: range, *, pin_memory: bool
+    stream: Stream,
+    plan: BatchPlan,
+    rank: int,
+    steps: range,
+    *,
+    pin_memory: bool,
+    report_bad: Callable[[BadDecode], None] = print,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The micro-batches of `rank` for `steps` in order, decoded ahead by the run's worker processes."""
+    """The micro-batches of `rank` for `steps` in order, decoded ahead by the run's worker processes. What did not
+    decode is reported right before the micro-batch in which another sample takes its place."""
     positions = (micro_batch for step in steps for micro_batch in list_positions(plan, rank, step))
     loader = DataLoader(
-        stream,
+        _Loader(stream),
         batch_size=None,
         sampler=positions,
         num_workers=count_workers(stream.data.workers),
@@ -149,10 +157,27 @@ def micro_batches(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else every iterator draws from the global one
     )
-    for micro_batch in loader:
-        if isinstance(micro_batch, LockstepError):
-            raise micro_batch
+    for loaded in loader:
+        if isinstance(loaded, LockstepError):
+            raise loaded
+        micro_batch, bad = loaded
+        for found in bad:
+            report_bad(found)
         yield micro_batch
+
+
+@dataclass
+class _Loader(Dataset[tuple[dict[str, torch.Tensor], list[BadDecode]] | LockstepError]):
+    """What a worker process answers to the positions of a micro-batch."""
+
+    stream: Stream
+
+    def __getitem__(self, micro_batch: range) -> tuple[dict[str, torch.Tensor], list[BadDecode]] | LockstepError:
+        self.stream.bad = []
+        try:
+            return self.stream[micro_batch], self.stream.bad
+        except LockstepError as error:
+            return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
 
 def _start_worker(_: int) -> None:

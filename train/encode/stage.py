@@ -75,7 +75,9 @@ class _Stage:
         self.map_path = self.folder.map_path(encoder.map_name)
         self.chunks_path = self.folder.chunks_path(encoder.map_name)
         self.chunks = list_chunks(samples)
-        self.own = range(*(len(self.chunks) * rank // self.world.size for rank in (self.world.rank, self.world.rank + 1)))
+        self.own = range(
+            *(len(self.chunks) * rank // self.world.size for rank in (self.world.rank, self.world.rank + 1))
+        )
         self.stopped_path = context.attempt.path / "encoding-stopped"
         self.line = ProgressLine(encoder.noun, samples) if self.world.is_main_process else None
         self.reader = ShardReader(self.folder.shards_path)
