@@ -16,8 +16,9 @@ from configs.reading.load import dump_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from configs.solve.hardware import Hardware
+from store.dataset.build import build_index
 from store.dataset.index import write_index
-from store.dataset.listing import index_folder
+from store.dataset.sources.image_folder import ImageFolder
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
 from train.step import StepResult, Trainer
@@ -57,7 +58,7 @@ def open_run(args: SimpleNamespace) -> tuple[RunDir, Attempt]:
         checkpoint={"every_steps": None},
         **args.settings,
     )
-    index = index_folder(Path(args.images))
+    index = build_index([ImageFolder(Path(args.images))], None).index
     write_atomic(run.config_path, dump_config(config))
     write_index(run.dataset_path, index, index.roots)
     hardware = find_hardware(args.device)

@@ -19,7 +19,8 @@ from bench.machine import write_result
 from bench.peer import SIZES, make_photos, make_pipeline_folder
 from bench.peer_usual import CaptionedImages, Collate, Usual
 from configs.schema import RunConfig
-from store.dataset.listing import index_folder
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from train.data.stream import Stream
 from train.models import load_model
 from train.objective import make_objective
@@ -88,8 +89,13 @@ def measure_samples(args: SimpleNamespace, usual: Usual) -> dict[str, float]:
     config = config.model_copy(update={"precision": "fp32", "zero": 0})
     model = load_model(config, Path(args.model), CPU)
     objective = make_objective(config, model.noise_scheduler, model.dtype, CPU)
-    shape = model.latent_shape(RESOLUTION)
-    stream = Stream(config, index_folder(Path(args.images)), model.inputs, shape, objective.timestep)
+    stream = Stream(
+        config,
+        build_index([ImageFolder(Path(args.images))], None).index,
+        model.inputs,
+        model.latent_shape,
+        objective.timestep,
+    )
     collate = Collate(usual.tokenizer)
     return {
         "a batch of samples, theirs": least_ms(lambda: collate([images[number] for number in range(BATCH)])),

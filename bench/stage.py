@@ -16,7 +16,8 @@ from bench.unets import RandomWeights, draw_condition, make_unet
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.settle import UNKNOWN_ZERO
-from store.dataset.listing import index_folder
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.engines import SETTINGS, build_engine
@@ -145,8 +146,9 @@ def make_stage(args: SimpleNamespace, world: process_group.World, model: StableD
     if config.zero == "auto":  # under FSDP2, which has no stages: what an attempt's plan makes of it
         config = config.model_copy(update={"zero": UNKNOWN_ZERO})
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    shape = model.latent_shape(8 * args.side)
-    stream = Stream(config, index_folder(images), model.inputs, shape, objective.timestep)
+    stream = Stream(
+        config, build_index([ImageFolder(images)], None).index, model.inputs, model.latent_shape, objective.timestep
+    )
     ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
     drawn = torch.Generator().manual_seed(2)
     ready.x_0 = torch.randn(plan.micro_batch, 4, args.side, args.side, generator=drawn).to(world.device)

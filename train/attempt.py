@@ -61,8 +61,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
 
     model = load_model(config, Path(plan.model_folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    latent_shape = model.latent_shape(config.data.resolution)
-    stream = Stream(config, _open_index(context), model.inputs, latent_shape, objective.timestep)
+    stream = Stream(config, _open_index(context), model.inputs, model.latent_shape, objective.timestep)
     compiled = compile_blocks(model.denoiser, config, world.device)
     engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None
@@ -115,7 +114,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
 
 def _open_index(context: RankContext) -> Index:
     """Raises LockstepError where it is not the one that the attempt was planned with."""
-    index = open_run_index(context.run, Path(context.config.data.listed_sources[0].place))
+    index = open_run_index(context.run, context.config)
     if index.digest != context.plan.dataset_digest:
         raise LockstepError(f"{context.run.dataset_path}: is not the dataset this attempt was planned with")
     return index

@@ -26,6 +26,7 @@ from launcher.local.job import LocalJob
 from launcher.local.live_log import LiveLog
 from launcher.run_lock import name_attempt
 from store.checkpoint import checkpoints
+from store.dataset.bad_samples import SHOWN
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
@@ -73,15 +74,21 @@ def start_attempt(prepared: "PreparedRun", notices: "SignalCounter", lock: int) 
     attempt = open_attempt(prepared.run, prepared.config, prepared.batch_plan)
     name_attempt(lock, attempt.number)
     live_log = LiveLog(attempt)
-    for problem in prepared.problems:
-        live_log.say(f"skipped {problem}")
-    if prepared.problems:
-        live_log.say(f"skipped {len(prepared.problems)} bad samples, {prepared.submission.dataset_size} are left")
+    _tell_bad_samples(prepared, live_log)
     ranks = format_count(prepared.batch_plan.shape.world_size, "rank")
     live_log.say(f"{prepared.config.name}: attempt {attempt.number} with {ranks}; logs in {attempt.path / 'logs'}")
     if saved := checkpoints.list_checkpoints(prepared.run):
         live_log.say(_describe_resume(prepared.config, saved[-1].step, prepared.total_steps))
     return LocalAttempt(prepared.run, attempt, notices, lock, live_log)
+
+
+def _tell_bad_samples(prepared: "PreparedRun", live_log: LiveLog) -> None:
+    bad_samples = prepared.dataset.bad_samples
+    for bad in bad_samples[:SHOWN]:
+        live_log.say(f"skipped {bad.problem}")
+    if bad_samples:
+        count = f"{format_count(len(bad_samples), 'bad sample')}, {prepared.submission.dataset_size:,} are left"
+        live_log.say(f"skipped {count}; all are listed in {prepared.run.bad_samples_path}")
 
 
 def _describe_resume(config: RunConfig, done: int, total: int) -> str:

@@ -27,10 +27,11 @@ from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
+from launcher.dataset import plan_dataset
 from launcher.format import format_count, format_rate
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
-from store.dataset.listing import list_samples, select_samples
+from store.dataset.bad_samples import check_bad_samples
 from store.run.run_dir import RunDir
 from store.run.submission import plan_batch, settle_run_precision
 
@@ -80,8 +81,8 @@ class PlanRequest:
 
 
 def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None = None) -> RunPlan:
-    """Work the run out, for `backend` or the one that its command names. Reads the dataset's listing and the headers of
-    the model's files, and writes nothing.
+    """Work the run out, for `backend` or the one that its command names. Reads the dataset's index and the headers of
+    the model's files, and writes nothing but that index, where there is none yet.
 
     Raises UserError where the model cannot be trained, the batch does not divide, the data or the model folder is not
     there, or what is left open cannot be settled.
@@ -126,7 +127,7 @@ def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
     """Every (nodes, micro-batch, accumulation) that keeps the batch, at this many GPUs per node."""
     gpus, batch = plan.batch_plan.shape.gpus_per_node, plan.batch_plan.batch
     shapes = [Shape(nodes, gpus) for nodes in list_divisors(batch // gpus)]
-    return [(shape, list_batch_plans(batch, shape)) for shape in shapes]
+    return [(shape, list_batch_plans(plan.config.data, batch, shape)) for shape in shapes]
 
 
 def _check_model(config: RunConfig) -> None:
@@ -156,17 +157,16 @@ def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[s
     """The dataset's size, and a note about the samples that are left out of it."""
     if request.samples is not None:
         return request.samples, []
-    folder = Path(config.data.listed_sources[0].place)
-    if not folder.is_dir():
-        raise UserError(
-            f"data.images: {folder}: no such folder; correct it, or pass --samples N to plan before the data is there"
-        )
-    listing = list_samples(folder)
-    samples = select_samples(config.data, listing)
-    if not listing.problems:
-        return len(samples), []
-    skipped = format_count(len(listing.problems), "bad sample")
-    return len(samples), [f"{skipped} will be skipped; the first: {listing.problems[0]}"]
+    for source in config.data.listed_sources:
+        if source.kind == "images" and not Path(source.place).is_dir():
+            cure = "correct it, or pass --samples N to plan before the data is there"
+            raise UserError(f"data.images: {source.place}: no such folder; {cure}")
+    kept = plan_dataset(config)
+    check_bad_samples(config.data, kept.bad_samples, len(kept.index))
+    if not kept.bad_samples:
+        return len(kept.index), []
+    skipped = format_count(len(kept.bad_samples), "bad sample")
+    return len(kept.index), [f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}"]
 
 
 def _steps_to_show(config: RunConfig, total: int) -> list[int]:
@@ -196,7 +196,7 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
     for nodes in _NODE_COUNTS:
         if nodes == planned.nodes or nodes > most:
             continue
-        candidates = list_batch_plans(batch_plan.batch, Shape(nodes, planned.gpus_per_node))
+        candidates = list_batch_plans(config.data, batch_plan.batch, Shape(nodes, planned.gpus_per_node))
         fitting = [candidate for candidate in candidates if candidate.micro_batch <= ceiling]
         if fitting:
             by_nodes[nodes] = fitting[0]

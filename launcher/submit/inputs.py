@@ -1,11 +1,13 @@
 """What the runs of one command have in common, each read once: a sweep has many runs of one dataset and one model."""
 
 from functools import cached_property
-from pathlib import Path
 
+from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
+from launcher.dataset import index_dataset
 from launcher.submit.hub import check_model, resolve_model
-from store.dataset.listing import DatasetListing, check_images, list_samples
+from store.dataset.bad_samples import check_bad_samples
+from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version
 
 
@@ -14,15 +16,19 @@ class RunInputs:
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
-        self._listings: dict[Path, DatasetListing] = {}
+        self._datasets: dict[str, KeptIndex] = {}
         self._checked_models: set[str] = set()
         self._models: dict[str, str] = {}
 
-    def list_images(self, folder: Path) -> DatasetListing:
-        """The samples of `folder`, less those whose header does not read."""
-        if folder not in self._listings:
-            self._listings[folder] = check_images(folder, list_samples(folder))
-        return self._listings[folder]
+    def index_dataset(self, config: RunConfig) -> KeptIndex:
+        """The samples to train on. Raises UserError where they cannot be had, or bad ones are not to be skipped."""
+        data = config.data
+        key = repr((data.listed_sources, data.check, config.cache_folder))
+        if key not in self._datasets:
+            self._datasets[key] = index_dataset(config)
+        kept = self._datasets[key]
+        check_bad_samples(data, kept.bad_samples, len(kept.index))
+        return kept
 
     def check_model(self, model: str) -> None:
         """Raises UserError where `model` is none that this version trains."""

@@ -18,8 +18,8 @@ from configs.solve.settle import check_precision, settle_memory
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
-from store.dataset.index import Index, write_index
-from store.dataset.listing import select_samples
+from store.dataset.kept_index import KeptIndex
+from store.dataset.run_index import place_run_index
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir, write_atomic
@@ -35,14 +35,13 @@ class PreparedRun:
     batch_plan: BatchPlan
     submission: Submission
     total_steps: int
-    index: Index
-    problems: list[str]  # what is wrong with the samples that are left out
+    dataset: KeptIndex
 
     def write(self) -> None:
         """Write what all attempts of the run share; what people asked of it before is over."""
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
-            write_index(self.run.dataset_path, self.index, self.index.roots)
+            place_run_index(self.run, self.dataset)
             write_atomic(self.run.config_path, dump_config(self.config))
             self.submission.write(self.run.submission_path)
             for request in (self.run.stop_request_path, self.run.save_request_path):
@@ -53,7 +52,8 @@ class PreparedRun:
 
 
 def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | None = None) -> PreparedRun:
-    """The run of `config`, with `batch_plan` or the one of its own shape; writes nothing.
+    """The run of `config`, with `batch_plan` or the one of its own shape; writes nothing but
+    the index of the dataset, which later commands use.
 
     `inputs`: what the runs of one command have in common. Raises UserError where the model, the batch or the samples
     are wrong, or the run's folder holds another run.
@@ -64,17 +64,16 @@ def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | No
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
     check_precision(config.precision, inputs.hardware.compute_capability)
-    listing = inputs.list_images(Path(config.data.listed_sources[0].place))
-    samples = select_samples(config.data, listing)
-    total_steps = solve_length(config, batch_plan.batch, len(samples)).steps
-    index = Index.from_samples(samples, [Path(config.data.listed_sources[0].place)])
+    dataset = inputs.index_dataset(config)
+    index = dataset.index
+    total_steps = solve_length(config, batch_plan.batch, len(index)).steps
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
     meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
-    submission = Submission(model, len(samples), index.digest, content, inputs.hardware)
-    ready = PreparedRun(run, config, batch_plan, submission, total_steps, index, listing.problems)
+    submission = Submission(model, len(index), index.digest, content, inputs.hardware)
+    ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready
 
@@ -85,7 +84,8 @@ def _meanings(
     """What the keys stand for that can be spelled in several ways."""
     return {
         "model": os.path.realpath(model_folder),
-        "data.images": dataset_digest,
+        "data.images": dataset_digest,  # the samples of all sources, in their order
+        "data.sources": [str(source.exact_repeats) for source in config.data.listed_sources],
         "batch": batch_plan.batch,
         "steps": total_steps,
         "epochs": None,
@@ -139,7 +139,8 @@ def check_same_run(ready: PreparedRun) -> None:
 
 def _describe_change(ready: PreparedRun, key: str, old: object, new: object) -> str:
     if key == "data.images":
-        return f"data.images: other samples than before are in {ready.config.data.images}"
+        places = ", ".join(source.place for source in ready.config.data.listed_sources)
+        return f"data.images: other samples than before are in {places}"
     return f"{key}: {_format_value(old)} → {_format_value(new)}"
 
 

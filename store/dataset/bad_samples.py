@@ -1,58 +1,86 @@
-"""Samples that did not decode while a run trained: a list of each rank and attempt, and what follows from them all."""
+"""What is wrong with samples: told in one sentence each, kept beside the index, refused or skipped."""
 
+import errno
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import socket
+from collections.abc import Iterable
 from pathlib import Path
 
-from configs.errors import LockstepError
+from configs.errors import LockstepError, UserError
+from configs.schema import DataConfig
 from store.dataset.sample import BadSample
-from store.run.run_dir import RunDir
+
+# What the system says of names that lead nowhere, or of files whose damage sends a reader where there is nothing. All
+# else that it says is about this machine, now.
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EOVERFLOW}
+_OF_THE_FILE |= {errno.ENAMETOOLONG, errno.EILSEQ}
+SHOWN = 10  # bad samples that are named
 
 
-@dataclass(frozen=True)
-class BadDecode:
-    """A sample in whose place another one was trained with."""
-
-    sample: BadSample
-    position: int  # the first one of which this rank knows, in this attempt
-
-    def __str__(self) -> str:
-        return f"skipped {self.sample.problem}; position {self.position} takes the next one"
-
-    def format_line(self) -> str:
-        record = {"sample": self.sample.name, "source": self.sample.source, "reason": self.sample.problem}
-        return json.dumps(record | {"position": self.position}, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def parse_line(cls, line: str) -> "BadDecode":
-        """Raises ValueError or KeyError where `line` is none."""
-        record = json.loads(line)
-        return cls(BadSample(record["sample"], record["reason"], record["source"]), record["position"])
+class BadSampleError(Exception):
+    """What is wrong with a sample, in one sentence."""
 
 
-def list_bad_decodes(run: RunDir, end: int) -> list[BadDecode]:
-    """The samples that were found bad at positions below `end` in any attempt, each once, with its first position.
-
-    A run knows of each sample what any shape of it would: whatever an attempt found beyond `end` is found again.
-    """
-    first: dict[tuple[int, str], BadDecode] = {}
-    for attempt in run.attempts():
-        for path in sorted(attempt.bad_samples_path(0).parent.glob("rank-*.jsonl")):
-            for found in _read_lines(path):
-                key = found.sample.source, found.sample.name
-                if found.position < end and (key not in first or found.position < first[key].position):
-                    first[key] = found
-    return sorted(first.values(), key=lambda found: found.position)
+def check_machine(path: str | Path, error: Exception) -> None:
+    """Whether a sample is bad must not depend on who reads it, and when: raises LockstepError where `error`, of reading
+    `path`, tells of this machine, so that another one, or this one later, may read the file."""
+    if isinstance(error, MemoryError):
+        why = "out of memory"
+    elif isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
+        why = str(error.strerror)
+    else:
+        return
+    raise LockstepError(f"{format_path(path)}: cannot be read on {socket.gethostname()} ({why})") from None
 
 
-def _read_lines(path: Path) -> Iterator[BadDecode]:
-    """A full disk or a lost node may have left half a line at the end, which is left out."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
-                return
-            try:
-                yield BadDecode.parse_line(line)
-            except (ValueError, KeyError, TypeError) as error:
-                raise LockstepError(f"{path}:{number}: is damaged ({error}); remove the line") from None
+def check_bad_samples(data: DataConfig, bad_samples: list[BadSample], good: int) -> None:
+    """Raises UserError where samples are bad and `on_bad_sample` does not skip them, or where no good one is left."""
+    count = len(bad_samples)
+    if count and data.on_bad_sample == "error":
+        lines = [bad.problem for bad in bad_samples[:SHOWN]]
+        if count > SHOWN:
+            lines.append(f"and {count - SHOWN} more")
+        cure = "fix or remove them, or write data.on_bad_sample: skip"
+        raise UserError("\n".join([*lines, f"{count} bad samples in {_list_places(data)}; {cure}"]))
+    if not good and not count:
+        cure = "put images with metadata.jsonl, or with one .txt each, there"
+        raise UserError(f"{_list_places(data)}: the dataset is empty; {cure}")
+    if not good:
+        first = bad_samples[0].problem
+        raise UserError(f"{_list_places(data)}: every sample is bad, so the dataset is empty; first: {first}")
+
+
+def _list_places(data: DataConfig) -> str:
+    return ", ".join(source.place for source in data.listed_sources)
+
+
+def format_bad_samples(bad_samples: Iterable[BadSample]) -> str:
+    """The text of `bad-samples.jsonl`: one per line."""
+    records = (
+        {"sample": bad.name, "reason": bad.problem, "source": bad.source, "stamp": bad.stamp.hex()}
+        for bad in bad_samples
+    )
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def parse_bad_samples(text: str) -> list[BadSample]:
+    """What `format_bad_samples` wrote."""
+    records = [json.loads(line) for line in text.splitlines()]
+    return [
+        BadSample(record["sample"], record["reason"], record["source"], bytes.fromhex(record["stamp"]))
+        for record in records
+    ]
+
+
+def describe_unreadable(path: str | Path, error: OSError | ValueError) -> str:
+    """That a file cannot be read, and why."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return f"{format_path(path)}: links to {format_path(os.readlink(path))}, which is not there"
+    return f"{format_path(path)}: cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def format_path(path: str | Path) -> str:
+    """As text that any terminal and log takes, also where the name is not UTF-8 or holds control characters."""
+    text = str(path).encode(errors="backslashreplace").decode()
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

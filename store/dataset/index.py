@@ -6,6 +6,7 @@ together, in the order of the sources.
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -110,21 +111,31 @@ class Index:
         """As `widths`."""
         return self._read_numbers("height")
 
+    def read_stamps(self, start: int, stop: int) -> Iterator[bytes]:
+        """Of the samples `start` to `stop`."""
+        for number, batch in enumerate(self._batches):
+            first = number * _BATCH_ROWS
+            part = batch.column("stamp").slice(max(0, start - first), max(0, stop - max(start, first)))
+            yield from part.to_pylist()
+
     def _read_numbers(self, column: str) -> NDArray[np.int32]:
         parts = [batch.column(column).to_numpy() for batch in self._batches]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
 
 
 def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
-    """Write the index of `samples`, which are in the order of their sources. Holds one record batch in memory.
+    """Write the index of `samples`, which are in the order of their sources. Holds one record batch in memory. Raises
+    OSError where it cannot be written.
 
     `roots`: of each source, the folder that its files are relative to.
     """
-    with pa.OSFile(str(path), "wb") as sink:
-        _write_table(sink, samples, roots)
+    with open(path, "wb") as file:
+        _write_table(file, samples, roots)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _write_table(sink: pa.NativeFile, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
+def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
     digest, stamps = hashlib.sha256(), hashlib.sha256()
     sizes = [0] * len(roots)
     rows = iter(samples)

@@ -241,6 +241,10 @@ class RunDir:
         return self.path / "dataset.jsonl"
 
     @property
+    def bad_samples_path(self) -> Path:
+        return self.path / "bad-samples.jsonl"
+
+    @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 

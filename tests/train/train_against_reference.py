@@ -17,7 +17,8 @@ from transformers import CLIPTextModel
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.learning_rate import compute_learning_rate
-from store.dataset.listing import index_folder
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from tests.engines import build_engine
 from tests.gather import gather
 from train import process_group
@@ -97,7 +98,13 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     world = process_group.init_process_group(1)
     model = load_model(config, Path(folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    stream = Stream(config, index_folder(Path(images)), model.inputs, model.latent_shape(32), objective.timestep)
+    stream = Stream(
+        config,
+        build_index([ImageFolder(Path(images))], None).index,
+        model.inputs,
+        model.latent_shape,
+        objective.timestep,
+    )
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
     wanted_losses, wanted = reference(folder, drawn, weighting)
 

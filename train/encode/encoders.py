@@ -11,13 +11,16 @@ from typing import Protocol
 import torch
 
 from configs.errors import UserError
-from configs.schema import RunConfig
+from configs.schema import DataConfig, RunConfig
+from configs.solve.buckets import CropSize, choose_crop_size, list_crop_sizes
 from configs.solve.device_memory import VAE_SLICE_PIXELS
+from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.listing import check_machine
+from store.dataset.sample import Sample
 from store.encodings.family import KEY_BYTES, Family
+from train.data.crops import list_crops
 from train.data.encodings import View, make_moments_key, make_states_key
-from train.data.images import describe_crop, load_square
+from train.data.images import describe_crop, load_crop
 from train.models.base import Batch, DiffusionModel
 
 DECODER = 1  # to be raised where this version makes other pixels of the same file than the last one
@@ -60,10 +63,11 @@ class ImageEncoder:
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int):
         self.data, self.model, self.index, self.threads = config.data, model, index, threads
+        self.seed = config.seed
         decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
         facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
         self.family = Family(self.kind, facts, {"model": config.model})
-        self.map_name = _name_map(index.digest, [self.data.resolution, self.data.crop, self.data.flip])
+        self.map_name = _name_map(index.digest, _list_view_settings(config))
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
@@ -73,7 +77,7 @@ class ImageEncoder:
                 content = file.read()
             digest = hashlib.sha256(content).digest()[:KEY_BYTES]
             inputs: dict[bytes, Batch | None] = {}
-            for view in list_views(self.data.resolution, flip=self.data.flip):
+            for view in list_views(self.data, self.seed, number, sample):
                 key = make_moments_key(digest, view)
                 inputs[key] = None if is_known(key) else self._load(content, view)
             return SampleInputs(digest, inputs)
@@ -85,7 +89,7 @@ class ImageEncoder:
             return SampleInputs(None, {})  # the stream says so when it comes to it
 
     def _load(self, content: bytes, view: View) -> Batch:
-        pixels, _ = load_square(BytesIO(content), self.data, view.crop_at, view.flip)
+        pixels, _ = load_crop(BytesIO(content), self.data, CropSize(view.height, view.width), view.crop_at, view.flip)
         return {"pixels": torch.from_numpy(pixels)}
 
     def count_batch(self, inputs: Batch) -> int:
@@ -102,7 +106,7 @@ class CaptionEncoder:
     kind, noun, threads = "states", "captions", 0  # tokenizers are not made for threads
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index):
-        self.data, self.model, self.index = config.data, model, index
+        self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
         self.family = Family(self.kind, model.describe_encoder(self.kind), {"model": config.model})
         self.map_name = _name_map(index.digest, [])
 
@@ -110,8 +114,8 @@ class CaptionEncoder:
         sample = self.index[number]
         inputs: dict[bytes, Batch | None] = {}
         for caption in (*sample.captions, *([""] if number == 0 else [])):
-            [view] = list_views(self.data.resolution, flip=False)
-            crop = describe_crop(sample.width, sample.height, view.height, view.crop_at)
+            view = next(list_views(self.data, self.seed, number, sample))
+            crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
             inputs[key] = None if is_known(key) else tensors
@@ -124,10 +128,18 @@ class CaptionEncoder:
         return self.model.states(batch)
 
 
-def list_views(side: int, *, flip: bool) -> Iterator[View]:
-    """All that training may show of an image."""
-    for mirrored in (False, True) if flip else (False,):
-        yield View(side, side, (0.5, 0.5), mirrored)
+def list_views(data: DataConfig, seed: int, number: int, sample: Sample) -> Iterator[View]:
+    """All that training may show of sample number `number`."""
+    size = choose_crop_size(data, sample.width, sample.height)
+    for crop_at in list_crops(data, seed, number):
+        for mirrored in (False, True) if data.flip else (False,):
+            yield View(*size, crop_at, mirrored)
+
+
+def _list_view_settings(config: RunConfig) -> list[object]:
+    data = config.data
+    sizes = [str(size) for size in list_crop_sizes(data)]
+    return [sizes, data.crop, data.flip, data.crops, config.seed if data.crops else None]
 
 
 def _name_map(index: str, settings: list[object]) -> str:

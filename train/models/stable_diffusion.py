@@ -104,8 +104,8 @@ class StableDiffusion:
         """`tokens`, (chunks, 77)."""
         return partial(tokenize_caption, self.tokenizer, self.chunks)
 
-    def latent_shape(self, resolution: int) -> LatentShape:
-        return LatentShape.of_vae(self.vae_config, resolution)
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        return LatentShape.of_vae(self.vae_config, height, width)
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
         vae = self.vae_part.load("for an image that is not in it")

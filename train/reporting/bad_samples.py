@@ -1,6 +1,6 @@
 """The samples that do not decode: each rank lists its own as it comes to them, and all ranks count them together."""
 
-from store.dataset.bad_samples import BadDecode, list_bad_decodes
+from store.dataset.bad_decodes import BadDecode, list_bad_decodes
 from store.run.run_dir import open_to_append
 from train.context import RankContext
 

@@ -1,6 +1,6 @@
 """What an index is built from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +14,9 @@ class Part:
     """What a source reads as one: an image with its captions, a tar shard, a parquet file."""
 
     name: str  # relative to the source's root, unique there
-    stamp: bytes  # of `make_stamp`; as long as it is the same, the part need not be read again
+    stamp: bytes  # of `make_stamp`, unique there; as long as it is the same, the part need not be read again
+    captions: tuple[str, ...] = ()  # where the listing tells them
+    place: str = ""  # the line that lists it
 
 
 class Source(Protocol):
@@ -31,14 +33,15 @@ class Source(Protocol):
         ...
 
     def read_part(self, part: Part) -> Iterator[Sample | BadSample]:
-        """The samples of a part in their order. Called by several threads at once.
+        """The samples of a part in their order, at least one. Called by several threads at once.
 
         `source`, `width` and `height` of the samples are 0: the builder sets them. Raises UserError or LockstepError.
         """
         ...
 
-    def list_watched(self) -> list[Path]:
-        """The folders and files whose times tell, without a look at every image, that samples came or went."""
+    def list_watched(self) -> Mapping[Path, int]:
+        """The folders and files whose times tell, without a look at every image, that samples came or went: their
+        st_mtime_ns as `list_parts` found it, before it looked into them."""
         ...
 
 

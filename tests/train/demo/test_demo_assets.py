@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from configs.reading.load import load_config
-from store.dataset.listing import check_images, list_samples
+from store.dataset.build import build_index
+from store.dataset.sources.image_folder import ImageFolder
 from train.demo import grid, shapes
 
 BASE = Path(shapes.__file__).parent / "base"
@@ -27,7 +28,7 @@ def image_set(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(image_set):
-    return list_samples(image_set).samples
+    return [*build_index([ImageFolder(image_set)], None).index]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,7 @@ def test_the_same_seed_writes_the_same_bytes(image_set, tmp_path):
 
 
 def test_the_image_set_is_a_dataset_as_ours_are(image_set, samples):
-    listing = check_images(image_set, list_samples(image_set))
-    assert listing.problems == []
+    assert build_index([ImageFolder(image_set)], None).bad_samples == []
     assert len(samples) == 384
     assert {sample.captions[0] for sample in samples} >= set(shapes.PROMPTS)
 

@@ -1,22 +1,22 @@
-"""The dataset's listing: the same samples in the same order for launcher and ranks, and bad ones named."""
+"""An image folder: the same samples in the same order for launcher and ranks, and bad ones named."""
 
 import errno
 import json
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from configs.errors import LockstepError, UserError
 from configs.schema import DataConfig
-from store.dataset.listing import (
-    check_images,
-    list_samples,
-    select_samples,
-)
+from store.dataset.bad_samples import check_bad_samples
+from store.dataset.build import build_index
 from store.dataset.sample import Sample
+from store.dataset.sources.image_folder import ImageFolder
 
 
 def image(path: Path) -> Path:
@@ -29,6 +29,22 @@ def metadata(folder: Path, *records: object) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@dataclass(frozen=True)
+class Listing:
+    samples: list[Sample]
+    problems: list[str]
+
+
+def index(folder: Path, caption: str | None = None) -> Listing:
+    kept = build_index([ImageFolder(folder, caption)], None)
+    return Listing([*kept.index], [bad.problem for bad in kept.bad_samples])
+
+
+def refuse(folder: Path, **data: Any) -> None:
+    kept = build_index([ImageFolder(folder)], None)
+    check_bad_samples(DataConfig(images=str(folder), **data), kept.bad_samples, len(kept.index))
+
+
 def test_metadata_keeps_the_files_order(tmp_path: Path) -> None:
     image(tmp_path / "b.png")
     image(tmp_path / "sub" / "a.png")
@@ -37,9 +53,9 @@ def test_metadata_keeps_the_files_order(tmp_path: Path) -> None:
         {"file_name": "b.png", "text": "zwei\u2028Zeilen", "extra": 1},
         {"file_name": "sub/a.png", "text": "eins"},
     )
-    listing = list_samples(tmp_path)
+    listing = index(tmp_path)
     size = (tmp_path / "b.png").stat().st_size
-    assert listing.samples[0] == Sample(0, "b.png", "b.png", 0, size, 0, 0, ("zwei\u2028Zeilen",))
+    assert listing.samples[0] == Sample(0, "b.png", "b.png", 0, size, 8, 8, ("zwei\u2028Zeilen",))
     assert (listing.samples[1].name, listing.samples[1].captions[0]) == ("sub/a.png", "eins")
     assert listing.problems == []
 
@@ -47,7 +63,7 @@ def test_metadata_keeps_the_files_order(tmp_path: Path) -> None:
 def test_pairs_are_sorted_by_path(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "sub/c.PNG"):
         image(tmp_path / name).with_suffix(".txt").write_text(f" {name}\n")
-    found = [(sample.name, sample.captions[0]) for sample in list_samples(tmp_path).samples]
+    found = [(sample.name, sample.captions[0]) for sample in index(tmp_path).samples]
     assert found == [(name, name) for name in ("a.jpg", "b.png", "sub/c.PNG")]
 
 
@@ -57,7 +73,6 @@ def test_the_machines_trouble_is_no_bad_sample(
 ) -> None:
     """Skipped, they would be missing from the run for good."""
     image(tmp_path / "a.png").with_suffix(".txt").write_text("a")
-    listing = list_samples(tmp_path)
 
     def fail(*_: object, **__: object) -> None:
         raise trouble
@@ -65,31 +80,34 @@ def test_the_machines_trouble_is_no_bad_sample(
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", fail)
         with pytest.raises(LockstepError, match=r"a.png: cannot be read on \S+ \("):
-            check_images(tmp_path, listing)
+            index(tmp_path)
     if isinstance(trouble, OSError):
         monkeypatch.setattr(Path, "read_text", fail)
         with pytest.raises(LockstepError, match=r"a.txt: cannot be read on \S+ \(Input/output error\)"):
-            list_samples(tmp_path)
+            index(tmp_path)
 
 
 def test_missing_halves_are_named(tmp_path: Path) -> None:
     image(tmp_path / "alone.png")
     image(tmp_path / "good.png").with_suffix(".txt").write_text("good")
     (tmp_path / "orphan.txt").write_text("no image")
-    listing = list_samples(tmp_path)
+    listing = index(tmp_path)
     assert [sample.name for sample in listing.samples] == ["good.png"]
     first, second = listing.problems
     assert first.endswith("orphan.txt: the image it captions is missing")
     assert "alone.png: has no caption; write alone.txt beside it" in second
     with pytest.raises(UserError, match=r"2 bad samples in .*data\.on_bad_sample: skip"):
-        select_samples(DataConfig(images=str(tmp_path)), listing)
-    assert len(select_samples(DataConfig(images=str(tmp_path), on_bad_sample="skip"), listing)) == 1
+        refuse(tmp_path, on_bad_sample="error")
+    refuse(tmp_path, on_bad_sample="skip")
+    (tmp_path / "good.txt").unlink()
+    with pytest.raises(UserError, match=r"every sample is bad, so the dataset is empty; first: .*orphan"):
+        refuse(tmp_path, on_bad_sample="skip")
 
 
 def test_a_missing_image_is_named_by_its_line(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     metadata(tmp_path, {"file_name": "a.png", "text": "a"}, {"file_name": "gone.png", "text": "b"})
-    (problem,) = list_samples(tmp_path).problems
+    (problem,) = index(tmp_path).problems
     assert problem == f"{tmp_path}/metadata.jsonl:2: gone.png is missing from {tmp_path}"
 
 
@@ -107,37 +125,37 @@ def test_a_missing_image_is_named_by_its_line(tmp_path: Path) -> None:
 def test_a_bad_metadata_line_is_refused_with_its_place(tmp_path: Path, line: str) -> None:
     (tmp_path / "metadata.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl:1: "):
-        list_samples(tmp_path)
+        index(tmp_path)
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     image(tmp_path / "a.png").with_suffix(".txt").write_bytes(b"caf\xe9")
-    assert list_samples(tmp_path).problems == [f"{tmp_path}/a.txt: is not UTF-8; save it as UTF-8"]
+    assert index(tmp_path).problems == [f"{tmp_path}/a.txt: is not UTF-8; save it as UTF-8"]
     (tmp_path / "metadata.jsonl").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"metadata\.jsonl: is not UTF-8"):
-        list_samples(tmp_path)
+        index(tmp_path)
 
 
 def test_hidden_files_are_no_samples(tmp_path: Path) -> None:
     image(tmp_path / "a.png").with_suffix(".txt").write_text("a")
     image(tmp_path / "._a.png")
     image(tmp_path / ".ipynb_checkpoints/a-checkpoint.png")
-    listing = list_samples(tmp_path)
+    listing = index(tmp_path)
     assert (len(listing.samples), listing.problems) == (1, [])
 
 
 def test_no_folder_and_no_samples(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such folder; data\.images names"):
-        list_samples(tmp_path / "none")
+        index(tmp_path / "none")
     with pytest.raises(UserError, match="the dataset is empty"):
-        list_samples(tmp_path)
+        refuse(tmp_path)
 
 
 def test_an_image_that_does_not_decode_is_found_before_training(tmp_path: Path) -> None:
     image(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"not an image")
     metadata(tmp_path, {"file_name": "good.png", "text": "a"}, {"file_name": "bad.png", "text": "b"})
-    checked = check_images(tmp_path, list_samples(tmp_path))
+    checked = index(tmp_path)
     assert [sample.name for sample in checked.samples] == ["good.png"]
     assert "bad.png: does not decode as an image" in checked.problems[0]
 
@@ -148,7 +166,7 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
         image(tmp_path / name).with_suffix(".txt").write_text(name)
     (tmp_path / "images/linked").symlink_to(tmp_path / "scratch")
     (tmp_path / "scratch/back").symlink_to(tmp_path / "images")
-    listing = list_samples(tmp_path / "images")
+    listing = index(tmp_path / "images")
     assert [(sample.name, sample.captions[0]) for sample in listing.samples] == [
         ("b.png", "images/b.png"),
         ("linked/a.png", "scratch/a.png"),
@@ -163,11 +181,11 @@ def test_a_link_that_may_be_a_folder_of_images_is_no_bad_sample(tmp_path: Path) 
     with pytest.raises(
         UserError, match=r"/more: links to .*/scratch, which is not there; if it is a folder of images, mount"
     ):
-        list_samples(tmp_path)
+        index(tmp_path)
     (tmp_path / "more").unlink()
     (tmp_path / "more").symlink_to("more")
     with pytest.raises(UserError, match=r"/more: cannot be read .*; if it is a folder of images"):
-        list_samples(tmp_path)
+        index(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["metadata", "pairs"])
@@ -182,7 +200,7 @@ def test_a_sample_that_cannot_be_looked_at_is_named(tmp_path: Path, layout: str)
     else:
         for name in names:
             (tmp_path / f"{name}.txt").write_text(name)
-    listing = list_samples(tmp_path)
+    listing = index(tmp_path)
     assert [sample.name for sample in listing.samples] == ["good.png"]
     assert [problem.split(f"{tmp_path}/")[-1] for problem in listing.problems] == [
         "annexed.png: links to .git/annex/objects/x, which is not there",
@@ -197,7 +215,7 @@ def test_a_caption_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "annexed.txt").symlink_to(".git/annex/objects/x")
     (tmp_path / "folder.txt").mkdir()
     os.mkfifo(tmp_path / "pipe.txt")
-    assert [problem.removeprefix(f"{tmp_path}/") for problem in list_samples(tmp_path).problems] == [
+    assert [problem.removeprefix(f"{tmp_path}/") for problem in index(tmp_path).problems] == [
         "annexed.txt: links to .git/annex/objects/x, which is not there",
         "folder.png: has no caption; write folder.txt beside it",
         "pipe.txt: is no regular file",
@@ -210,13 +228,13 @@ def test_names_and_captions_that_no_file_can_hold_are_named(tmp_path: Path) -> N
     path.write_text("b")
     os.rename(tmp_path / "b.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     os.rename(path, os.fsencode(tmp_path) + b"/caf\xe9.txt")
-    (problem,) = list_samples(tmp_path).problems
+    (problem,) = index(tmp_path).problems
     assert problem == rf"{tmp_path}/caf\udce9.png: its name is not UTF-8; rename it"
     image(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "a.png", "text": "x\\ud83d"}\n{"file_name": "\\ud83d.png", "text": "a"}\n'
     )
-    first, second = list_samples(tmp_path).problems
+    first, second = index(tmp_path).problems
     place = f"{tmp_path}/metadata.jsonl"
     assert first == f"{place}:1: {tmp_path}/a.png: its caption holds half a character (a lone surrogate); write it anew"
     assert second == rf"{place}:2: {tmp_path}/\ud83d.png: its name is not UTF-8; rename it"
@@ -225,7 +243,7 @@ def test_names_and_captions_that_no_file_can_hold_are_named(tmp_path: Path) -> N
 def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     metadata(tmp_path, {"file_name": "a.png", "text": "a"}, {"file_name": "b" * 5000, "text": "b"})
-    (problem,) = list_samples(tmp_path).problems
+    (problem,) = index(tmp_path).problems
     assert problem.endswith("cannot be read (File name too long)")
 
 
@@ -238,6 +256,7 @@ def test_whatever_pillow_raises_is_a_bad_sample(tmp_path: Path, name: str) -> No
     (tmp_path / "decompression_bomb.png").write_bytes(bomb[:33] + part + bomb[33:])
     (tmp_path / "negative_seek.tif").write_bytes(b"II+\0\x08\0\0\0" + b"\xff" * 8)  # the same
     metadata(tmp_path, {"file_name": name, "text": "a"})
-    checked = check_images(tmp_path, list_samples(tmp_path))
+    checked = index(tmp_path)
     assert checked.samples == []
-    assert checked.problems == [f"{tmp_path}/{name}: does not decode as an image (ValueError)"]
+    [problem] = checked.problems
+    assert problem.startswith(f"{tmp_path}/{name}: does not decode as an image (")

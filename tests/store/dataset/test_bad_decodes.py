@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import LockstepError
-from store.dataset.bad_samples import BadDecode, list_bad_decodes
+from store.dataset.bad_decodes import BadDecode, list_bad_decodes
 from store.dataset.sample import BadSample
 from store.run.run_dir import RunDir
 

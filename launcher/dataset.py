@@ -1,0 +1,96 @@
+"""The index of a config's dataset, for people who wait for it."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import RunConfig
+from store.dataset.build import build_index
+from store.dataset.kept_index import KeptIndex, is_index_current, name_index_folder, open_newest_index
+from store.dataset.sources import make_source
+from store.dataset.sources.base import Source
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_QUIET = 1.0  # seconds after which a person wonders what is going on
+_BETWEEN_LINES = 60.0  # seconds, where nobody sees a bar
+
+
+def index_dataset(config: RunConfig) -> KeptIndex:
+    """The index of the dataset as it is now, kept in the cache folder: what a run trains on.
+
+    Raises UserError where a source cannot be listed, or the cache folder cannot be written.
+    """
+    sources, folder = _find_folder(config)
+    return _build(config, sources, folder)
+
+
+def plan_dataset(config: RunConfig) -> KeptIndex:
+    """As `index_dataset`, less exact and quicker where there is an index: an image that was written over since is not
+    noticed. Writes nothing where the folder of runs has no folder to be in, as for another machine's config."""
+    sources, folder = _find_folder(config)
+    kept = open_newest_index(folder)
+    if kept is not None and is_index_current(kept):
+        return kept
+    return _build(config, sources, folder if _may_write(config.cache_folder) else None)
+
+
+def _find_folder(config: RunConfig) -> tuple[list[Source], Path]:
+    """The sources, and where their indexes are kept."""
+    sources = [make_source(source, config.cache_folder) for source in config.data.listed_sources]
+    identities = [source.identity for source in sources]
+    return sources, name_index_folder(config.cache_folder, *identities, config.data.check)
+
+
+def _build(config: RunConfig, sources: Sequence[Source], folder: Path | None) -> KeptIndex:
+    with _Waiting() as waiting:
+        return build_index(sources, folder, waiting.show, decode=config.data.check == "full")
+
+
+def _may_write(cache_folder: Path) -> bool:
+    """Whether the folder can be made or written here, with at most the folder of runs around it."""
+    nearest = next((path for path in (cache_folder, *cache_folder.parents[:2]) if path.exists()), None)
+    return nearest is not None and os.access(nearest, os.W_OK | os.X_OK)
+
+
+class _Waiting:
+    """A bar on a terminal, a line every minute anywhere else; nothing where it is over at once."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic() + (_QUIET if sys.stderr.isatty() else _BETWEEN_LINES)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "_Waiting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, total: int | None) -> None:
+        """`total` is None while nobody knows how many there are."""
+        now = time.monotonic()
+        if now < self._shown:
+            return
+        what = "listing the dataset" if total is None else "indexing the dataset"
+        if sys.stderr.isatty():
+            self._shown = now + 0.1
+            self._draw(what, done, total)
+        else:
+            self._shown = now + _BETWEEN_LINES
+            print(f"{what}: {done:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)
+
+    def _draw(self, what: str, done: int, total: int | None) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task(what)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], description=what, completed=done, total=total)
