@@ -89,9 +89,12 @@ def measure_samples(args: SimpleNamespace, usual: Usual) -> dict[str, float]:
     config = config.model_copy(update={"precision": "fp32", "zero": 0})
     model = load_model(config, Path(args.model), CPU)
     objective = make_objective(config, model.noise_scheduler, model.dtype, CPU)
-    shape = model.latent_shape(RESOLUTION)
     stream = Stream(
-        config, build_index([ImageFolder(Path(args.images))], None).index, model.inputs, shape, objective.timestep
+        config,
+        build_index([ImageFolder(Path(args.images))], None).index,
+        model.inputs,
+        model.latent_shape,
+        objective.timestep,
     )
     collate = Collate(usual.tokenizer)
     return {

@@ -146,8 +146,9 @@ def make_stage(args: SimpleNamespace, world: process_group.World, model: StableD
     if config.zero == "auto":  # under FSDP2, which has no stages: what an attempt's plan makes of it
         config = config.model_copy(update={"zero": UNKNOWN_ZERO})
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    shape = model.latent_shape(8 * args.side)
-    stream = Stream(config, build_index([ImageFolder(images)], None).index, model.inputs, shape, objective.timestep)
+    stream = Stream(
+        config, build_index([ImageFolder(images)], None).index, model.inputs, model.latent_shape, objective.timestep
+    )
     ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
     drawn = torch.Generator().manual_seed(2)
     ready.x_0 = torch.randn(plan.micro_batch, 4, args.side, args.side, generator=drawn).to(world.device)

@@ -20,11 +20,12 @@ import torch
 from bench.contestants import Step, find_opponents
 from bench.counters import count_all
 from bench.stage import Stage, make_model, make_stage
+from configs.solve.buckets import list_crop_sizes
 from configs.solve.learning_rate import compute_learning_rate
 from tests.tiny import make_images
 from train import attempt, loop, process_group
 from train.checkpoint.saver import Saver
-from train.data.images import load_square
+from train.data.images import load_crop
 from train.data.stream import micro_batches
 from train.engines.ema import Ema
 from train.models.stable_diffusion import StableDiffusion
@@ -144,7 +145,7 @@ def encoding(stage: Stage, model: StableDiffusion) -> dict[str, float]:
 
     def decode() -> None:
         with index.open(index[0]) as file:
-            load_square(file, data, (0.5, 0.5), False)
+            load_crop(file, data, list_crop_sizes(data)[0], (0.5, 0.5), False)
 
     batch = {key: value.to(stage.world.device) for key, value in stage.stream[range(m)].items()}
     return {

@@ -135,17 +135,18 @@ NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder o
 
 @dataclass(frozen=True)
 class LatentShape:
-    """One sample's latents: channels × side × side."""
+    """One sample's latents."""
 
     channels: int
-    side: int
+    height: int
+    width: int
 
     @classmethod
-    def of_vae(cls, vae: Mapping[str, Any], resolution: int) -> "LatentShape":
-        """The latents of a square of `resolution` pixels, by the VAE's config: it halves the side once per block but
-        the last, which makes 8 pixels one latent in Stable Diffusion."""
+    def of_vae(cls, vae: Mapping[str, Any], height: int, width: int) -> "LatentShape":
+        """The latents of an image of so many pixels, by the VAE's config: it halves both sides once per block but the
+        last, which makes 8 × 8 pixels one latent in Stable Diffusion."""
         downscale = 2 ** (len(vae["block_out_channels"]) - 1)
-        return cls(vae["latent_channels"], resolution // downscale)
+        return cls(vae["latent_channels"], height // downscale, width // downscale)
 
 
 def find_cached_snapshot(hub_id: str) -> Path | None:

@@ -8,19 +8,23 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
-from store.dataset.build import build_index
 from store.dataset.index import Index, write_index
-from store.dataset.sources.image_folder import ImageFolder
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
+from tests.indexes import index_images
 
 
-def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
-    """A run of 12-sample batches over small images."""
+def square_data(images: Path) -> dict[str, object]:
+    """The config's data: random crops of small images, half of them mirrored."""
+    return {"images": str(images), "resolution": 32, "crop": "random", "flip": True, "workers": 0}
+
+
+def new_run(folder: Path, model: Path, images: Path | None = None, **changes) -> RunDir:
+    """A run of 12-sample batches over small images; without `images`, `changes` say what its data are."""
     settings = {
         "name": folder.name,
         "model": str(model),
-        "data": {"images": str(images), "resolution": 32, "crop": "random", "flip": True, "workers": 0},
+        "data": images and square_data(images),
         "batch": 12,
         "steps": 12,
         "lr": 1e-4,
@@ -28,9 +32,10 @@ def new_run(folder: Path, model: Path, images: Path, **changes) -> RunDir:
         "report_every_steps": 1,
         "runs": str(folder.parent),
     }
-    run = RunDir(folder)
-    write_atomic(run.config_path, dump_config(RunConfig(**(settings | changes))))
-    write_index(run.dataset_path, build_index([ImageFolder(images)], None).index, [images])
+    run, config = RunDir(folder), RunConfig(**(settings | changes))
+    write_atomic(run.config_path, dump_config(config))
+    index = index_images(config.data)
+    write_index(run.dataset_path, index, index.roots)
     return run
 
 

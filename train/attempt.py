@@ -60,8 +60,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
 
     model = load_model(config, Path(plan.model_folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    latent_shape = model.latent_shape(config.data.resolution)
-    stream = Stream(config, _open_index(context), model.inputs, latent_shape, objective.timestep)
+    stream = Stream(config, _open_index(context), model.inputs, model.latent_shape, objective.timestep)
     compiled = compile_blocks(model.denoiser, config, world.device)
     engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
     ema = Ema(config.ema, engine) if config.ema else None

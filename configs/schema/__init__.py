@@ -9,6 +9,7 @@ from configs.schema.disagreements import DISAGREEMENT, LENGTHS, Disagreement, fi
 from configs.schema.run import Prediction, RunConfig
 from configs.schema.sections import (
     MOST_WORKERS,
+    BucketsConfig,
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "DISAGREEMENT",
     "LENGTHS",
     "MOST_WORKERS",
+    "BucketsConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",

@@ -47,6 +47,7 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
             "write loss_weighting: min_snr, or leave it out",
         )
+    yield from _find_crop_disagreements(config.data)
     yield from _find_cache_disagreements(config)
     if config.export == "ema" and config.ema is None:
         yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
@@ -80,13 +81,34 @@ def _find_source_disagreements(key: str, source: SourceConfig) -> Iterator[Disag
         )
 
 
+def _find_crop_disagreements(data: "DataConfig") -> Iterator[Disagreement]:
+    if data.buckets is not None and data.resolution != data.buckets.side:
+        yield Disagreement(
+            ("data.resolution", "data.buckets.side"),
+            f"resolution: {data.resolution} and buckets.side: {data.buckets.side} are two sizes; leave resolution out, "
+            "it is the buckets' side",
+        )
+    if data.buckets is not None and data.buckets.side % data.buckets.step:
+        side, step = data.buckets.side, data.buckets.step
+        near = sorted({max(step, side // step * step), -(-side // step) * step})
+        yield Disagreement(
+            ("data.buckets.side", "data.buckets.step"),
+            f"buckets.side: {side} is no multiple of buckets.step: {step}; nearest: {' and '.join(map(str, near))}",
+        )
+    if data.crops is not None and data.crop == "center":
+        yield Disagreement(
+            ("data.crops", "data.crop"),
+            f"crops: {data.crops} counts random crops, and crop: center has one; write crop: random, or leave it out",
+        )
+
+
 def _find_cache_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     data = config.data
     if data.cache in ("latents", "all") and not data.has_few_crops:
         yield Disagreement(
             ("data.cache", "data.crop"),
             f"data.cache: {data.cache} needs crops that can be listed, and crop: {data.crop} draws another one in each "
-            "pass; write crop: center, or cache: off",
+            "pass; write crop: center, crops: 4 for as many of each image, or cache: off",
         )
 
 

@@ -1,8 +1,8 @@
 """The groups of keys in a run's config: data, optimizer, average, checkpoints, sample pictures and cluster."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from configs.scalars import Colour, NodeRange, Nodes, TimeLimit
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
@@ -13,6 +13,36 @@ Cached = Literal["off", "latents", "all"]
 # Workers that a rank starts by itself: each makes 80 to 160 photographs of 512 pixels per second, all together more
 # than a GPU takes, and each holds micro-batches in memory.
 MOST_WORKERS = 8
+
+
+class BucketsConfig(Section):
+    """Aspect-ratio buckets: an image is cut to the shape that is nearest to its own."""
+
+    side: int = Field(
+        512,
+        ge=8,
+        multiple_of=8,
+        description="side of the square, in pixels; no shape has more pixels than it",
+        json_schema_extra=RUN,
+    )
+    step: int = Field(
+        64,
+        ge=8,
+        multiple_of=8,
+        description="pixels that divide every height and width; 64 suits Stable Diffusion's UNets",
+        json_schema_extra=RUN,
+    )
+    max_ratio: float = Field(
+        2.0, ge=1, le=16, description="longest side of a shape, over its shortest", json_schema_extra=RUN
+    )
+    grain: int | None = Field(
+        None,
+        ge=1,
+        examples=[32],
+        description="samples in a row that have one shape; every micro-batch that divides it is allowed; null: the "
+        "largest divisor of the batch up to 32",
+        json_schema_extra=RUN,
+    )
 
 
 class DataConfig(Section):
@@ -37,8 +67,22 @@ class DataConfig(Section):
     resolution: int = Field(
         512, ge=8, multiple_of=8, description="side of the square training image, in pixels", json_schema_extra=RUN
     )
+    buckets: BucketsConfig | None = Field(
+        None,
+        examples=[{"side": 512, "step": 64, "max_ratio": 2}],
+        description="aspect-ratio buckets in place of squares; resolution is their side then",
+        json_schema_extra=RUN,
+    )
     crop: Literal["center", "random"] = Field(
-        "center", description="which square is taken after the short side is resized", json_schema_extra=RUN
+        "center", description="which part is taken after the image is resized to cover the shape", json_schema_extra=RUN
+    )
+    crops: int | None = Field(
+        None,
+        ge=1,
+        examples=[4],
+        description="so many random crops of each image, of which each pass takes one: crops that can be cached; "
+        "null: another one in each pass",
+        json_schema_extra=RUN,
     )
     flip: bool = Field(False, description="mirror half of the samples left to right", json_schema_extra=RUN)
     background: Colour = Field(
@@ -118,6 +162,16 @@ class DataConfig(Section):
         json_schema_extra=COST,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_side_of_buckets(cls, data: Any) -> Any:
+        """With buckets, `resolution` need not be written: it is their side."""
+        buckets = data.get("buckets") if isinstance(data, dict) else None
+        if buckets is None or "resolution" in data:
+            return data
+        side = buckets.get("side") if isinstance(buckets, dict) else getattr(buckets, "side", None)
+        return data | {"resolution": side} if isinstance(side, int) else data
+
     @property
     def caption_chunks(self) -> int:
         """How many times the text encoder reads for one caption."""
@@ -131,7 +185,7 @@ class DataConfig(Section):
     @property
     def has_few_crops(self) -> bool:
         """Whether the crops of an image can be listed, so that each can be encoded beforehand."""
-        return self.crop == "center"
+        return self.crop == "center" or self.crops is not None
 
     @property
     def cached(self) -> Cached:

@@ -4,10 +4,12 @@ The user gives any set that determines the rest; `solve_batch` finds what is mis
 naming the nearest values that do.
 """
 
+import math
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from configs.schema import RunConfig
+from configs.schema import DataConfig, RunConfig
+from configs.solve.buckets import LARGEST_GRAIN, choose_grain
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,18 @@ def solve_batch(config: RunConfig, shape: Shape | None = None, *, begun: BatchPl
     )
 
 
-def list_batch_plans(batch: int, shape: Shape) -> list[BatchPlan]:
+def list_batch_plans(data: DataConfig, batch: int, shape: Shape) -> list[BatchPlan]:
     """Every (micro-batch, accumulation) that gives exactly `batch` on `shape`, largest micro-batch first."""
     if batch % shape.world_size:
         return []
     per_rank = batch // shape.world_size
-    return [BatchPlan(shape, micro, per_rank // micro) for micro in sorted(list_divisors(per_rank), reverse=True)]
+    return [BatchPlan(shape, micro, per_rank // micro) for micro in reversed(list_micro_batches(data, batch, per_rank))]
+
+
+def list_micro_batches(data: DataConfig, batch: int, per_rank: int) -> list[int]:
+    """Those that a rank's share of the batch can be cut into, smallest first. With aspect-ratio buckets they divide the
+    grain, too, so that the images of each have one size."""
+    return list_divisors(math.gcd(per_rank, choose_grain(data, batch) or per_rank))
 
 
 def list_divisors(n: int) -> list[int]:
@@ -105,7 +113,9 @@ def _world_from_batch(config: RunConfig) -> int | None:
 def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
     world, micro, accumulation = shape.world_size, _get_micro_batch(config), config.gradient_accumulation_steps
     if config.batch is None:
-        return BatchPlan(shape, micro or 1, accumulation or 1)
+        plan = BatchPlan(shape, micro or 1, accumulation or 1)
+        _check_grain(config, plan, list_micro_batches(config.data, plan.batch, plan.micro_batch * plan.accumulation))
+        return plan
     if config.batch % world:
         raise UserError(
             f"batch {config.batch} cannot be shared equally by {world} ranks ({shape}): "
@@ -113,22 +123,23 @@ def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
             f"{_node_counts(config.batch, shape)}"
         )
     per_rank = config.batch // world
+    allowed = list_micro_batches(config.data, config.batch, per_rank)
     if not fixed:  # the micro-batch is a ceiling, and accumulation is whatever keeps the batch
         ceiling = micro or max(1, per_rank // (accumulation or 1))
-        micro = max(d for d in list_divisors(per_rank) if d <= ceiling)
+        micro = max(d for d in allowed if d <= ceiling)
         return BatchPlan(shape, micro, per_rank // micro)
     if micro is None:
-        micro, rest = divmod(per_rank, accumulation or 1)
-        if rest:
+        micro, rest = divmod(per_rank, accumulation) if accumulation else (allowed[-1], 0)
+        if accumulation and rest:
             raise UserError(
                 f"batch {config.batch} on {world} ranks is {per_rank} samples per rank, which "
                 f"{accumulation} gradient accumulation steps do not divide; gradient_accumulation_steps that do: "
-                f"{_around(per_rank, accumulation or 1)}"
+                f"{_around([per_rank // d for d in reversed(allowed)], accumulation)}"
             )
     if per_rank % micro:
         raise UserError(
             f"batch {config.batch} on {world} ranks is {per_rank} samples per rank, which micro_batch {micro} does "
-            f"not divide; micro-batches that do: {_around(per_rank, micro)}; "
+            f"not divide; micro-batches that do: {_around(allowed, micro)}; "
             + _nearest_batches(config.batch, world * micro)
         )
     if accumulation and micro * accumulation != per_rank:
@@ -137,13 +148,30 @@ def _solve_on(config: RunConfig, shape: Shape, *, fixed: bool) -> BatchPlan:
             f"{world} ranks = {micro * accumulation * world}; leave gradient_accumulation_steps out to get "
             f"{per_rank // micro}"
         )
-    return BatchPlan(shape, micro, per_rank // micro)
+    plan = BatchPlan(shape, micro, per_rank // micro)
+    _check_grain(config, plan, allowed)
+    return plan
 
 
-def _around(n: int, wanted: int) -> str:
-    """The divisors of `n` next to `wanted` on both sides."""
-    below = [d for d in list_divisors(n) if d <= wanted][-1:]
-    above = [d for d in list_divisors(n) if d > wanted][:1]
+def _check_grain(config: RunConfig, plan: BatchPlan, allowed: list[int]) -> None:
+    """Raises UserError where images of two sizes would meet in one micro-batch."""
+    if plan.micro_batch in allowed:
+        return
+    grain = choose_grain(config.data, plan.batch)
+    what = f"micro_batch {plan.micro_batch}"
+    if config.micro_batch is None:
+        what = f"the micro-batch of {plan.micro_batch} that gradient_accumulation_steps {plan.accumulation} makes"
+    raise UserError(
+        f"{what} does not divide the grain of {grain} samples that are of one size (data.buckets.grain; null is the "
+        f"largest divisor of batch {plan.batch} up to {LARGEST_GRAIN}); micro-batches that do: "
+        f"{', '.join(map(str, allowed))}; or write a grain that {plan.micro_batch} divides"
+    )
+
+
+def _around(allowed: list[int], wanted: int) -> str:
+    """Those of `allowed`, which ascend, next to `wanted` on both sides."""
+    below = [d for d in allowed if d <= wanted][-1:]
+    above = [d for d in allowed if d > wanted][:1]
     return " and ".join(str(d) for d in below + above)
 
 

@@ -12,6 +12,7 @@ from configs.pipelines import LatentShape, PipelineSize
 from configs.schema import RunConfig
 from configs.solve.activations import Activations, count_activations
 from configs.solve.batch import BatchPlan
+from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
 from configs.solve.hardware import GIB, MARGIN, Hardware
 from configs.solve.memory import ModelStates, count_width, estimate_model_states
@@ -75,8 +76,9 @@ def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
     unet, vae = size.configs.get("unet"), size.configs.get("vae")
     if unet is None or vae is None or not vae.get("block_out_channels"):
         return None
-    side = LatentShape.of_vae({"latent_channels": 4} | dict(vae), config.data.resolution).side
-    return count_activations(unet, side, width=count_width(config), recomputed=config.gradient_checkpointing)
+    side = config.data.resolution  # of the square: no shape of the buckets has more pixels
+    latents = LatentShape.of_vae({"latent_channels": 4} | dict(vae), side, side)
+    return count_activations(unet, latents.height, width=count_width(config), recomputed=config.gradient_checkpointing)
 
 
 def count_vae_slices(samples: int, pixels: int) -> int:
@@ -90,9 +92,12 @@ def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSiz
     sample = count_sample(config, size)
     if sample is None:
         return None
-    pixels = config.data.resolution**2
-    encoding: int = _vae_width(config, hardware) * VAE_TENSORS * size.configs["vae"]["block_out_channels"][0] * pixels
-    return max(micro_batch * sample.peak, math.ceil(micro_batch / count_vae_slices(micro_batch, pixels)) * encoding)
+    pixel: int = _vae_width(config, hardware) * VAE_TENSORS * size.configs["vae"]["block_out_channels"][0]
+    slices = [
+        math.ceil(micro_batch / count_vae_slices(micro_batch, crop.pixels)) * crop.pixels
+        for crop in list_crop_sizes(config.data)
+    ]
+    return max(micro_batch * sample.peak, max(slices) * pixel)
 
 
 def _estimate_frozen(config: RunConfig, size: PipelineSize, hardware: Hardware) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from configs.errors import UserError
 from configs.pipelines import PipelineSize
 from configs.schema import RunConfig, find_disagreements
-from configs.solve.batch import BatchPlan, list_divisors
+from configs.solve.batch import BatchPlan, list_micro_batches
 from configs.solve.device_memory import estimate_device_memory
 from configs.solve.hardware import Hardware, is_bf16_capable
 
@@ -99,7 +99,7 @@ def _list_choices(config: RunConfig, batch_plan: BatchPlan) -> Iterator[Settled]
     micro_batches = [batch_plan.micro_batch]
     per_rank = batch_plan.micro_batch * batch_plan.accumulation
     if config.micro_batch == "auto":
-        micro_batches = list(reversed(list_divisors(per_rank)))
+        micro_batches = list(reversed(list_micro_batches(config.data, batch_plan.batch, per_rank)))
     for zero in stages:
         for micro_batch in micro_batches:
             settled = config.model_copy(update={"zero": zero})

@@ -127,7 +127,7 @@ def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
     """Every (nodes, micro-batch, accumulation) that keeps the batch, at this many GPUs per node."""
     gpus, batch = plan.batch_plan.shape.gpus_per_node, plan.batch_plan.batch
     shapes = [Shape(nodes, gpus) for nodes in list_divisors(batch // gpus)]
-    return [(shape, list_batch_plans(batch, shape)) for shape in shapes]
+    return [(shape, list_batch_plans(plan.config.data, batch, shape)) for shape in shapes]
 
 
 def _check_model(config: RunConfig) -> None:
@@ -196,7 +196,7 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
     for nodes in _NODE_COUNTS:
         if nodes == planned.nodes or nodes > most:
             continue
-        candidates = list_batch_plans(batch_plan.batch, Shape(nodes, planned.gpus_per_node))
+        candidates = list_batch_plans(config.data, batch_plan.batch, Shape(nodes, planned.gpus_per_node))
         fitting = [candidate for candidate in candidates if candidate.micro_batch <= ceiling]
         if fitting:
             by_nodes[nodes] = fitting[0]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.run.run_dir import SHARED, write_json
+from store.run.run_dir import write_json
 
 FORMAT = 1  # of all files of the cache: another one is another family, which is written anew
 KEY_BYTES = 16
@@ -53,18 +53,22 @@ class FamilyFolder:
     def shards_path(self) -> Path:
         return self.path / "shards"
 
-    def parts_path(self, map_name: str) -> Path:
+    @property
+    def maps_path(self) -> Path:
+        return self.path / "maps"
+
+    def chunks_path(self, map_name: str) -> Path:
         """What is known of the samples of one index so far, a file for each chunk of them."""
-        return self.path / "maps" / map_name / "parts"
+        return self.maps_path / map_name / "chunks"
 
     def map_path(self, map_name: str) -> Path:
         """All that is known of the samples of one index."""
-        return self.path / "maps" / map_name / "map.safetensors"
+        return self.maps_path / map_name / "map.safetensors"
 
     def make(self, family: Family) -> None:
         """Raises OSError where that is not allowed, or there is no room."""
-        for folder in (self.path, self.shards_path, self.path / "maps"):
-            folder.mkdir(SHARED, parents=True, exist_ok=True)
+        for folder in (self.path, self.shards_path, self.maps_path):
+            folder.mkdir(parents=True, exist_ok=True)
         if not self.about_path.exists():
             facts = {"format": FORMAT, "kind": family.kind, "facts": dict(family.facts), "about": dict(family.about)}
             write_json(self.about_path, facts)
@@ -81,12 +85,10 @@ def make_key(content: bytes, *details: object) -> bytes:
     return hashlib.sha256(content + json.dumps(details).encode()).digest()[:KEY_BYTES]
 
 
-def digest_weights(folder: Path) -> str:
-    """Of a part's folder: its config and all its safetensors. Raises OSError."""
+def digest_files(folder: Path, *patterns: str) -> str:
+    """Of the files of `folder` that match: their names and contents. Raises OSError."""
     digest = hashlib.sha256()
-    for path in sorted(
-        (folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))
-    ):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
         with open(path, "rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

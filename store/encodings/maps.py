@@ -71,18 +71,19 @@ def list_chunks(samples: int) -> list[range]:
 
 def write_chunk_map(folder: Path, chunk: int, part: ChunkMap) -> None:
     """Whole or not at all. Raises OSError."""
-    write_atomic(folder / _name_part(chunk), _render(part))
+    write_atomic(folder / _name_chunk_map(chunk), _render(part))
 
 
-def list_chunk_maps(folder: Path) -> set[str]:
-    """Names of the parts that are there now; chunk `c` is done where `name_part(c)` is one of them."""
-    return {name for name in os.listdir(folder) if not name.startswith(".")} if folder.is_dir() else set()
+def list_chunk_maps(folder: Path) -> set[int]:
+    """The chunks whose maps are there now. Raises OSError."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {int(name.partition(".")[0]) for name in names if not name.startswith(".")}
 
 
 def read_chunk_map(folder: Path, chunk: int) -> ChunkMap | None:
     """None where it is not there, or not whole."""
     try:
-        with safe_open(folder / _name_part(chunk), framework="np") as file:
+        with safe_open(folder / _name_chunk_map(chunk), framework="np") as file:
             names = json.loads(file.metadata()["shards"])
             tensors = {name: file.get_tensor(name) for name in ("contents", "keys", "shards", "rows")}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
@@ -106,7 +107,7 @@ def _join(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
     return np.frombuffer(b"".join(keys), _KEY)
 
 
-def _name_part(chunk: int) -> str:
+def _name_chunk_map(chunk: int) -> str:
     return f"{chunk:06d}.safetensors"
 
 

@@ -45,12 +45,18 @@ def test_the_trained_part_is_no_frozen_part_and_every_weight_is_a_parts(pipeline
 
 
 @pytest.mark.parametrize(
-    ("blocks", "resolution", "side"),
-    [([128, 256, 512, 512], 512, 64), ([128, 256, 512, 512], 768, 96), ([8] * 3, 32, 8)],
+    ("blocks", "pixels", "latents"),
+    [
+        ([128, 256, 512, 512], (512, 512), (64, 64)),
+        ([128, 256, 512, 512], (640, 384), (80, 48)),
+        ([8] * 3, (32, 40), (8, 10)),
+    ],
 )
-def test_latents_are_as_much_smaller_as_the_vae_halves_them(blocks: list[int], resolution: int, side: int) -> None:
+def test_latents_are_as_much_smaller_as_the_vae_halves_them(
+    blocks: list[int], pixels: tuple[int, int], latents: tuple[int, int]
+) -> None:
     vae = {"block_out_channels": blocks, "latent_channels": 4}
-    assert LatentShape.of_vae(vae, resolution) == LatentShape(4, side)
+    assert LatentShape.of_vae(vae, *pixels) == LatentShape(4, *latents)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
         config,
         build_index([ImageFolder(Path(images))], None).index,
         model.inputs,
-        model.latent_shape(32),
+        model.latent_shape,
         objective.timestep,
     )
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))

@@ -1,4 +1,4 @@
-"""One image file to one training square."""
+"""One image file to what training sees of it."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from configs.schema import DataConfig
-from store.dataset.headers import open_header
+from configs.solve.buckets import CropSize
+from store.dataset.headers import open_header, read_upright_size
 from train.data.colours import flatten_colours
 
 LANCZOS = Image.Resampling.LANCZOS
@@ -19,39 +20,37 @@ REACH = 3  # pixels to either side that a Lanczos filter makes one pixel of; as 
 
 @dataclass(frozen=True)
 class Crop:
-    """What a training square shows of its image: some models are told, and draw accordingly (SDXL: Podell et al. 2023,
+    """What a sample shows of its image: some models are told, and draw accordingly (SDXL: Podell et al. 2023,
     section 2.2)."""
 
     original: tuple[int, int]  # height and width of the upright image before it was resized, in pixels
-    corner: tuple[int, int]  # top and left of the square, in pixels of the resized image
+    corner: tuple[int, int]  # top and left of what is shown, in pixels of the resized image
 
 
-def load_square(
-    file: BinaryIO, data: DataConfig, crop_at: tuple[float, float], flip: bool
+def load_crop(
+    file: BinaryIO, data: DataConfig, size: CropSize, crop_at: tuple[float, float], flip: bool
 ) -> tuple[NDArray[np.uint8], Crop]:
-    """The image as RGB, uint8, (3, resolution, resolution), and what it shows.
+    """The image as RGB, uint8, (3, height, width) of `size`, and what it shows.
 
-    Of several frames it is the first. EXIF orientation is applied, transparency shown on the background, the short side
-    resized to the resolution, a square cut at `crop_at` (x and y as fractions of the free room; 0.5, 0.5 is the
+    Of several frames it is the first. EXIF orientation is applied, transparency shown on the background, the image
+    resized so that it just covers `size`, cut at `crop_at` (x and y as fractions of the free room; 0.5, 0.5 is the
     centre), then mirrored if `flip`. Raises what `open_header` and `flatten_colours` do, and nearly anything, as Pillow
     does, where it does not decode.
     """
-    side = data.resolution
-    image, original = _read(file, data)
-    square, corner = _square(image, side, crop_at)
-    pixels = np.asarray(square)
+    image, original = _read(file, data, size)
+    shown, corner = _cut(image, size, crop_at)
+    pixels = np.asarray(shown)
     if flip:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
 
 
-def describe_crop(width: int, height: int, side: int, crop_at: tuple[float, float]) -> Crop:
-    """What `load_square` says that it shows, of an upright image of so many pixels."""
-    x, y = (
-        _span(length, min(width, height), side, at) if length else None
-        for length, at in zip((width, height), crop_at, strict=True)
-    )
-    return Crop((height, width), (y.start, x.start) if x and y else (0, 0))  # earlier versions' lists hold no sizes
+def describe_crop(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> Crop:
+    """What `load_crop` says that it shows, of an upright image of so many pixels."""
+    if not width or not height:  # earlier versions' lists hold no sizes
+        return Crop((height, width), (0, 0))
+    x, y = _span_both(width, height, size, crop_at)
+    return Crop((height, width), (y.start, x.start))
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
@@ -62,44 +61,51 @@ def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().div_(torch.full((), 127.5, device=pixels.device)).sub_(1.0)
 
 
-def _read(file: BinaryIO, data: DataConfig) -> tuple[Image.Image, tuple[int, int]]:
+def _read(file: BinaryIO, data: DataConfig, size: CropSize) -> tuple[Image.Image, tuple[int, int]]:
     """The upright image as RGB, and its height and width, which the image itself may have fewer of: a JPEG decodes at
     the smallest scale that is still large enough."""
     with open_header(file) as image:
         width, height = image.size
-        image.draft("RGB", (data.resolution, data.resolution))
+        turned = read_upright_size(image) != (width, height)
+        image.draft("RGB", (size.height, size.width) if turned else (size.width, size.height))
         stored = image.size
         ImageOps.exif_transpose(image, in_place=True)
         original = (height, width) if image.size == stored else (width, height)
         return flatten_colours(image, data.background), original
 
 
-def _square(image: Image.Image, side: int, crop_at: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
-    """The square at `crop_at` of the image whose short side is resized to `side`, and its top and left there.
+def _cut(image: Image.Image, size: CropSize, crop_at: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
+    """What lies at `crop_at` of the image that is resized so that it just covers `size`, and its top and left there.
 
     Only what it shows is resized: all of a thin image, resized, would be thousands of squares.
     """
-    x, y = (_span(length, min(image.size), side, at) for length, at in zip(image.size, crop_at, strict=True))
+    x, y = _span_both(image.width, image.height, size, crop_at)
     shown = image.crop((x.first, y.first, x.last, y.last))
     # Across, then down: given both, Pillow takes either first, depending on the sizes and on its release.
-    across = shown.resize((side, shown.height), LANCZOS, (x.begin, 0, x.end, shown.height))
-    square = across.resize((side, side), LANCZOS, (0, y.begin, side, y.end))
-    return square, (y.start, x.start)
+    across = shown.resize((size.width, shown.height), LANCZOS, (x.begin, 0, x.end, shown.height))
+    cut = across.resize((size.width, size.height), LANCZOS, (0, y.begin, size.width, y.end))
+    return cut, (y.start, x.start)
 
 
 class _Span(NamedTuple):
-    """One direction of a square, in pixels."""
+    """One direction of what is shown, in pixels."""
 
-    start: int  # of the square in the resized image
-    first: int  # of the image's own pixels that the square is made of
+    start: int  # in the resized image
+    first: int  # of the image's own pixels that it is made of
     last: int  # the one after the last of them
-    begin: float  # of the square among them
+    begin: float  # of it among them
     end: float
 
 
-def _span(length: int, shortest: int, side: int, crop_at: float) -> _Span:
-    """Of `length` pixels, whose image is resized so that `shortest` becomes `side`."""
-    resized = max(side, round(length * (side / shortest)))
+def _span_both(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> tuple[_Span, _Span]:
+    """What is shown across and down, of an image of so many pixels."""
+    scale = max(size.width / width, size.height / height)
+    return _span(width, scale, size.width, crop_at[0]), _span(height, scale, size.height, crop_at[1])
+
+
+def _span(length: int, scale: float, side: int, crop_at: float) -> _Span:
+    """`side` of the `length` pixels, once they are resized by `scale`."""
+    resized = max(side, round(length * scale))
     start = int(crop_at * (resized - side + 1))
     begin, end = start * length / resized, (start + side) * length / resized
     reach = math.ceil(REACH * max(1.0, length / resized))

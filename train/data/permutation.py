@@ -5,6 +5,8 @@ round, x and its partner k − x (mod n) trade places if a keyed bit of the larg
 inverse, each round is a bijection for any n, with no rejection and no table.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,9 +17,12 @@ _MASK = 2**64 - 1
 _FEW = 32  # below so many positions NumPy's calls cost more than Python's arithmetic
 
 
-def permute_indices(index: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """The samples at places `index` (each < n) of epoch `epoch`, in the same shape."""
-    keys = _round_keys(n, seed, epoch)
+def permute_indices(
+    index: NDArray[np.uint64], n: int, seed: int, purpose: Purpose, turn: tuple[int, ...]
+) -> NDArray[np.uint64]:
+    """What stands at places `index` (each < n) of one permutation, in the same shape. `turn` tells it from the others
+    of its purpose: the epoch, or a bucket's pass and the bucket."""
+    keys = _round_keys(n, seed, purpose, turn)
     if index.size < _FEW:
         pairs = keys.tolist()
         moved = [_permute_one(place, n, pairs) for place in index.ravel().tolist()]
@@ -29,11 +34,13 @@ def permute_indices(index: NDArray[np.uint64], n: int, seed: int, epoch: int) ->
     return x
 
 
-def _round_keys(n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
+@lru_cache(maxsize=256)  # neighbours in the stream share them; about 3 KiB each
+def _round_keys(n: int, seed: int, purpose: Purpose, turn: tuple[int, ...]) -> NDArray[np.uint64]:
     """Shape (rounds, 2): the partner shift (< n) and the key of the bit. 6·log2(n) rounds mix well (section 3)."""
     rounds = 6 * max(n - 1, 1).bit_length() + 12
-    raw = make_generator(seed, Purpose.ORDER, epoch).bit_generator.random_raw(2 * rounds).reshape(rounds, 2)
+    raw = make_generator(seed, purpose, *turn).bit_generator.random_raw(2 * rounds).reshape(rounds, 2)
     raw[:, 0] %= np.uint64(n)
+    raw.flags.writeable = False
     return raw
 
 

@@ -4,6 +4,7 @@ Step k consumes positions [(k−1)·batch, k·batch), cut into micro-batches of 
 ranks in turn: the same cut gives the same micro-batches on any world size.
 """
 
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 
@@ -14,14 +15,15 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
+from configs.solve.buckets import CropSize
 from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
-from store.dataset.sample import Sample
 from train.data.captions import choose_caption
+from train.data.crops import draw_crop
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
-from train.data.images import Crop, describe_crop, load_square
-from train.data.order import Order
-from train.data.randomness import Purpose, draw_normal, draw_uniform, make_generator
+from train.data.images import Crop, describe_crop, load_crop
+from train.data.order import SamplePlace, make_order
+from train.data.randomness import Purpose, draw_normal, draw_uniform
 from train.data.workers import count_workers
 
 
@@ -36,16 +38,17 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
     """A range of m positions → everything one pass needs about their samples, a pure function of seed and positions:
 
     ==================  ===================================================================
-    pixels              (m, 3, R, R), uint8, for a resolution of R; `scale_pixels` makes [-1, 1] of them
-    or moments          (m, 2·C, h, h), what the VAE makes of them, where `encodings` has it
+    pixels              (m, 3, H, W), uint8, all of one size; `scale_pixels` makes [-1, 1] of them
+    or moments          (m, 2·C, h, w), what the VAE makes of them, where `encodings` has it
     the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
     or states           what the text encoders make of them, where `encodings` has it
-    posterior, noise    (m, C, h, h), fp32, standard normal, for latents of C × h × h
+    posterior, noise    (m, C, h, w), fp32, standard normal, for latents of C × h × w
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
     ==================  ===================================================================
 
-    Worker processes get a copy of it, so `inputs` and `timestep` should hold no weights.
+    `latent_shape` says what latents an image of some height and width has. Worker processes get a copy of the stream,
+    so `inputs` and `timestep` should hold no weights.
     """
 
     def __init__(
@@ -53,43 +56,44 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         config: RunConfig,
         index: Index,
         inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
-        latent_shape: LatentShape,
+        latent_shape: Callable[[int, int], LatentShape],
         timestep: Callable[[float], int],
         encodings: Encodings = NOTHING_KEPT,
     ):
         self.data: DataConfig = config.data
         self.seed = config.seed
         self.index = index
-        self.order = Order(len(index), config.seed)
+        self.order = make_order(config, index)
         self.inputs = inputs
-        self.latent_shape = latent_shape
+        sizes = {bucket.size for bucket in self.order.buckets}
+        self.latent_shapes = {size: dataclasses.astuple(latent_shape(*size)) for size in sizes}
         self.timestep = timestep
         self.encodings = encodings
 
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
         try:
-            indices = self.order.samples_at(micro_batch)
-            samples = [self._draw(position, index) for position, index in zip(micro_batch, indices, strict=True)]
+            places = self.order.find_places(micro_batch)
+            samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
             return collate_samples(samples)
         except LockstepError as error:
             return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
         """The sample at `position`, as `__getitem__` has it in a micro-batch."""
-        return self._draw(position, self._index_at(position))
+        return self._draw(position, self._find_place(position))
 
     def image_at(self, position: int) -> str:
         """The image that stands at `position`, relative to the dataset's folder."""
-        return self.index[self._index_at(position)].name
+        return self.index[self._find_place(position).row()].name
 
-    def _index_at(self, position: int) -> int:
-        return self.order.samples_at([position])[0]
+    def _find_place(self, position: int) -> SamplePlace:
+        return self.order.find_places([position])[0]
 
-    def _draw(self, position: int, index: int) -> dict[str, torch.Tensor]:
-        image, crop, captions = self._load(position, index)
+    def _draw(self, position: int, place: SamplePlace) -> dict[str, torch.Tensor]:
+        image, crop, captions = self._load(position, place)
         inputs = self.inputs(choose_caption(captions, self.data, self.seed, position), crop)
         states = self.encodings.find_states(inputs)
-        shape = (self.latent_shape.channels, self.latent_shape.side, self.latent_shape.side)
+        shape = self.latent_shapes[place.bucket.size]
         return {
             **image,
             **(inputs if states is None else {"states": states}),
@@ -99,20 +103,21 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
             "position": torch.tensor(position),
         }
 
-    def _load(self, position: int, index: int) -> tuple[dict[str, torch.Tensor], Crop, tuple[str, ...]]:
-        """Pixels or moments, crop and captions of sample `index`, or, with `on_bad_sample: skip`, of the next one that
-        decodes."""
-        view = self._choose_view(position)
-        for offset in range(len(self.index)):
-            number = (index + offset) % len(self.index)
-            sample = self.index[number]
-            moments = self.encodings.find_moments(number, view)
+    def _load(self, position: int, place: SamplePlace) -> tuple[dict[str, torch.Tensor], Crop, tuple[str, ...]]:
+        """Pixels or moments, crop and captions of the sample at `place`, or, with `on_bad_sample: skip`, of the next
+        one of its bucket that decodes."""
+        size = place.bucket.size
+        for offset in range(len(place.bucket.rows)):
+            row = place.row(offset)
+            sample, view = self.index[row], self._choose_view(position, size, row)
+            moments = self.encodings.find_moments(row, view)
             if moments is not None:
-                return {"moments": moments}, self._describe(sample, view), sample.captions
+                crop = describe_crop(sample.width, sample.height, size, view.crop_at)
+                return {"moments": moments}, crop, sample.captions
             path = self.index.path_of(sample)
             try:
                 with self.index.open(sample) as file:
-                    pixels, crop = load_square(file, self.data, view.crop_at, view.flip)
+                    pixels, crop = load_crop(file, self.data, size, view.crop_at, view.flip)
                 return {"pixels": torch.from_numpy(pixels)}, crop, sample.captions
             except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: SyntaxError, struct.error, …)
                 check_machine(path, error)
@@ -120,19 +125,14 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
                 print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
-        raise UserError(f"{self.index.path_of(self.index[0]).parent}: not one of {len(self.index)} images decodes")
+        source = self.data.listed_sources[self.index[place.row()].source].place
+        count = len(place.bucket.rows)
+        raise UserError(f"{source}: not one of {count} images decodes that are cut to {size} pixels")
 
-    def _describe(self, sample: Sample, view: View) -> Crop:
-        return describe_crop(sample.width, sample.height, view.height, view.crop_at)
-
-    def _choose_view(self, position: int) -> View:
-        """What is shown of the image at `position`."""
-        crop_at = (0.5, 0.5)
-        if self.data.crop == "random":
-            x, y = make_generator(self.seed, Purpose.CROP, position).random(2)
-            crop_at = (float(x), float(y))
+    def _choose_view(self, position: int, size: CropSize, row: int) -> View:
+        """What `position` shows of the sample in this row of the index."""
         flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
-        return View(self.data.resolution, self.data.resolution, crop_at, flip)
+        return View(*size, draw_crop(self.data, self.seed, position, row), flip)
 
 
 def micro_batches(

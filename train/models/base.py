@@ -49,8 +49,8 @@ class DiffusionModel(Protocol):
         it holds no weights."""
         ...
 
-    def latent_shape(self, resolution: int) -> LatentShape:
-        """The latents of one square image of `resolution` pixels."""
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        """The latents of one image of so many pixels."""
         ...
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ class DiffusionModel(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
-        """Images (m, R, R, 3) of latents (m, C, h, h)."""
+        """Images (m, H, W, 3) of latents (m, C, h, w)."""
         ...
 
     def embed_prompt(self, prompt: str) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from store.encodings.family import digest_weights
+from store.encodings.family import digest_files
 from train.models.parts import freeze_part, load_part
 
 
@@ -33,8 +33,9 @@ class FrozenPart:
     def describe(self, tf32: bool) -> dict[str, str]:
         """All that decides what it makes of an input, as facts of a `Family`. Raises OSError."""
         dtype = self.options.get("torch_dtype") or self.options["dtype"]  # the two libraries' names for it
+        weights = digest_files(self.folder, "config.json", "*.safetensors", "*.safetensors.index.json")
         rounding = "TF32" if tf32 and dtype == torch.float32 else "none"
-        return {"weights": digest_weights(self.folder), "dtype": str(dtype), "rounding": rounding}
+        return {"weights": weights, "dtype": str(dtype), "rounding": rounding}
 
 
 def merge_rows(made: torch.Tensor | None, kept: torch.Tensor | None, is_kept: torch.Tensor | None) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from configs.pipelines import LatentShape, check_objective
 from configs.schema import RunConfig
+from store.encodings.family import digest_files
 from train.data.images import Crop
 from train.engines.base import DTYPES
 from train.models.base import Batch
@@ -103,8 +104,8 @@ class StableDiffusion:
         """`tokens`, (chunks, 77)."""
         return partial(tokenize_caption, self.tokenizer, self.chunks)
 
-    def latent_shape(self, resolution: int) -> LatentShape:
-        return LatentShape.of_vae(self.vae_config, resolution)
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        return LatentShape.of_vae(self.vae_config, height, width)
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
         vae = self.vae_part.load("for an image that is not in it")
@@ -129,8 +130,10 @@ class StableDiffusion:
         return {"encoder_hidden_states": merge_rows(made, batch.get("states"), batch.get("has_states"))}
 
     def describe_encoder(self, kind: str) -> dict[str, str]:
-        part = self.vae_part if kind == "moments" else self.text_part
-        return part.describe(self.tf32)
+        if kind == "moments":
+            return self.vae_part.describe(self.tf32)
+        tokens = {"tokenizer": digest_files(self.folder / "tokenizer", "*"), "chunks": str(self.chunks)}
+        return self.text_part.describe(self.tf32) | tokens
 
     def spare_encoder(self, kind: str) -> None:
         (self.vae_part if kind == "moments" else self.text_part).spare()

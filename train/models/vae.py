@@ -51,7 +51,7 @@ def draw_latents(config: Mapping[str, Any], moments: torch.Tensor, posterior: to
 
 
 def decode_latents(vae: Any, latents: torch.Tensor) -> NDArray[np.uint8]:
-    """Images (m, R, R, 3) of latents (m, C, h, h)."""
+    """Images (m, H, W, 3) of latents (m, C, h, w)."""
     shift = vae.config.shift_factor or 0.0
     unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
     pixels = vae.decode(unscaled).sample.float()

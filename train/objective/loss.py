@@ -34,7 +34,7 @@ class Objective:
     ) -> torch.Tensor:
         """Mean over the micro-batch of w_t × the sample's mean squared error, fp32, a scalar.
 
-        x_0 and ε are (m, C, h, h), fp32; t is (m,). `denoiser(x_t, t, **condition, return_dict=False)` returns a tuple
+        x_0 and ε are (m, C, h, w), fp32; t is (m,). `denoiser(x_t, t, **condition, return_dict=False)` returns a tuple
         whose first element is the prediction, in the shape of x_0.
         """
         x_t = self.noise_scheduler.add_noise(x_0, noise, t)  # α_t x_0 + σ_t ε (eq. 4)

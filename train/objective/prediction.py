@@ -1,6 +1,6 @@
 """What the denoiser learns to predict of x_t = α_t x_0 + σ_t ε, and so the target of its loss.
 
-Each takes the noise scheduler, clean latents x_0 and noise ε of shape (m, C, h, h), and timesteps t of shape (m,), and
+Each takes the noise scheduler, clean latents x_0 and noise ε of shape (m, C, h, w), and timesteps t of shape (m,), and
 returns a target in the shape of x_0.
 """
 

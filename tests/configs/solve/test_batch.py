@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.scalars import NodeRange
-from configs.schema import RunConfig
+from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, solve_batch
 
 
@@ -92,7 +92,7 @@ def test_every_split_is_listed_once(batch: int, world: int) -> None:
         for rounds in [batch // (micro * world)]
         if micro * rounds * world == batch
     }
-    found = list_batch_plans(batch, shape)
+    found = list_batch_plans(DataConfig(images="x"), batch, shape)
     assert {(plan.micro_batch, plan.accumulation) for plan in found} == expected
     assert len(found) == len(expected)
     assert found == sorted(found, key=lambda plan: -plan.micro_batch)
@@ -116,3 +116,48 @@ def test_refusals_carry_the_numbers_and_the_cure() -> None:
 def test_a_shape_asked_for_wins_over_the_config() -> None:
     wanted = config(batch=256, micro_batch=8, cluster=cluster("2-8", 4))
     assert solve_batch(wanted, Shape(4, 4)) == BatchPlan(Shape(4, 4), 8, 2)
+
+
+BUCKETS: dict[str, object] = {"images": "i", "buckets": {}}
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 8), st.integers(1, 40) | st.none())
+def test_with_buckets_a_micro_batch_divides_the_grain(batch: int, micro: int, world: int, grain: int | None) -> None:
+    """What is refused names what is allowed, and what is solved never mixes two sizes."""
+    data = {"images": "i", "buckets": {"grain": grain}}
+    stated = grain or max(n for n in range(1, 33) if batch % n == 0)
+    wanted = config(batch=batch, micro_batch=micro, data=data, cluster=cluster("1", world))
+    whole = batch % (world * micro) == 0
+    if whole and stated % micro == 0:
+        assert solve_batch(wanted).micro_batch == micro
+        return
+    with pytest.raises(UserError) as error:
+        solve_batch(wanted)
+    named = re.search(r"micro-batches that do: (\d+)(?:(?:,| and) (\d+))*", str(error.value))
+    assert named or batch % world
+    for number in map(int, filter(None, named.groups() if named else ())):
+        solved = solve_batch(config(batch=batch, micro_batch=number, data=data, cluster=cluster("1", world)))
+        assert stated % solved.micro_batch == 0
+
+
+def test_without_a_micro_batch_buckets_take_the_largest_that_the_grain_allows() -> None:
+    assert solve_batch(config(batch=192, data=BUCKETS)) == BatchPlan(Shape(1, 1), 32, 6)
+    assert solve_batch(config(batch=192, micro_batch=24, data=BUCKETS, cluster=cluster("1-4", 1))).micro_batch == 16
+    plans = list_batch_plans(config(data=BUCKETS).data, 192, Shape(1, 4))
+    assert [plan.micro_batch for plan in plans] == [16, 8, 4, 2, 1]
+
+
+def test_a_micro_batch_of_two_sizes_is_refused_with_those_that_have_one() -> None:
+    with pytest.raises(UserError) as error:
+        solve_batch(config(batch=192, micro_batch=24, data=BUCKETS, cluster=cluster("1", 1)))
+    assert str(error.value) == (
+        "micro_batch 24 does not divide the grain of 32 samples that are of one size (data.buckets.grain; null is the "
+        "largest divisor of batch 192 up to 32); micro-batches that do: 1, 2, 4, 8, 16, 32; or write a grain that 24 "
+        "divides"
+    )
+    with pytest.raises(UserError, match=r"the micro-batch of 64 that gradient_accumulation_steps 3 makes"):
+        solve_batch(config(batch=192, gradient_accumulation_steps=3, data=BUCKETS, cluster=cluster("1", 1)))
+    with pytest.raises(UserError, match=r"micro_batch 40 does not divide the grain of 20 .* do: 1, 2, 4, 5, 10, 20;"):
+        solve_batch(config(micro_batch=40, data=BUCKETS))
+    assert solve_batch(config(micro_batch=40, data=BUCKETS | {"buckets": {"grain": 80}})).batch == 40

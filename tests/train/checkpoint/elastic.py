@@ -1,6 +1,6 @@
 """The program of test_elastic: make checkpoints on this world, or load others' on it and train on.
 
-Arguments: make|load, the root folder, the pipeline folder, the image folder, and cases as JSON:
+Arguments: make|load, the root folder, the pipeline folder, changes to the run's config as JSON, and cases as JSON:
 make: [[engine, precision], …]; load: [[engine, precision, [source, …]], …], an engine being a name in tests.engines and
 a source a run's name. MORE in the environment says how many steps are made after the saved one.
 """
@@ -43,12 +43,12 @@ MICRO = {1: 6, 2: 3, 3: 2, 4: 3}
 class Case:
     """One engine on this world, and the run it trains at the moment."""
 
-    def __init__(self, world, stop, folders: tuple[Path, Path, Path], engine: str, precision: str):
-        """`folders`: the root, the pipeline's and the images'."""
+    def __init__(self, world, stop, folders: tuple[Path, Path], engine: str, precision: str, changes: dict):
+        """`folders`: the root and the pipeline's; `changes` are to the run's config."""
         self.world, self.stop, self.folders = world, stop, folders
         self.name = f"{precision}-{engine}-ranks{world.size}"
         self.settings = {"micro_batch": MICRO[world.size], "precision": precision, "steps": SAVED + MORE}
-        self.settings |= SETTINGS[engine]
+        self.settings |= SETTINGS[engine] | changes
         run, attempt = self.open(self.name)
         self.plan = AttemptPlan.read(attempt.plan_path)
         self.config = self.plan.settle_config(load_config(run.config_path))
@@ -63,17 +63,17 @@ class Case:
 
     def open(self, name: str):
         """The run `name` as this case trains it, whether or not it is there yet, and its next attempt."""
-        root, pipeline, images = self.folders
+        root, pipeline = self.folders
         run = RunDir(root / name)
         if self.world.is_main_process:
-            next_attempt(new_run(run.path, pipeline, images, **self.settings), self.world.size)
+            next_attempt(new_run(run.path, pipeline, **self.settings), self.world.size)
         self.world.barrier()
         return run, run.attempts()[-1]
 
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
         index = Index.open_file(self.run.dataset_path)
-        latent_shape, timestep = self.model.latent_shape(32), self.objective.timestep
+        latent_shape, timestep = self.model.latent_shape, self.objective.timestep
         stream = Stream(self.config, index, self.model.inputs, latent_shape, timestep)
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
@@ -144,11 +144,11 @@ class Case:
                 assert torch.equal(tensor, saved), f"{kind} of {name}"
 
 
-def main(mode: str, root: str, pipeline: str, images: str, cases: str) -> None:
+def main(mode: str, root: str, pipeline: str, changes: str, cases: str) -> None:
     stop = StopSignal()
     world = process_group.init_process_group(int(os.environ["WORLD_SIZE"]))
     for engine, precision, *sources in json.loads(cases):
-        case = Case(world, stop, (Path(root), Path(pipeline), Path(images)), engine, precision)
+        case = Case(world, stop, (Path(root), Path(pipeline)), engine, precision, json.loads(changes))
         if mode == "make":
             case.make()
         for source in sources[0] if sources else ():

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.engines import SETTINGS
+from tests.odd_images import make_bucket_data
 from tests.ranks import run_ranks
+from tests.runs import square_data
 
 PROGRAM = Path(__file__).with_name("elastic.py")
 Shape = tuple[int, str, str]  # ranks, engine, precision
@@ -33,18 +35,18 @@ def is_zero3(shape: Shape) -> bool:
     return shape[1] == "zero3"
 
 
-def make_all(root: Path, pipeline: Path, images: Path, sources: list[Shape], more: int) -> None:
+def make_all(root: Path, pipeline: Path, changes: str, sources: list[Shape], more: int) -> None:
     """A run of every source that saved and went on for `more` steps."""
     for ranks in sorted({ranks for ranks, _, _ in sources}):
         cases = [shape[1:] for shape in sorted(sources, key=is_zero3) if shape[0] == ranks]
-        run_ranks(ranks, PROGRAM, "make", root, pipeline, images, json.dumps(cases), MORE=more)
+        run_ranks(ranks, PROGRAM, "make", root, pipeline, changes, json.dumps(cases), MORE=more)
 
 
-def load_all(root: Path, pipeline: Path, images: Path, pairs: dict[Shape, list[Shape]], ranks: int, more: int) -> None:
+def load_all(root: Path, pipeline: Path, changes: str, pairs: dict[Shape, list[Shape]], ranks: int, more: int) -> None:
     """Start each target of `ranks` ranks once and load its sources on it. `pairs`: target → sources."""
     mine = sorted((target for target in pairs if target[0] == ranks), key=is_zero3)
     cases = [[*target[1:], list(map(name, pairs[target]))] for target in mine]
-    run_ranks(ranks, PROGRAM, "load", root, pipeline, images, json.dumps(cases), MORE=more)
+    run_ranks(ranks, PROGRAM, "load", root, pipeline, changes, json.dumps(cases), MORE=more)
     for target in mine:
         for source in pairs[target]:
             check(root, source, target)
@@ -63,12 +65,26 @@ def check(root: Path, source: Shape, target: Shape) -> None:
         assert moved == stayed, "the same shape goes on bit for bit, losses and all it holds"
 
 
+def squares(images: Path) -> str:
+    """The data of the config, as JSON."""
+    return json.dumps({"data": square_data(images)})
+
+
 def test_some_shapes_to_some_others(tmp_path, pipeline_folder, image_folder):
-    folders = (tmp_path, pipeline_folder, image_folder)
+    folders = (tmp_path, pipeline_folder, squares(image_folder))
     make_all(*folders, FEW_SOURCES, more=4)
     pairs = {target: [source for source in FEW_SOURCES if source[2] == target[2]] for target in FEW_TARGETS}
     for ranks in (2, 3):
         load_all(*folders, pairs, ranks, more=4)
+
+
+def test_a_bucketed_epoch_goes_on_elsewhere(tmp_path, pipeline_folder):
+    """Saved after 36 of an epoch's 29.5 samples, that is in the second one."""
+    data = json.dumps({"data": make_bucket_data(tmp_path)})
+    source: Shape = (2, "zero2", "fp32")
+    make_all(tmp_path, pipeline_folder, data, [source], more=4)
+    for target in ((1, "zero1", "fp32"), (3, "reshard", "fp32")):
+        load_all(tmp_path, pipeline_folder, data, {target: [source]}, target[0], more=4)
 
 
 def is_tried(source: Shape, target: Shape) -> bool:
@@ -81,8 +97,8 @@ def is_tried(source: Shape, target: Shape) -> bool:
 
 
 @pytest.fixture(scope="module")
-def every_source(tmp_path_factory, pipeline_folder, image_folder) -> tuple[Path, Path, Path]:
-    folders = (tmp_path_factory.mktemp("elastic"), pipeline_folder, image_folder)
+def every_source(tmp_path_factory, pipeline_folder, image_folder) -> tuple[Path, Path, str]:
+    folders = (tmp_path_factory.mktemp("elastic"), pipeline_folder, squares(image_folder))
     make_all(*folders, ALL, more=10)
     return folders
 

@@ -12,18 +12,20 @@ import torch
 from PIL import Image
 
 from configs.schema import DataConfig
+from configs.solve.buckets import CropSize
 from store.dataset.headers import open_header, read_upright_size
 from train.data import colours
 from train.data.colours import flatten_colours
-from train.data.images import Crop, load_square, scale_pixels
+from train.data.images import Crop, load_crop, scale_pixels
 
+DATA = DataConfig(images="x")
 WHITE = [255, 255, 255]
 
 
 def levels(path: Path, side: int = 8, crop_at: tuple[float, float] = (0.5, 0.5), **data: str) -> np.ndarray:
     """The square's pixels as they are displayed: (side, side, 3) of 0 … 255."""
     with open(path, "rb") as file:
-        square, _ = load_square(file, DataConfig(images="x", resolution=side, **data), crop_at, False)
+        square, _ = load_crop(file, DataConfig(images="x", **data), CropSize(side, side), crop_at, False)
     return square.transpose(1, 2, 0).astype(int)
 
 
@@ -38,7 +40,7 @@ def test_levels_are_scaled_in_fp32_to_the_same_bits_as_by_numpy() -> None:
 
 def crop_of(path: Path, side: int, crop_at: tuple[float, float]) -> Crop:
     with open(path, "rb") as file:
-        return load_square(file, DataConfig(images="x", resolution=side), crop_at, False)[1]
+        return load_crop(file, DATA, CropSize(side, side), crop_at, False)[1]
 
 
 def saved(image: Image.Image, path: Path, **how: object) -> Path:
@@ -271,12 +273,13 @@ _PEAK = """
 import re, sys
 from pathlib import Path
 from configs.schema import DataConfig
-from train.data.images import load_square
+from configs.solve.buckets import CropSize
+from train.data.images import load_crop
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 before = peak()
-load_square(open(sys.argv[1], "rb"), DataConfig(images="x", resolution=512), (0.5, 0.5), False)
+load_crop(open(sys.argv[1], "rb"), DataConfig(images="x"), CropSize(512, 512), (0.5, 0.5), False)
 print(peak() - before)
 """

@@ -2,10 +2,15 @@ import numpy as np
 import pytest
 
 from train.data.permutation import permute_indices
+from train.data.randomness import Purpose
+
+
+def permute(places: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    return permute_indices(places, n, seed, Purpose.ORDER, (epoch,))
 
 
 def order(n: int, seed: int = 0, epoch: int = 0) -> list[int]:
-    return permute_indices(np.arange(n, dtype=np.uint64), n, seed, epoch).tolist()
+    return permute(np.arange(n, dtype=np.uint64), n, seed, epoch).tolist()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 100, 1000, 1023, 65_537])
@@ -23,8 +28,8 @@ def test_golden_orders():
 def test_few_positions_and_many_are_permuted_alike(n):
     """Few go through plain integers, many through NumPy."""
     places = np.unique(np.linspace(0, n - 1, 200).astype(np.uint64).clip(0, n - 1))
-    together = permute_indices(np.resize(places, max(len(places), 64)), n, 3, 1)[: len(places)]
-    alone = [int(permute_indices(np.array([place]), n, 3, 1)[0]) for place in places]
+    together = permute(np.resize(places, max(len(places), 64)), n, 3, 1)[: len(places)]
+    alone = [int(permute(np.array([place]), n, 3, 1)[0]) for place in places]
     assert together.tolist() == alone
 
 
@@ -36,10 +41,10 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_a_place_of_six_billion_is_computed_alone():
     n = 6_000_000_000
     places = np.array([0, 1, n - 1], np.uint64)
-    there = permute_indices(places, n, 3, 1)
+    there = permute(places, n, 3, 1)
     assert len(set(there.tolist())) == 3
     assert there.max() < n
-    assert permute_indices(places[1:2], n, 3, 1)[0] == there[1]
+    assert permute(places[1:2], n, 3, 1)[0] == there[1]
 
 
 def test_every_sample_is_equally_likely_at_every_place():

@@ -11,10 +11,10 @@ from configs.errors import LockstepError, UserError
 from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
+from configs.solve.buckets import CropSize
 from store.dataset.build import build_index
 from store.dataset.sources.image_folder import ImageFolder
-from train.data.images import Crop, load_square
-from train.data.order import Order
+from train.data.images import Crop, load_crop
 from train.data.stream import Stream, list_positions, micro_batches
 
 
@@ -26,6 +26,10 @@ def letters(caption: str, crop: Crop) -> dict[str, torch.Tensor]:
     }
 
 
+def latent_shape(height: int, width: int) -> LatentShape:
+    return LatentShape(4, height // 4, width // 4)
+
+
 def timestep(u: float) -> int:
     return int(1000 * u)
 
@@ -33,7 +37,7 @@ def timestep(u: float) -> int:
 def stream(folder: Path, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="s", model="m", data=settings, seed=3)
-    return Stream(config, build_index([ImageFolder(folder)], None).index, letters, LatentShape(4, 8), timestep)
+    return Stream(config, build_index([ImageFolder(folder)], None).index, letters, latent_shape, timestep)
 
 
 def caption(item: dict) -> str:
@@ -46,24 +50,6 @@ def test_each_step_deals_its_batch_out_exactly_once(nodes, micro, accumulation):
     for step in (1, 2, 7):
         dealt = [p for rank in range(nodes) for part in list_positions(plan, rank, step) for p in part]
         assert sorted(dealt) == list(range((step - 1) * 12, step * 12))
-
-
-def test_an_epoch_of_the_stream_is_the_dataset(image_folder):
-    order = Order(20, seed=0)
-    assert sorted(order.samples_at(range(20, 40))) == list(range(20))
-    assert order.samples_at(range(20)) != order.samples_at(range(20, 40))
-
-
-def test_golden_places():
-    """These numbers are a promise: other samples at these positions would be another run."""
-    assert Order(10, seed=0).samples_at(range(12)) == [3, 9, 4, 0, 8, 5, 1, 7, 6, 2, 7, 5]
-    assert Order(1000, seed=2**63).samples_at(range(7000, 7004)) == [814, 737, 609, 544]
-
-
-def test_a_range_over_several_epochs_is_what_its_positions_are_alone():
-    order = Order(20, seed=7)
-    alone = [index for position in range(15, 130) for index in order.samples_at([position])]
-    assert order.samples_at(range(15, 130)) == alone
 
 
 def test_a_sample_is_the_same_however_it_is_reached(image_folder):
@@ -133,7 +119,7 @@ def square(image: Image.Image, tmp_path: Path, crop_at=(0.5, 0.5), flip=False, *
     path = tmp_path / f"image.{save.pop('suffix', 'png')}"
     image.save(path, **save)
     with open(path, "rb") as file:
-        return load_square(file, DataConfig(images="x", resolution=32), crop_at, flip)[0]
+        return load_crop(file, DataConfig(images="x"), CropSize(32, 32), crop_at, flip)[0]
 
 
 def halves(width: int, height: int) -> Image.Image:
@@ -181,7 +167,7 @@ def test_what_the_machine_cannot_read_is_no_bad_sample(tmp_path, monkeypatch, po
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     folder = broken_folder(tmp_path)
-    monkeypatch.setattr("train.data.stream.load_square", disk_fails)
+    monkeypatch.setattr("train.data.stream.load_crop", disk_fails)
     source = stream(folder, workers=workers, on_bad_sample=policy)
     batches = micro_batches(source, BatchPlan(Shape(1, 1), 2, 1), 0, range(1, 3), pin_memory=False)
     with pytest.raises(LockstepError, match=r"[ab]\.png: cannot be read on .* \(Input/output error\)") as refusal:
@@ -193,6 +179,6 @@ def test_memory_that_runs_out_is_no_bad_sample(tmp_path, monkeypatch):
     def memory_ends(*_):
         raise MemoryError
 
-    monkeypatch.setattr("train.data.stream.load_square", memory_ends)
+    monkeypatch.setattr("train.data.stream.load_crop", memory_ends)
     with pytest.raises(LockstepError, match=r"[ab]\.png: cannot be read on .* \(out of memory\)"):
         stream(broken_folder(tmp_path), on_bad_sample="skip").sample(0)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.ranks import run_ranks
+from tests.train.engines.happened import Happened, relative
 
 PROGRAM = Path(__file__).with_name("train_on_shape.py")
 # ranks → (engine, precision, micro-batch, accumulation); the batch is 12 samples everywhere
@@ -30,31 +30,13 @@ CASES = {ranks: CASES[ranks] + SIXTEEN[ranks] + ZERO3.get(ranks, []) for ranks i
 RUNS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
 
 
-class Happened:
-    """One run's record, its ranks put together."""
-
-    def __init__(self, folder: Path, ranks: int, engine: str, precision: str):
-        name = f"{precision}-{engine}-ranks{ranks}"
-        parts = [json.loads((folder / f"{name}-rank{rank}.json").read_text()) for rank in range(ranks)]
-        self.losses = parts[0]["losses"]
-        self.norms = parts[0]["norms"]
-        self.passes = [one for part in parts for one in part["passes"]]
-        self.weights = torch.load(folder / f"{name}.pt", weights_only=True)
-
-    def by_position(self, key: str) -> dict[int, object]:
-        return {p: value for one in self.passes for p, value in zip(one["positions"], one[key], strict=True)}
-
-
 @pytest.fixture(scope="module")
 def happened(pipeline_folder, image_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
+    data = {"images": str(image_folder), "resolution": 32, "crop": "random", "flip": True, "workers": 0}
     for ranks, cases in CASES.items():
-        run_ranks(ranks, PROGRAM, pipeline_folder, image_folder, folder, json.dumps(cases))
+        run_ranks(ranks, PROGRAM, pipeline_folder, json.dumps(data), folder, json.dumps(cases), STEPS=20)
     return {run[:3]: Happened(folder, *run[:3]) for run in RUNS}
-
-
-def relative(a: list[float], b: list[float]) -> float:
-    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize(("ranks", "engine", "precision", "micro", "accumulation"), RUNS)

@@ -1,11 +1,14 @@
-"""The program of test_shapes: train the same run on this world, once per case, and write down all that happened.
+"""The program of test_shapes and test_bucket_shapes: train the same run on this world, once per case, and write down
+all that happened.
 
-Arguments: the pipeline folder, the image folder, the folder for the records, and cases as JSON:
-[[engine, precision, micro_batch, accumulation], …], an engine being a name in tests.engines.
+Arguments: the pipeline folder, the config's data as JSON, the folder for the records, and cases as JSON:
+[[engine, precision, micro_batch, accumulation], …], an engine being a name in tests.engines. STEPS in the environment
+says how many steps each makes.
 """
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,10 +17,9 @@ import torch
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.learning_rate import compute_learning_rate
-from store.dataset.build import build_index
-from store.dataset.sources.image_folder import ImageFolder
 from tests.engines import SETTINGS, build_engine
 from tests.gather import gather
+from tests.indexes import index_images
 from train import process_group
 from train.data.stream import Stream, micro_batches
 from train.engines.base import WEIGHTS
@@ -26,7 +28,7 @@ from train.models import load_model
 from train.objective import make_objective
 from train.step import Trainer
 
-STEPS = 20
+STEPS = int(os.environ["STEPS"])
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -34,11 +36,11 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def record(world, config, plan, file: Path) -> dict:
-    """20 steps of the real trainer: positions, noise, timesteps and loss of each micro-batch; the weights in `file`."""
+    """Steps of the real trainer: positions, noise, timesteps and loss of each micro-batch; the weights in `file`."""
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    index = build_index([ImageFolder(Path(config.data.images))], None).index
-    stream = Stream(config, index, model.inputs, model.latent_shape(32), objective.timestep)
+    index = index_images(config.data)
+    stream = Stream(config, index, model.inputs, model.latent_shape, objective.timestep)
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)
@@ -52,6 +54,7 @@ def record(world, config, plan, file: Path) -> dict:
                 "noise": [digest(x) for x in micro_batch["noise"]],
                 "posterior": [digest(x) for x in micro_batch["posterior"]],
                 "pixels": [digest(x) for x in micro_batch["pixels"]],
+                "shape": list(micro_batch["pixels"].shape[1:]),
                 "tokens": micro_batch["tokens"].tolist(),
                 "timesteps": micro_batch["timestep"].tolist(),
                 "loss": loss.item(),
@@ -81,7 +84,7 @@ def record(world, config, plan, file: Path) -> dict:
     return {"losses": losses, "norms": norms, "passes": passes}
 
 
-def main(model_folder: str, images: str, records: str, cases: str) -> None:
+def main(model_folder: str, data: str, records: str, cases: str) -> None:
     folder = Path(records)
     cases = json.loads(cases)
     world = None
@@ -90,7 +93,7 @@ def main(model_folder: str, images: str, records: str, cases: str) -> None:
         config = RunConfig(
             name="shapes",
             model=model_folder,
-            data={"images": images, "resolution": 32, "crop": "random", "flip": True, "workers": 0},
+            data=json.loads(data),
             batch=12,
             micro_batch=micro,
             steps=STEPS,

@@ -74,7 +74,7 @@ def test_latents_are_a_draw_of_the_vaes_posterior_and_decode_undoes_them(folder:
         decoded = pipeline.vae.decode(expected / pipeline.vae.config.scaling_factor).sample
     latents = model.latents({"pixels": pixels, "posterior": posterior})
     torch.testing.assert_close(latents, expected, **NEAR)
-    assert model.latent_shape(32) == LatentShape(*latents.shape[1:3])
+    assert model.latent_shape(32, 32) == LatentShape(*latents.shape[1:])
     as_the_pipeline = pipeline.image_processor.postprocess(decoded, output_type="np")
     apart = np.abs(model.decode(latents).astype(int) - (as_the_pipeline * 255).round())
     assert apart.max() <= 1

@@ -1,0 +1,32 @@
+"""Which part of an image a position shows, before anyone has looked at the image.
+
+A crop is a point: x and y as fractions of the room that is left beside it; (0.5, 0.5) is the centre.
+"""
+
+from configs.schema import DataConfig
+from train.data.randomness import Purpose, draw_uniform, make_generator
+
+CENTER = (0.5, 0.5)
+
+
+def draw_crop(data: DataConfig, seed: int, position: int, row: int) -> tuple[float, float]:
+    """The crop at `position`, where the sample in this row of the index stands."""
+    if data.crop == "center":
+        return CENTER
+    if data.crops is None:
+        return _draw_point(seed, position)
+    which = int(draw_uniform(seed, Purpose.CROP_CHOICE, position) * data.crops)
+    return list_crops(data, seed, row)[which]
+
+
+def list_crops(data: DataConfig, seed: int, row: int) -> list[tuple[float, float]]:
+    """All crops that the sample in this row of the index is ever shown with, where they can be listed."""
+    if data.crop == "center":
+        return [CENTER]
+    assert data.crops is not None, "each position has another one"
+    return [_draw_point(seed, row, which) for which in range(1, data.crops + 1)]  # 0 are those of positions
+
+
+def _draw_point(seed: int, position: int, part: int = 0) -> tuple[float, float]:
+    x, y = make_generator(seed, Purpose.CROP, position, part).random(2)
+    return float(x), float(y)

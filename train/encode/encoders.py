@@ -1,0 +1,147 @@
+"""What is encoded of a sample, and by what: images by the VAE, captions by the text encoders."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
+from typing import Protocol
+
+import torch
+
+from configs.errors import UserError
+from configs.schema import DataConfig, RunConfig
+from configs.solve.buckets import CropSize, choose_crop_size, list_crop_sizes
+from configs.solve.device_memory import VAE_SLICE_PIXELS
+from store.dataset.bad_samples import check_machine
+from store.dataset.index import Index
+from store.dataset.sample import Sample
+from store.encodings.family import KEY_BYTES, Family
+from train.data.crops import list_crops
+from train.data.encodings import View, make_moments_key, make_states_key
+from train.data.images import describe_crop, load_crop
+from train.models.base import Batch, DiffusionModel
+
+DECODER = 1  # to be raised where this version makes other pixels of the same file than the last one
+BATCH = 8  # of one pass, always as many: kernels sum in another order for other counts, and other bits come of it
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """What is to be encoded of one sample: a digest of its file's bytes, None where that does not matter or cannot be
+    read, and by its key each input that is not known yet, else None."""
+
+    content: bytes | None
+    inputs: Mapping[bytes, Batch | None]
+
+
+class Encoder(Protocol):
+    """One kind of encodings, for the samples of one index."""
+
+    kind: str  # moments or states
+    noun: str  # what is encoded, for a person
+    family: Family
+    map_name: str
+    threads: int  # that may read at once
+
+    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+        """Of sample `number`. Raises UserError where it is bad and the run does not skip bad samples."""
+        ...
+
+    def count_batch(self, inputs: Batch) -> int:
+        """How many of this shape are encoded in one pass."""
+        ...
+
+    def encode(self, batch: Batch) -> torch.Tensor: ...
+
+
+class ImageEncoder:
+    """Every view of an image that training may show, to moments."""
+
+    kind, noun = "moments", "images"
+
+    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int):
+        self.data, self.model, self.index, self.threads = config.data, model, index, threads
+        self.seed = config.seed
+        decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
+        facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
+        self.family = Family(self.kind, facts, {"model": config.model})
+        self.map_name = _name_map(index.digest, _list_view_settings(config))
+
+    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+        sample = self.index[number]
+        path = self.index.path_of(sample)
+        try:
+            with self.index.open(sample) as file:
+                content = file.read()
+            digest = hashlib.sha256(content).digest()[:KEY_BYTES]
+            inputs: dict[bytes, Batch | None] = {}
+            for view in list_views(self.data, self.seed, number, sample):
+                key = make_moments_key(digest, view)
+                inputs[key] = None if is_known(key) else self._load(content, view)
+            return SampleInputs(digest, inputs)
+        except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything)
+            check_machine(path, error)
+            if self.data.on_bad_sample == "error":
+                cure = "fix or remove it, or write data.on_bad_sample: skip"
+                raise UserError(f"{path}: does not decode ({error}); {cure}") from None
+            return SampleInputs(None, {})  # the stream says so when it comes to it
+
+    def _load(self, content: bytes, view: View) -> Batch:
+        pixels, _ = load_crop(BytesIO(content), self.data, CropSize(view.height, view.width), view.crop_at, view.flip)
+        return {"pixels": torch.from_numpy(pixels)}
+
+    def count_batch(self, inputs: Batch) -> int:
+        pixels = inputs["pixels"].shape[-1] * inputs["pixels"].shape[-2]
+        return max(2, min(BATCH, VAE_SLICE_PIXELS // pixels))
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.model.moments(batch["pixels"])
+
+
+class CaptionEncoder:
+    """Every caption of a sample, and with the first sample the empty one, to the text encoders' states."""
+
+    kind, noun, threads = "states", "captions", 0  # tokenizers are not made for threads
+
+    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index):
+        self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
+        self.family = Family(self.kind, model.describe_encoder(self.kind), {"model": config.model})
+        self.map_name = _name_map(index.digest, [])
+
+    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+        sample = self.index[number]
+        inputs: dict[bytes, Batch | None] = {}
+        for caption in (*sample.captions, *([""] if number == 0 else [])):
+            view = next(list_views(self.data, self.seed, number, sample))
+            crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
+            tensors = self.model.inputs(caption, crop)
+            key = make_states_key(tensors)
+            inputs[key] = None if is_known(key) else tensors
+        return SampleInputs(None, inputs)
+
+    def count_batch(self, inputs: Batch) -> int:
+        return BATCH
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.model.states(batch)
+
+
+def list_views(data: DataConfig, seed: int, number: int, sample: Sample) -> Iterator[View]:
+    """All that training may show of sample number `number`."""
+    size = choose_crop_size(data, sample.width, sample.height)
+    for crop_at in list_crops(data, seed, number):
+        for mirrored in (False, True) if data.flip else (False,):
+            yield View(*size, crop_at, mirrored)
+
+
+def _list_view_settings(config: RunConfig) -> list[object]:
+    data = config.data
+    sizes = [str(size) for size in list_crop_sizes(data)]
+    return [sizes, data.crop, data.flip, data.crops, config.seed if data.crops else None]
+
+
+def _name_map(index: str, settings: list[object]) -> str:
+    """The name of the map of an index: of its digest, and of what decides which keys its samples have."""
+    return hashlib.sha256(json.dumps([index, settings]).encode()).hexdigest()[:32]
