@@ -92,7 +92,7 @@ def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSiz
     sample = count_sample(config, size)
     if sample is None:
         return None
-    pixel: int = _vae_width(config, hardware) * VAE_TENSORS * size.configs["vae"]["block_out_channels"][0]
+    pixel: int = count_vae_width(config, hardware) * VAE_TENSORS * size.configs["vae"]["block_out_channels"][0]
     slices = [
         math.ceil(micro_batch / count_vae_slices(micro_batch, crop.pixels)) * crop.pixels
         for crop in list_crop_sizes(config.data)
@@ -106,10 +106,10 @@ def _estimate_frozen(config: RunConfig, size: PipelineSize, hardware: Hardware) 
     if "vae" not in counts or "text_encoder" not in counts:
         return None
     vae = counts.pop("vae")
-    return _vae_width(config, hardware) * vae + count_width(config) * sum(counts.values())
+    return count_vae_width(config, hardware) * vae + count_width(config) * sum(counts.values())
 
 
-def _vae_width(config: RunConfig, hardware: Hardware) -> int:
+def count_vae_width(config: RunConfig, hardware: Hardware) -> int:
     """Bytes of one element. In fp16 its activations would overflow: bf16 where GPUs have it, else fp32."""
     if config.precision == "fp16":
         return 2 if hardware.has_bf16 else 4
