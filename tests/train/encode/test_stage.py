@@ -39,7 +39,7 @@ def images(tmp_path_factory) -> Path:
 def make_run(folder: Path, pipeline: Path, images: Path, cache: Path, **changes) -> RunDir:
     data = {"images": str(images), "resolution": 32, "flip": True, "workers": 1, "cache_folder": str(cache)}
     data |= {"cache": "all", "caption_dropout": 0.3} | changes.pop("data", {})
-    settings = {"engine": "fsdp2", "steps": 4, "batch": 12, "micro_batch": 6}
+    settings = {"engine": "fsdp2", "steps": 4, "batch": 12, "micro_batch": 3}
     return new_run(folder, pipeline, images, data=data, **(settings | changes))
 
 
@@ -127,7 +127,7 @@ def losses(run: RunDir) -> list[float]:
 @pytest.fixture(scope="module")
 def uncached(tmp_path_factory, pipeline_folder, images) -> list[float]:
     folder = tmp_path_factory.mktemp("uncached")
-    run = make_run(folder / "run", pipeline_folder, images, folder / "cache", data={"cache": "off"})
+    run = make_run(folder / "run", pipeline_folder, images, folder / "cache", data={"cache": "off"}, micro_batch=6)
     assert attempt(run, 1, only_encode=False) == [0], log(run, 1)
     assert not (folder / "cache").exists()
     return losses(run)
@@ -141,7 +141,7 @@ def test_the_losses_are_those_of_a_run_without_cache_also_where_it_is_damaged(
     shutil.copytree(built, cache)
     flip_bit(cache)
     pictures = {"prompts": ["a fox"], "every_steps": 100, "timesteps": 2}
-    run = make_run(tmp_path / "run", pipeline_folder, images, cache, pictures=pictures, micro_batch=3)
+    run = make_run(tmp_path / "run", pipeline_folder, images, cache, pictures=pictures)
     assert attempt(run, 2, only_encode=False) == [0, 0], log(run, 1)
     np.testing.assert_allclose(losses(run), uncached, rtol=1e-5)
     assert count_encoded(run, 1) == 0
