@@ -252,4 +252,4 @@ def _warnings(plan: RunPlan) -> list[str]:
             f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
             "see --shapes for what keeps this batch"
         )
-    return [*notes, *warn_of_memory(plan.memory, plan.reasons)]
+    return [*notes, *warn_of_memory(plan.memory, config, plan.reasons)]
