@@ -32,6 +32,7 @@ from train.models.compile import compile_blocks
 from train.objective import make_objective
 from train.progress import WAITING_FOR_OTHERS, Progress
 from train.reporting import environment
+from train.reporting.bad_samples import BadSamples
 from train.reporting.base import Reporter
 from train.reporting.compile_cache import CompileCache
 from train.reporting.metrics import Metrics
@@ -73,13 +74,15 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     steps = range(start + 1, context.length.steps + 1)
     writer = MetricsWriter(run, attempt, steps.start) if world.is_main_process else None
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
-    reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, writer)]
+    bad = BadSamples(context, steps.start)
+    reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, bad, writer)]
     if compiled:
         reporters.append(CompileCache(context, steps.start))
     if config.pictures:
         reporters.append(SampleImages(context, model, writer))
 
-    batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=world.device.type == "cuda")
+    on_gpu = world.device.type == "cuda"
+    batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=on_gpu, report_bad=bad.add)
     end = run_steps(context, steps, trainer, batches, saver, reporters)
     monitor.keep_only_heartbeats()
     if writer is not None:
