@@ -26,6 +26,7 @@ from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
+from launcher.encodings import EncodingsPlan, plan_encodings
 from launcher.format import format_rate
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
@@ -51,6 +52,7 @@ class RunPlan:
     lr: list[tuple[int, float]]  # (step, rate) at a few steps that show the schedule
     memory: MemoryPlan
     reasons: dict[str, str]  # of what the config leaves open: key → why it is settled as `config` has it
+    encodings: EncodingsPlan | None  # where something is cached
     free_bytes: int  # on the disk of the run
     shapes: list[BatchPlan]  # some node counts that keep the batch
     deepspeed: dict[str, Any] | None  # its config, where it is the engine
@@ -117,6 +119,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         newest_step=checkpoints[-1].step if checkpoints else None,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=plan_memory(settled, hardware, size, data.samples),
+        encodings=None if config.data.cached == "off" else plan_encodings(config, size, hardware, data.samples),
         reasons=reasons,
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
@@ -237,4 +240,4 @@ def _warnings(plan: RunPlan) -> list[str]:
             f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
             "see --shapes for what keeps this batch"
         )
-    return [*notes, *warn_of_memory(plan.memory, plan.reasons)]
+    return [*notes, *warn_of_memory(plan.memory, config, plan.reasons)]

@@ -9,6 +9,7 @@ from configs.solve.captions import describe_captions
 from configs.solve.device_memory import DeviceMemory
 from configs.solve.hardware import GIB
 from configs.solve.memory import ModelStates, describe_layout
+from launcher.encodings import describe_encodings, encodings_to_json
 from launcher.format import format_amount, format_count, format_rate, format_size
 from launcher.plan.data_plan import BucketPlan
 from launcher.plan.memory_plan import MemoryPlan
@@ -35,6 +36,8 @@ def render_plan(plan: RunPlan) -> str:
     lines += _row("memory", _memory(plan))
     lines += _row("host", _host(plan))
     lines += _row("disk", _disk(plan))
+    if plan.encodings is not None:
+        lines += _row("cache", describe_encodings(plan.encodings, plan.batch_plan.shape.world_size))
     lines += _row("shapes", " | ".join(shapes))
     if config.pictures:
         lines += _row("pictures", str(run_dir.pictures_path))
@@ -116,6 +119,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
             "keep": config.checkpoint.keep,
             "free_bytes": plan.free_bytes,
         },
+        "cache": encodings_to_json(plan.encodings, batch_plan.shape.world_size) if plan.encodings else None,
         "shapes": [_batch_plan_to_json(batch_plan) for batch_plan in all_batch_plans],
         "pictures": str(plan.run_dir.pictures_path) if config.pictures else None,
         "notes": plan.notes,

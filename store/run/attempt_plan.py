@@ -27,6 +27,7 @@ class AttemptPlan(Record):
     # nothing.
     zero: int | None = None
     source_sizes: list[int] = field(default_factory=list)  # samples of each; earlier versions knew one source
+    only_encode: bool = False  # it ends once the cache of encodings has all that the run's samples need
 
     @property
     def batch_plan(self) -> BatchPlan:

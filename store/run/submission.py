@@ -27,6 +27,7 @@ class Submission(Record):
     content: str  # digest of all that decides what comes of the run: config, code, samples, model
     hardware: Hardware = field(default_factory=Hardware)  # that the ranks of every attempt compute on
     source_sizes: list[int] = field(default_factory=list)  # samples of each; earlier versions knew one source
+    only_encode: bool = False  # what its attempts do: `lockstep cache`, in the place of training
 
     def plan(self, settled: Settled) -> AttemptPlan:
         """The next attempt on the shape of the settled batch plan."""
@@ -43,6 +44,7 @@ class Submission(Record):
             model_folder=self.model_folder,
             dataset_size=self.dataset_size,
             dataset_digest=self.dataset_digest,
+            only_encode=self.only_encode,
             zero=None if config.engine == "fsdp2" else config.zero,
             source_sizes=self.source_sizes,
         )

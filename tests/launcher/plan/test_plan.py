@@ -166,15 +166,19 @@ def test_bad_input_ends_with_2_and_one_message(lockstep: Lockstep, tmp_path: Pat
         assert "Traceback" not in shell.err
 
 
-def test_planning_counts_the_images_and_writes_nothing(lockstep: Lockstep, tmp_path: Path) -> None:
+def test_planning_counts_the_images_and_writes_nothing_but_their_index(lockstep: Lockstep, tmp_path: Path) -> None:
     (tmp_path / "pokemon").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"pokemon/{number}.png")
         (tmp_path / f"pokemon/{number}.txt").write_text("a dragon")
     before = sorted(tmp_path.rglob("*"))
+    found = plan_json(lockstep, "runs=./another-machine's/runs")
+    assert found["dataset_samples"] == 3
+    assert sorted(tmp_path.rglob("*")) == before, "the folder of runs has no folder to be in"
     found = plan_json(lockstep, "runs=./runs")
     assert (found["dataset_samples"], found["run_dir"]) == (3, str(tmp_path / "runs/pokemon"))
-    assert sorted(tmp_path.rglob("*")) == before
+    kept = [path for path in tmp_path.rglob("*") if path not in before]
+    assert {path.relative_to(tmp_path).parts[:3] for path in kept if path.is_file()} == {("runs", ".lockstep", "index")}
 
 
 def test_buckets_are_listed_with_their_samples_and_what_they_save(lockstep: Lockstep, tmp_path: Path) -> None:
@@ -260,8 +264,10 @@ def test_what_is_auto_is_settled_and_told(lockstep: Lockstep, tmp_path: Path) ->
     words = ("--samples", "10000", "precision=auto", "zero=auto", "micro_batch=auto")
     text = lockstep("plan", "pokemon.yaml", *words).out
     assert "batch    256 = 32 micro-batch × 1 accumulation × 8 ranks" in text
-    told = "auto     precision bf16: compute capability 9.0; zero 1: the lowest stage that fits; micro_batch 32: "
-    assert told + "the largest that fits memory   ZeRO-1: " in text.replace("\n         ", " ").replace("\n", " ")
+    told = "auto     precision bf16: compute capability 9.0; zero 1: the lowest stage that fits with micro-batch 32; "
+    assert told + "micro_batch 32: the largest that fits memory   ZeRO-1: " in text.replace("\n         ", " ").replace(
+        "\n", " "
+    )
     found = plan_json(lockstep, *words)
     assert {key: settled["value"] for key, settled in found["auto"].items()} == {
         "precision": "bf16",
