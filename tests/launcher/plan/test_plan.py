@@ -225,7 +225,9 @@ def test_what_is_auto_is_settled_and_told(lockstep: Lockstep, tmp_path: Path) ->
     text = lockstep("plan", "pokemon.yaml", *words).out
     assert "batch    256 = 32 micro-batch × 1 accumulation × 8 ranks" in text
     told = "auto     precision bf16: compute capability 9.0; zero 1: the lowest stage that fits with micro-batch 32; "
-    assert told + "micro_batch 32: the largest that fits memory   ZeRO-1: " in text.replace("\n         ", " ").replace("\n", " ")
+    assert told + "micro_batch 32: the largest that fits memory   ZeRO-1: " in text.replace("\n         ", " ").replace(
+        "\n", " "
+    )
     found = plan_json(lockstep, *words)
     assert {key: settled["value"] for key, settled in found["auto"].items()} == {
         "precision": "bf16",
