@@ -9,8 +9,8 @@ from configs.schema import RunConfig
 from configs.solve.batch import list_divisors
 from configs.solve.buckets import CropSize, choose_crop_sizes, choose_grain, list_crop_sizes, measure_cropped
 from configs.solve.length import count_epoch
-from launcher.dataset import plan_dataset
-from launcher.format import format_count
+from launcher.dataset import find_uncopied, plan_dataset
+from launcher.format import format_count, format_size
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.index import Index
 
@@ -45,6 +45,11 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         if source.kind == "images" and not Path(source.place).is_dir():
             cure = "correct it, or pass --samples N to plan before the data is there"
             raise UserError(f"data.images: {source.place}: no such folder; {cure}")
+    uncopied = find_uncopied(config)
+    if uncopied is not None:
+        copied = f"{format_size(uncopied.size)} of images to {uncopied.folder}"
+        note = f"submit, and lockstep data, copy {copied}; a row of a parquet file cannot be read alone"
+        return DataPlan(uncopied.samples, uncopied.samples, notes=[note])
     kept = plan_dataset(config)
     index = kept.index
     check_bad_samples(config.data, kept.bad_samples, len(index))
