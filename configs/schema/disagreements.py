@@ -68,6 +68,12 @@ def _find_data_disagreements(data: "DataConfig") -> Iterator[Disagreement]:
         )
     for number, source in enumerate(data.sources or []):
         yield from _find_source_disagreements(f"data.sources.{number}", source)
+    if data.keep_tags and not (data.tag_shuffle or data.tag_dropout):
+        yield Disagreement(
+            ("data.keep_tags",),
+            f"data.keep_tags: {data.keep_tags} keeps tags from being shuffled or dropped, and neither is done; write "
+            "tag_shuffle: true or a tag_dropout, or leave keep_tags out",
+        )
 
 
 def _find_source_disagreements(key: str, source: SourceConfig) -> Iterator[Disagreement]:
@@ -109,6 +115,14 @@ def _find_cache_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             ("data.cache", "data.crop"),
             f"data.cache: {data.cache} needs crops that can be listed, and crop: {data.crop} draws another one in each "
             "pass; write crop: center, crops: 4 for as many of each image, or cache: off",
+        )
+
+    changed = "tag_shuffle" if data.tag_shuffle else "tag_dropout" if data.tag_dropout else None
+    if data.cache == "all" and changed is not None:
+        yield Disagreement(
+            ("data.cache", f"data.{changed}"),
+            f"data.cache: all needs captions that can be listed, and {changed} makes another one in each pass; write "
+            f"cache: latents, or leave {changed} out",
         )
 
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.buckets import CropSize
+from store.dataset.bad_decodes import BadDecode
 from store.dataset.build import build_index
 from store.dataset.sources.image_folder import ImageFolder
 from train.data.images import Crop, load_crop
@@ -97,12 +99,20 @@ def test_an_image_that_does_not_decode_stops_with_its_name(tmp_path, workers):
         list(batches)
 
 
-def test_skipping_takes_the_next_sample_and_names_the_bad_one(tmp_path, capsys):
-    folder = broken_folder(tmp_path)
-    source = stream(folder, on_bad_sample="skip", caption_dropout=0)
-    assert sorted(caption(source.sample(p)) for p in range(2)) == ["a", "a"]
-    assert "skipped" in (said := capsys.readouterr().out)
-    assert "b.png" in said
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipping_takes_the_next_sample_and_tells_of_the_bad_one(tmp_path, workers):
+    """With the micro-batch in which it does, and not as soon as a worker that decodes ahead has found it."""
+    source = stream(broken_folder(tmp_path), on_bad_sample="skip", caption_dropout=0, workers=workers)
+    bad = [position for position in range(8) if source.image_at(position) == "b.png"]
+    told: list[BadDecode] = []
+    batches = micro_batches(
+        source, BatchPlan(Shape(1, 1), 2, 1), 0, range(1, 5), pin_memory=False, report_bad=told.append
+    )
+    for end, micro_batch in zip(range(2, 10, 2), batches, strict=True):
+        assert [caption({"letters": letters}) for letters in micro_batch["letters"]] == ["a", "a"]
+        assert [found.position for found in told] == [position for position in bad if position < end]
+    assert {found.sample.name for found in told} == {"b.png"}
+    assert re.fullmatch(r"skipped .*/b\.png: does not decode \(.*\); position \d takes the next one", str(told[0]))
 
 
 def broken_folder(tmp_path: Path) -> Path:
