@@ -110,7 +110,7 @@ def change_something(folder: Path, rng: random.Random) -> None:
     name = rng.choice("abcdef")
     image = folder / f"{rng.choice(['', 's/'])}{name}.png"
     caption = image.with_suffix(".txt")
-    match rng.randrange(6):
+    match rng.randrange(7):
         case 0 | 1:
             add_image(image, rng.choice("xyz"), rng.randrange(1, 9))
         case 2:
@@ -123,6 +123,9 @@ def change_something(folder: Path, rng: random.Random) -> None:
         case 5:
             image.parent.mkdir(exist_ok=True)
             caption.write_bytes(rng.choice([b"caf\xe9", b"word"]))
+        case 6:
+            image.unlink(missing_ok=True)
+            caption.unlink(missing_ok=True)
 
 
 def test_after_any_changes_it_is_the_index_that_is_built_anew(tmp_path: Path) -> None:
@@ -307,11 +310,17 @@ def test_an_index_that_was_damaged_is_built_anew(images: Path, name: str) -> Non
     assert [*again.index] == [*build_index([ImageFolder(images)], None).index]
 
 
-def test_only_the_newest_two_are_kept(images: Path) -> None:
+def test_what_was_replaced_a_day_ago_is_removed(images: Path) -> None:
+    cache = images.parent / "cache"
     for number in range(4):
         (images / "a.txt").write_text("a" * number)
         build(images)
-    assert sorted(path.name for path in (images.parent / "cache").iterdir()) == ["0003", "0004"]
+    assert sorted(path.name for path in cache.iterdir()) == ["0001", "0002", "0003", "0004"]
+    for name in ("0001", "0002", "0003"):
+        os.utime(cache / name, (time.time() - 25 * 3600,) * 2)
+    (images / "a.txt").write_text("new")
+    build(images)
+    assert sorted(path.name for path in cache.iterdir()) == ["0003", "0004", "0005"]
 
 
 def test_bad_samples_are_told_apart_by_what_is_wrong() -> None:
