@@ -4,10 +4,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.errors import UserError
 from configs.schema import RunConfig
+from launcher.hub import resolve_source
 from store.dataset.build import build_index
 from store.dataset.kept_index import KeptIndex, is_index_current, name_index_folder, open_newest_index
 from store.dataset.sources import make_source
@@ -25,30 +28,72 @@ def index_dataset(config: RunConfig) -> KeptIndex:
 
     Raises UserError where a source cannot be listed, or the cache folder cannot be written.
     """
-    sources, folder = _find_folder(config)
+    sources, folder = _find_folder(config, fetch=True)
     return _build(config, sources, folder)
 
 
 def plan_dataset(config: RunConfig) -> KeptIndex:
     """As `index_dataset`, less exact and quicker where there is an index: an image that was written over since is not
     noticed. Writes nothing where the folder of runs has no folder to be in, as for another machine's config."""
-    sources, folder = _find_folder(config)
+    sources, folder = _find_folder(config, fetch=False)
     kept = open_newest_index(folder)
     if kept is not None and is_index_current(kept):
+        _check_sources(config, kept)
         return kept
     return _build(config, sources, folder if _may_write(config.cache_folder) else None)
 
 
-def _find_folder(config: RunConfig) -> tuple[list[Source], Path]:
-    """The sources, and where their indexes are kept."""
-    sources = [make_source(source, config.cache_folder) for source in config.data.listed_sources]
+@dataclass(frozen=True)
+class UncopiedDataset:
+    """A dataset whose parquet files are not copied yet, so that its index cannot be built without writing them."""
+
+    samples: int  # good and bad
+    size: int  # of the images to be copied, in bytes
+    folder: Path  # where they are copied to
+
+
+def find_uncopied(config: RunConfig) -> UncopiedDataset | None:
+    """What submit would copy before it builds the index; None where that is nothing. Writes nothing."""
+    if all(source.kind not in ("parquet", "hub") for source in config.data.listed_sources):
+        return None
+    from store.dataset.sources.parquet import ParquetFiles  # brings pyarrow's reader of parquet
+
+    sources, _ = _find_folder(config, fetch=False)
+    parquet = [source for source in sources if isinstance(source, ParquetFiles)]
+    size = sum(source.count_bytes_to_copy() for source in parquet)
+    if not size:
+        return None
+    others = [source for source in sources if not isinstance(source, ParquetFiles)]
+    samples = sum(source.count_samples() for source in parquet)
+    if others:
+        samples += len(build_index(others, None).index)
+    return UncopiedDataset(samples, size, parquet[0].root)
+
+
+def _find_folder(config: RunConfig, *, fetch: bool) -> tuple[list[Source], Path]:
+    """The sources, and where their indexes are kept. fetch: from the hub, where it has newer ones."""
+    resolved = [resolve_source(source, fetch=fetch) for source in config.data.listed_sources]
+    sources = [make_source(source, config.cache_folder) for source in resolved]
     identities = [source.identity for source in sources]
     return sources, name_index_folder(config.cache_folder, *identities, config.data.check)
 
 
 def _build(config: RunConfig, sources: Sequence[Source], folder: Path | None) -> KeptIndex:
     with _Waiting() as waiting:
-        return build_index(sources, folder, waiting.show, decode=config.data.check == "full")
+        kept = build_index(sources, folder, waiting.show, decode=config.data.check == "full")
+    _check_sources(config, kept)
+    return kept
+
+
+def _check_sources(config: RunConfig, kept: KeptIndex) -> None:
+    """Raises UserError for one of several sources that adds nothing: its repeats would be of nothing."""
+    if not len(kept.index):
+        return  # whoever trains on it says so
+    for number, (source, size) in enumerate(zip(config.data.listed_sources, kept.index.source_sizes, strict=True)):
+        if size == 0:
+            bad = [one.problem for one in kept.bad_samples if one.source == number]
+            why = f"; the first bad one: {bad[0]}" if bad else ""
+            raise UserError(f"{source.place}: holds no good sample{why}; correct it, or remove it from data.sources")
 
 
 def _may_write(cache_folder: Path) -> bool:

@@ -11,6 +11,7 @@ from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve.engine import choose_engine
 from configs.solve.settle import check_precision
+from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
 from store.dataset.index import Index
 from store.dataset.run_index import open_run_index
@@ -24,6 +25,7 @@ from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.data.stream import Stream, micro_batches
+from train.encode.stage import encode_dataset
 from train.engines import import_engine
 from train.engines.ema import Ema
 from train.loop import run_steps
@@ -60,41 +62,66 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
         environment.record_environment(attempt, world)
 
     model = load_model(config, Path(plan.model_folder), world.device)
-    objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    stream = Stream(config, _open_index(context), model.inputs, model.latent_shape, objective.timestep)
-    compiled = compile_blocks(model.denoiser, config, world.device)
-    engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
-    ema = Ema(config.ema, engine) if config.ema else None
-    trainer = Trainer(model, objective, engine, ema, world.device)
-    resumed = resume_run(context, engine, ema)
+    index = _open_index(context)
+    encodings = encode_dataset(context, model, index)
+    if encodings is None or plan.only_encode:
+        end = _end_before_training(context, encoded=encodings is not None)
+    else:
+        objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
+        stream = Stream(config, index, model.inputs, model.latent_shape, objective.timestep, encodings)
+        compiled = compile_blocks(model.denoiser, config, world.device)
+        engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
+        ema = Ema(config.ema, engine) if config.ema else None
+        end = _train(context, monitor, Trainer(model, objective, engine, ema, world.device), stream, compiled=compiled)
+    world.barrier()
+    if world.is_main_process:
+        end.write(attempt.end_path)
+    world.barrier()
+    monitor.stop()
+    return end
+
+
+def _end_before_training(context: RankContext, *, encoded: bool) -> End:
+    """Of an attempt that had nothing else to do, or that a notice reached while it encoded."""
+    reasons = [reason for reason in context.world.gather(context.stop.reason) if reason is not None]
+    newest = checkpoints.list_checkpoints(context.run)[-1:]
+    step, name = (newest[0].step, newest[0].path.name) if newest else (0, None)
+    return End("encoded", step, name) if encoded else End("notice", step, name, reasons[0])
+
+
+def _train(context: RankContext, monitor: RankMonitor, trainer: Trainer, stream: Stream, *, compiled: bool) -> End:
+    """Make the steps that are left, and export the pipeline after the last."""
+    run, config, world, engine = context.run, context.config, context.world, trainer.engine
+    resumed = resume_run(context, engine, trainer.ema)
     start = resumed.step if resumed is not None else 0
     context.progress.step = start
-    saver = Saver(context, engine, ema, resumed)
+    saver = Saver(context, engine, trainer.ema, resumed)
 
     steps = range(start + 1, context.length.steps + 1)
-    writer = MetricsWriter(run, attempt, steps.start) if world.is_main_process else None
+    writer = MetricsWriter(run, context.attempt, steps.start) if world.is_main_process else None
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
     bad = BadSamples(context, steps.start)
     reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, bad, writer)]
     if compiled:
         reporters.append(CompileCache(context, steps.start))
     if config.pictures:
-        reporters.append(SampleImages(context, model, writer))
+        reporters.append(SampleImages(context, trainer.model, writer))
 
-    on_gpu = world.device.type == "cuda"
-    batches = micro_batches(stream, plan.batch_plan, world.rank, steps, pin_memory=on_gpu, report_bad=bad.add)
+    batches = micro_batches(
+        stream,
+        context.plan.batch_plan,
+        world.rank,
+        steps,
+        pin_memory=world.device.type == "cuda",
+        report_bad=bad.add,
+    )
     end = run_steps(context, steps, trainer, batches, saver, reporters)
     monitor.keep_only_heartbeats()
     if writer is not None:
         writer.close()
     if end.reason == "finished":
         _export(context, saver.newest)
-    world.barrier()
-    if world.is_main_process:
-        end.write(attempt.end_path)
-    world.barrier()
     saver.close()
-    monitor.stop()
     return end
 
 
@@ -106,7 +133,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
     if world.device.type != "cuda":
         return
-    torch.backends.cudnn.benchmark = not config.deterministic  # every micro-batch has the same shapes
+    torch.backends.cudnn.benchmark = not config.deterministic  # tried once for each size of images, and those are few
     if config.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)

@@ -117,6 +117,14 @@ def _find_cache_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             "pass; write crop: center, crops: 4 for as many of each image, or cache: off",
         )
 
+    changed = "tag_shuffle" if data.tag_shuffle else "tag_dropout" if data.tag_dropout else None
+    if data.cache == "all" and changed is not None:
+        yield Disagreement(
+            ("data.cache", f"data.{changed}"),
+            f"data.cache: all needs captions that can be listed, and {changed} makes another one in each pass; write "
+            f"cache: latents, or leave {changed} out",
+        )
+
 
 def _find_compile_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     if config.compile and config.deterministic:

@@ -8,11 +8,15 @@ here. The first sentence of its help has at most 60 characters: `--help` cuts of
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from configs.errors import LockstepError, UserError
 from launcher.cli import run_commands
+
+if TYPE_CHECKING:
+    from launcher.backend import Backend
 
 
 class _InOrder(click.Group):
@@ -100,6 +104,28 @@ def show_plan(
     click.echo("\n\n".join(parts))
 
 
+@cli.command("data")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--duplicates", is_flag=True, help="Also look for images that are there twice, by their bytes.")
+@click.option("--sheet", metavar="FILE", help="Also write a PNG of 64 samples as training will see them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_data(config: str, overrides: tuple[str, ...], duplicates: bool, sheet: str | None, as_json: bool) -> None:
+    """Show what a dataset holds: sizes, captions, bad samples.
+
+    CONFIG is the run's YAML file; KEY=VALUE words override it. Builds the dataset's index, which submit then finds. The
+    exit code is 0 also where samples are bad.
+    """
+    from pathlib import Path
+
+    from configs.reading.load import load_config
+    from launcher.data.report import make_report
+    from launcher.data.report_text import render_report, report_to_json
+
+    report = make_report(load_config(config, overrides), duplicates=duplicates, sheet=Path(sheet) if sheet else None)
+    click.echo(json.dumps(report_to_json(report), indent=2, ensure_ascii=False) if as_json else render_report(report))
+
+
 @cli.command("submit")
 @click.argument("config")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -118,18 +144,46 @@ def submit_config(config: str, overrides: tuple[str, ...], local: bool, ranks: i
     """
     from configs.reading.load import load_config
 
-    if ranks is not None and not local:
-        raise UserError("--ranks is for --local; on a cluster write cluster.nodes and cluster.gpus_per_node")
+    backend = _choose_backend(local, ranks)
     run_config = load_config(config, overrides)
-    from launcher.backend import LocalBackend, SlurmBackend
     from launcher.submit.start import start_run
 
-    backend = LocalBackend(ranks) if local else SlurmBackend()
     if fork is not None:
         from launcher.manage.export import fork_run
 
         run_config = fork_run(run_config, fork, backend.find_hardware(run_config))
     sys.exit(start_run(run_config, backend))
+
+
+@cli.command("cache")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--local", is_flag=True, help="Encode on this machine, without SLURM.")
+@click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or share of the CPUs.")
+@click.option("--prune", is_flag=True, help="Remove what no run used for 30 days; CONFIG may be the cache's folder.")
+def encode_data(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, prune: bool) -> None:
+    """Encode images and captions of a run, to train later.
+
+    CONFIG is the run's YAML file; KEY=VALUE words override it. What is in the cache already is read through, and is
+    encoded again where it is damaged. lockstep submit encodes what is missing, and reads nothing through.
+    """
+    from pathlib import Path
+
+    from configs.reading.load import load_config
+
+    if prune:
+        from launcher.manage.cache import prune_cache
+
+        folder = Path(config) if Path(config).is_dir() else load_config(config, overrides).cache_folder
+        for line in prune_cache(folder):
+            click.echo(line)
+        return
+    run_config = load_config(config, overrides)
+    if run_config.data.cached == "off":
+        raise UserError(f"{config}: data.cache is off, so there is nothing to encode; write data.cache: latents or all")
+    from launcher.submit.start import start_run
+
+    sys.exit(start_run(run_config, _choose_backend(local, ranks), only_encode=True))
 
 
 @cli.command("sweep")
@@ -145,6 +199,14 @@ def queue_runs(config: str, values: tuple[str, ...]) -> None:
 
     for line in queue_sweep(config, values):
         click.echo(line)
+
+
+def _choose_backend(local: bool, ranks: int | None) -> "Backend":
+    from launcher.backend import LocalBackend, SlurmBackend
+
+    if ranks is not None and not local:
+        raise UserError("--ranks is for --local; on a cluster write cluster.nodes and cluster.gpus_per_node")
+    return LocalBackend(ranks) if local else SlurmBackend()
 
 
 for _command in run_commands.COMMANDS:

@@ -63,7 +63,7 @@ class LocalRuns:
             # From the first byte written on, no signal leaves an attempt without its end.
             with SignalCounter() as notices:
                 end = start_attempt(prepared, notices, locks[prepared.run.path]).watch()
-            state = "COMPLETED" if end.reason == "finished" else "CANCELLED"
+            state = "CANCELLED" if end.reason == "notice" else "COMPLETED"
             jobs.append(LocalJob(str(prepared.run.path), state, "records"))
         return jobs
 

@@ -103,8 +103,8 @@ def _judge(records: RunRecords, job: BackendJob | None) -> RunStatus:
     """From the surest witness to the least: the end record, whoever started the run, a sign of life, what is left
     behind. A job of which its backend knows nothing is as good as none."""
     if records.settled and records.end is not None:
-        finished = records.end.reason == "finished"
-        return _say(records, "finished" if finished else "stopped", "" if finished else str(records.end.notice))
+        end = records.end
+        return _say(records, "stopped" if end.reason == "notice" else end.reason, end.notice or "")
     if job is not None and job.alive:
         return _judge_alive(records, job)
     known = job if job is not None and job.state != "UNKNOWN" else None

@@ -12,9 +12,11 @@ from configs.pipelines import check_objective
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
-from configs.solve.length import solve_length
+from configs.solve.buckets import choose_grain
+from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
+from launcher.encodings import check_encodings_room
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
@@ -51,11 +53,14 @@ class PreparedRun:
             raise UserError(f"{self.run.path}: cannot be written ({error.strerror}); {cure}") from None
 
 
-def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | None = None) -> PreparedRun:
+def prepare_run(
+    config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | None = None, *, only_encode: bool = False
+) -> PreparedRun:
     """The run of `config`, with `batch_plan` or the one of its own shape; writes nothing but
     the index of the dataset, which later commands use.
 
-    `inputs`: what the runs of one command have in common. Raises UserError where the model, the batch or the samples
+    `inputs`: what the runs of one command have in common; `only_encode`: the run's attempts end once their data is in
+    the cache of encodings. Raises UserError where the model, the batch or the samples
     are wrong, or the run's folder holds another run.
     """
     inputs.check_model(config.model)  # first: images take minutes to look at, and a whole model hours to fetch
@@ -66,13 +71,14 @@ def prepare_run(config: RunConfig, inputs: RunInputs, batch_plan: BatchPlan | No
     check_precision(config.precision, inputs.hardware.compute_capability)
     dataset = inputs.index_dataset(config)
     index = dataset.index
-    total_steps = solve_length(config, batch_plan.batch, len(index)).steps
+    total_steps = solve_length(config, batch_plan.batch, count_epoch(config.data, index.source_sizes)).steps
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
     meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
-    submission = Submission(model, len(index), index.digest, content, inputs.hardware)
+    check_encodings_room(config, index, Path(model), inputs.hardware)
+    submission = Submission(model, len(index), index.digest, content, inputs.hardware, only_encode, index.source_sizes)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready
@@ -86,6 +92,7 @@ def _meanings(
         "model": os.path.realpath(model_folder),
         "data.images": dataset_digest,  # the samples of all sources, in their order
         "data.sources": [str(source.exact_repeats) for source in config.data.listed_sources],
+        "data.buckets.grain": choose_grain(config.data, batch_plan.batch),
         "batch": batch_plan.batch,
         "steps": total_steps,
         "epochs": None,

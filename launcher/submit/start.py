@@ -12,14 +12,17 @@ from store.run.end import FINISHED, ON_NOTICE
 from store.run.run_dir import RunDir
 
 
-def start_run(config: RunConfig, backend: Backend) -> int:
-    """Train `config` to its end there, unless it lives or is finished. Answers the exit code of contract 5.
+def start_run(config: RunConfig, backend: Backend, *, only_encode: bool = False) -> int:
+    """Train `config` to its end there, unless it lives or is finished; with `only_encode`, encode its data and no more.
+    Answers the exit code of contract 5.
 
     Raises UserError before anything is started, and what a run on this machine failed of.
     """
     backend.check_config(config)
     inputs = RunInputs(backend.find_hardware(config))
-    prepared = prepare_run(config, inputs, backend.plan_batch(RunDir.for_config(config), config))
+    prepared = prepare_run(
+        config, inputs, backend.plan_batch(RunDir.for_config(config), config), only_encode=only_encode
+    )
     reason, _ = check_job(prepared, backend)
     exit_code = FINISHED
     if reason is None:

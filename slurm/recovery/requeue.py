@@ -30,6 +30,8 @@ def decide_next(history: list[Outcome]) -> Decision:
     last = history[-1]
     if last.end is not None and last.end.reason == "finished":
         return Decision("complete", f"finished at step {last.end.step}")
+    if last.end is not None and last.end.reason == "encoded":
+        return Decision("complete", "all images and captions are encoded; lockstep submit trains")
     if last.end is not None and last.end.requested_by_user:
         return Decision("complete", f"stopped after step {last.end.step}: {last.end.notice}")
     if last.end is not None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.schema import RunConfig
+from configs.solve.buckets import list_crop_sizes
 from store.run.run_dir import write_json
 
 FORMAT = 1  # of all files of the cache: another one is another family, which is written anew
@@ -77,6 +79,19 @@ class FamilyFolder:
 def list_path(cache_folder: Path) -> Path:
     """The folder of all families."""
     return cache_folder / "encodings"
+
+
+def find_map_name(config: RunConfig, version: str) -> str:
+    """The name of the maps of the moments of one version of an index: of that, and of what decides which views of its
+    images are encoded."""
+    data = config.data
+    sizes = [str(size) for size in list_crop_sizes(data)]
+    return name_map(version, [sizes, data.crop, data.flip, data.crops, config.seed if data.crops else None])
+
+
+def name_map(version: str, settings: list[object]) -> str:
+    """The name of a map of an index, of which `settings` decide what is encoded."""
+    return hashlib.sha256(json.dumps([version, settings]).encode()).hexdigest()[:32]
 
 
 def make_key(content: bytes, *details: object) -> bytes:

@@ -13,7 +13,7 @@ FINISHED, ON_NOTICE, FAILED = 0, 75, 1  # exit codes; that of a user's mistake i
 class End(Record):
     """Written by rank 0 after the final barrier."""
 
-    reason: Literal["finished", "notice"]
+    reason: Literal["finished", "notice", "encoded"]
     step: int
     checkpoint: str | None  # the newest one's folder
     notice: str | None = None  # what asked for the stop: a signal's name, or a person
@@ -26,8 +26,8 @@ class End(Record):
     @property
     def is_final(self) -> bool:
         """Whether nothing goes on from it by itself."""
-        return self.reason == "finished" or self.requested_by_user
+        return self.reason != "notice" or self.requested_by_user
 
     @property
     def exit_code(self) -> int:
-        return FINISHED if self.reason == "finished" else ON_NOTICE
+        return ON_NOTICE if self.reason == "notice" else FINISHED

@@ -1,5 +1,4 @@
 """The run directory (docs/design.md, contract 4): one class names every path in it.
-
 State files are written atomically; logs and metrics are append-only files of one attempt.
 """
 
@@ -236,8 +235,7 @@ class RunDir:
         return self.path / "dataset.arrow"
 
     @property
-    def old_dataset_path(self) -> Path:
-        """Earlier versions wrote it in place of `dataset_path`."""
+    def old_dataset_path(self) -> Path:  # of earlier versions
         return self.path / "dataset.jsonl"
 
     @property

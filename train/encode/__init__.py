@@ -1,1 +1,1 @@
-"""Encoding a dataset once, before the first step: what frozen parts make of its images and captions goes to the cache."""
+"""Encoding a dataset once, before the first step: what frozen parts make of it goes to the cache."""

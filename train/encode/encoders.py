@@ -1,7 +1,6 @@
 """What is encoded of a sample, and by what: images by the VAE, captions by the text encoders."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,12 +11,12 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import DataConfig, RunConfig
-from configs.solve.buckets import CropSize, choose_crop_size, list_crop_sizes
+from configs.solve.buckets import CropSize, choose_crop_size
 from configs.solve.device_memory import VAE_SLICE_PIXELS
 from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
 from store.dataset.sample import Sample
-from store.encodings.family import KEY_BYTES, Family
+from store.encodings.family import KEY_BYTES, Family, find_map_name, name_map
 from train.data.crops import list_crops
 from train.data.encodings import View, make_moments_key, make_states_key
 from train.data.images import describe_crop, load_crop
@@ -67,7 +66,7 @@ class ImageEncoder:
         decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
         facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
         self.family = Family(self.kind, facts, {"model": config.model})
-        self.map_name = _name_map(index.digest, _list_view_settings(config))
+        self.map_name = find_map_name(config, index.version)
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
@@ -108,7 +107,7 @@ class CaptionEncoder:
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index):
         self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
         self.family = Family(self.kind, model.describe_encoder(self.kind), {"model": config.model})
-        self.map_name = _name_map(index.digest, [])
+        self.map_name = name_map(index.digest, [])
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
@@ -134,14 +133,3 @@ def list_views(data: DataConfig, seed: int, number: int, sample: Sample) -> Iter
     for crop_at in list_crops(data, seed, number):
         for mirrored in (False, True) if data.flip else (False,):
             yield View(*size, crop_at, mirrored)
-
-
-def _list_view_settings(config: RunConfig) -> list[object]:
-    data = config.data
-    sizes = [str(size) for size in list_crop_sizes(data)]
-    return [sizes, data.crop, data.flip, data.crops, config.seed if data.crops else None]
-
-
-def _name_map(index: str, settings: list[object]) -> str:
-    """The name of the map of an index: of its digest, and of what decides which keys its samples have."""
-    return hashlib.sha256(json.dumps([index, settings]).encode()).hexdigest()[:32]

@@ -5,11 +5,15 @@ A rank takes its own share first, then what is left of the others'. So none wait
 once is right twice.
 """
 
+import os
 import random
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import torch
 
 from store.dataset.index import Index
 from store.encodings.access import explain_failed_write
@@ -25,7 +29,7 @@ from store.encodings.maps import (
     write_chunk_map,
     write_map,
 )
-from store.encodings.rate import EncodingRate, describe_device
+from store.encodings.rate import EncodingRate
 from store.encodings.shards import ShardReader
 from train.context import RankContext
 from train.data.encodings import Encodings, KeptEncodings
@@ -97,9 +101,17 @@ class _Stage:
             if self.world.is_main_process and changed:
                 self._write_map()
             self.world.barrier()
-            return KeptEncodings(self.folder, self.encoder.map_name)
+            kept = KeptEncodings(self.folder, self.encoder.map_name)
+            if self.world.is_main_process:
+                self._note_use()
+            return kept
         except OSError as error:
             raise explain_failed_write(error, self.folder.path) from None
+
+    def _note_use(self) -> None:
+        """For whoever prunes. What is another user's is theirs to keep."""
+        with suppress(PermissionError):
+            os.utime(self.map_path)
 
     def _is_map_whole(self) -> bool:
         """Whether the map of all samples is there, with all shards that it names."""
@@ -125,7 +137,9 @@ class _Stage:
                     encoded += self._encode_chunk(number, known, pool)
                     self.changed = True
         if encoded >= LEAST_MEASURED and self.world.is_main_process:
-            rate = EncodingRate(encoded / (time.monotonic() - began), describe_device(self.world.device))
+            rate = EncodingRate(
+                encoded / (time.monotonic() - began), _describe(self.world.device), self.context.config.model
+            )
             rate.write(self.folder.rate_path)
 
     def _list_order(self) -> list[int]:
@@ -219,3 +233,7 @@ class _Stage:
         maps = [read_chunk_map(self.chunks_path, number) for number in range(len(self.chunks))]
         missing = [ChunkMap.from_places([None] * len(chunk), {}) for chunk in self.chunks]
         write_map(self.map_path, [found or empty for found, empty in zip(maps, missing, strict=True)])
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,41 @@
+"""How much the cache of encodings holds of a run's data (docs/design.md, contract 7), without torch."""
+
+from dataclasses import dataclass
+
+from configs.pipelines import LatentShape, PipelineSize
+from configs.schema import RunConfig
+from configs.solve.device_memory import count_vae_width
+from configs.solve.hardware import Hardware
+from configs.solve.memory import count_width
+
+_TOKENS = 77  # that CLIP's text encoders read at a time
+_KEY = 48  # bytes beside each encoding: key, checksum, and its line of the map
+
+
+@dataclass(frozen=True)
+class EncodingsSize:
+    """Of one kind."""
+
+    kind: str  # moments or states
+    count: int
+    bytes: int
+
+
+def estimate_encodings(
+    config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int
+) -> list[EncodingsSize] | None:
+    """What `data.cache` keeps of so many samples with a caption each; None where the model's parts are not known."""
+    data = config.data
+    vae, unet = size.configs.get("vae"), size.configs.get("unet")
+    if data.cached == "off":
+        return []
+    if vae is None or unet is None or not vae.get("block_out_channels"):
+        return None
+    shape = LatentShape.of_vae({"latent_channels": 4} | dict(vae), data.resolution, data.resolution)
+    views = (data.crops or 1) * (2 if data.flip else 1)
+    moments = 2 * shape.channels * shape.height * shape.width * count_vae_width(config, hardware)
+    found = [EncodingsSize("moments", views * samples, views * samples * (moments + _KEY))]
+    if data.cached == "all":
+        states = _TOKENS * data.caption_chunks * unet["cross_attention_dim"] * count_width(config)
+        found.append(EncodingsSize("states", samples + 1, (samples + 1) * (states + _KEY)))
+    return found

@@ -1,0 +1,88 @@
+"""What a run's cache of encodings will take, and whether it can be written: before anything starts."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import LockstepError
+from configs.pipelines import PipelineSize
+from configs.schema import RunConfig
+from configs.solve.encodings import EncodingsSize, estimate_encodings
+from configs.solve.hardware import Hardware
+from configs.solve.model_size import read_model_size
+from launcher.format import format_size
+from store.dataset.index import Index
+from store.encodings.access import check_room
+from store.encodings.family import find_map_name, list_path
+from store.encodings.rate import EncodingRate
+
+
+@dataclass(frozen=True)
+class EncodingsPlan:
+    """Of one run. None is unknown."""
+
+    folder: Path
+    sizes: list[EncodingsSize] | None
+    per_second: float | None  # moments of one rank, when this model's were last encoded here
+    device: str  # that this was measured on
+
+    def count_minutes(self, ranks: int) -> float | None:
+        """For all that a dataset needs, where nothing of it is there; None where nobody has measured it."""
+        if self.sizes is None or self.per_second is None:
+            return None
+        return sum(size.count for size in self.sizes if size.kind == "moments") / self.per_second / ranks / 60
+
+
+def plan_encodings(config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int) -> EncodingsPlan:
+    """Reads what the cache's folder says of earlier times, and no encoding."""
+    sizes = estimate_encodings(config, size, hardware, samples)
+    rates = [rate for rate in _read_rates(config) if (rate.device != "cpu") == hardware.gpus]
+    newest = rates[-1] if rates else None
+    return EncodingsPlan(
+        list_path(config.cache_folder),
+        sizes,
+        None if newest is None else newest.per_second,
+        "" if newest is None else newest.device,
+    )
+
+
+def describe_encodings(plan: EncodingsPlan, ranks: int) -> str:
+    """For a person, one sentence."""
+    if plan.sizes is None:
+        return f"unknown, because the model's files are not here → {plan.folder}"
+    kinds = [f"{size.count:,} {size.kind}, {format_size(size.bytes)}" for size in plan.sizes]
+    minutes = plan.count_minutes(ranks)
+    time = "the time is not known before the first are encoded"
+    if minutes is not None:
+        time = f"about {minutes:.0f} min at {plan.per_second:.3g} per second and rank, as measured on {plan.device}"
+    return f"{' and '.join(kinds)} where none are there; {time} → {plan.folder}"
+
+
+def encodings_to_json(plan: EncodingsPlan, ranks: int) -> dict[str, object]:
+    """The same for programs."""
+    sizes = None if plan.sizes is None else [dataclasses.asdict(size) for size in plan.sizes]
+    return {"folder": str(plan.folder), "sizes": sizes, "minutes": plan.count_minutes(ranks)}
+
+
+def check_encodings_room(config: RunConfig, index: Index, model: Path, hardware: Hardware) -> None:
+    """Raises UserError where the run must encode and its encodings cannot be written, or have no room."""
+    if config.data.cached == "off":
+        return
+    name = find_map_name(config, index.version)
+    if any(list_path(config.cache_folder).glob(f"moments-*/maps/{name}/map.safetensors")):
+        return  # most of it is there, whoever wrote it
+    sizes = estimate_encodings(config, read_model_size(str(model)), hardware, len(index)) or []
+    check_room(config.cache_folder, sum(size.bytes for size in sizes))
+
+
+def _read_rates(config: RunConfig) -> Iterator[EncodingRate]:
+    """Of this model, oldest first."""
+    paths = sorted(list_path(config.cache_folder).glob("moments-*/rate.json"), key=lambda path: path.stat().st_mtime)
+    for path in paths:
+        try:
+            rate = EncodingRate.read(path)
+        except LockstepError:  # half of one tells nothing
+            continue
+        if rate.model == config.model:
+            yield rate
