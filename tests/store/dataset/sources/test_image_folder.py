@@ -319,14 +319,15 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
         index(tmp_path / "images")
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.avif", "a.heic", "a.jp2"])
+@pytest.mark.parametrize("name", ["a.gif", "a.AVIF", "a.heic", "a.svg"])
 def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, name: str) -> None:
     image(tmp_path / "good.png").with_suffix(".txt").write_text("good")
-    (tmp_path / name).write_bytes(b"")
+    for other in ("a.dat", name, "a.zip"):
+        (tmp_path / other).write_bytes(b"")
     (tmp_path / "a.txt").write_text("a")
     [problem] = index(tmp_path).problems
     kind = name.removeprefix("a")
-    assert f"a.txt: the image it captions is missing, and {kind} is none of an image; convert {name} to" in problem
+    assert f"a.txt: the image it captions is missing, and {kind} is not read; convert {name} to" in problem
 
 
 @pytest.mark.parametrize("name", ["a.TXT", "a.caption", "a.json"])
