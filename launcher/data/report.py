@@ -72,6 +72,8 @@ def make_report(config: RunConfig, *, duplicates: bool, sheet: Path | None) -> D
 
     Raises UserError where a source or the tokenizer cannot be had, no sample is good, or the sheet cannot be drawn.
     """
+    if sheet is not None and not sheet.absolute().parent.is_dir():
+        raise UserError(f"{sheet}: its folder is not there; name another file with --sheet")
     tokenizer = resolve_tokenizer(config.model)
     kept = index_dataset(config)
     index = kept.index
