@@ -58,7 +58,7 @@ def test_everything_is_counted_and_drawn_as_training_will_see_it(folder: Path) -
     assert report["aspect_ratios"]["up to 2:1"] == 2
     assert report["aspect_ratios"]["wider"] == 2
     lengths = report["caption_tokens"]
-    assert (lengths["captions"], lengths["least"], lengths["cut_off"]) == (7, 4, 1)
+    assert (report["captions"], lengths["least"], lengths["cut_off"]) == (7, 4, 1)
     [bad] = report["bad_samples"]
     assert bad["sample"] == "none.png"
     assert sorted(map(sorted, report["duplicates"])) == [
@@ -78,6 +78,15 @@ def test_a_sheet_that_cannot_be_written_is_told_first(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_without_its_model_all_is_told_but_tokens(folder: Path) -> None:
+    """The model is a hub's, and nobody answers."""
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(folder / "cache")}
+    done = lockstep("data", folder / "my.yaml", "model=me/mine", **away)
+    assert done.returncode == 0, done.stderr
+    assert "captions     7 captions; their tokens are not counted: model me/mine: cannot be fetched: " in done.stdout
+    assert "bad samples  1, which stop submit" in done.stdout
+
+
 def test_the_report_on_the_screen() -> None:
     sources = [SourceConfig(images="/a"), SourceConfig(tars="/b/*.tar", repeats=0.5)]
     report = DatasetReport(
@@ -86,7 +95,9 @@ def test_the_report_on_the_screen() -> None:
         short_sides=Spread(31, 500, 4000),
         enlarged=1,
         ratios=[0, 3, 0, 1000, 231, 0, 0],
-        captions=CaptionLengths(2468, 1, 12, 300, 17),
+        captions=2468,
+        lengths=CaptionLengths(1, 12, 300, 17),
+        uncounted="",
         bad_samples=[BadSample(f"{number}.png", f"/a/{number}.png: is no image") for number in range(12)],
         duplicates=[DuplicateImages(["1.png", "2.png", "3.png"])],
         sheet=Path("/sheet.png"),
