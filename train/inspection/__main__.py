@@ -1,5 +1,5 @@
-"""`python -P -m lockstep train.inspection CONFIG INDEX`, with `--tokenizer FOLDER --lengths FILE`: how long captions are;
-with `--sheet FILE`: samples as training will see them."""
+"""`python -P -m lockstep train.inspection CONFIG INDEX`, with `--tokenizer FOLDER --lengths FILE`: lengths of captions; with
+`--sheet FILE`: samples as training will see them."""
 
 import argparse
 import sys
