@@ -108,7 +108,8 @@ def _train(context: RankContext, monitor: RankMonitor, trainer: Trainer, stream:
         reporters.append(SampleImages(context, trainer.model, writer))
 
     on_gpu = world.device.type == "cuda"
-    batches = micro_batches(stream, context.plan.batch_plan, world.rank, steps, pin_memory=on_gpu, report_bad=bad.add)
+    batch_plan = context.plan.batch_plan
+    batches = micro_batches(stream, batch_plan, world.rank, steps, pin_memory=on_gpu, report_bad=bad.add)
     end = run_steps(context, steps, trainer, batches, saver, reporters)
     monitor.keep_only_heartbeats()
     if writer is not None:

@@ -1,4 +1,4 @@
-"""`lockstep cache`: a run's data is encoded and no more, by the same machinery that trains it, and what `plan`, `status`
+"""`lockstep cache`: a run's data is encoded and no more, by the machinery that trains it; what `plan`, `status`
 and `submit` make of that."""
 
 import json
