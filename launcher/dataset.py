@@ -14,7 +14,7 @@ from launcher.hub import resolve_source
 from store.dataset.build import build_index
 from store.dataset.kept_index import KeptIndex, is_index_current, name_index_folder, open_newest_index
 from store.dataset.sources import make_source
-from store.dataset.sources.base import Source
+from store.dataset.sources.base import CopyingSource, Source
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -56,18 +56,16 @@ def find_uncopied(config: RunConfig) -> UncopiedDataset | None:
     """What submit would copy before it builds the index; None where that is nothing. Writes nothing."""
     if all(source.kind not in ("parquet", "hub") for source in config.data.listed_sources):
         return None
-    from store.dataset.sources.parquet import ParquetFiles  # brings pyarrow's reader of parquet
-
     sources, _ = _find_folder(config, fetch=False)
-    parquet = [source for source in sources if isinstance(source, ParquetFiles)]
-    size = sum(source.count_bytes_to_copy() for source in parquet)
+    copying = [source for source in sources if isinstance(source, CopyingSource)]
+    size = sum(source.count_bytes_to_copy() for source in copying)
     if not size:
         return None
-    others = [source for source in sources if not isinstance(source, ParquetFiles)]
-    samples = sum(source.count_samples() for source in parquet)
+    others = [source for source in sources if not isinstance(source, CopyingSource)]
+    samples = sum(source.count_samples() for source in copying)
     if others:
         samples += len(build_index(others, None).index)
-    return UncopiedDataset(samples, size, parquet[0].root)
+    return UncopiedDataset(samples, size, copying[0].root)
 
 
 def _find_folder(config: RunConfig, *, fetch: bool) -> tuple[list[Source], Path]:
@@ -80,6 +78,9 @@ def _find_folder(config: RunConfig, *, fetch: bool) -> tuple[list[Source], Path]
 
 def _build(config: RunConfig, sources: Sequence[Source], folder: Path | None) -> KeptIndex:
     with _Waiting() as waiting:
+        for source in sources:
+            if isinstance(source, CopyingSource):
+                source.progress = waiting.show_copies
         kept = build_index(sources, folder, waiting.show, decode=config.data.check == "full")
     _check_sources(config, kept)
     return kept
@@ -118,10 +119,16 @@ class _Waiting:
 
     def show(self, done: int, total: int | None) -> None:
         """`total` is None while nobody knows how many there are."""
+        self._show("listing the dataset" if total is None else "indexing the dataset", done, total)
+
+    def show_copies(self, done: int, total: int) -> None:
+        """Of bytes of images."""
+        self._show("copying images, MiB", done >> 20, total >> 20)
+
+    def _show(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now < self._shown:
             return
-        what = "listing the dataset" if total is None else "indexing the dataset"
         if sys.stderr.isatty():
             self._shown = now + 0.1
             self._draw(what, done, total)

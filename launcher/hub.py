@@ -5,6 +5,7 @@ import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +85,7 @@ def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
     if source.hub is None:
         return source
     folder = _fetch_dataset(source.hub, source.revision, fetch)
-    files = choose_hub_files(source.hub, [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")])
+    files = choose_hub_files(source.hub, _list_names(folder))
     settings = source.model_dump(include={"caption", "repeats"})
     return SourceConfig.model_validate({files.kind: str(folder / files.pattern), **settings})
 
@@ -96,13 +97,20 @@ def _fetch_dataset(repo: str, revision: str | None, fetch: bool) -> Path:
     cure = f"fetch it where there is a network: hf download --repo-type dataset {repo}"
     with _hub_errors(f"data set {repo}", cure):
         if not fetch or not _is_hub_up(repo, "dataset"):
-            folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+            find = partial(snapshot_download, repo, repo_type="dataset", revision=revision, local_files_only=True)
+            folder = Path(find(allow_patterns=[]))
+            files = choose_hub_files(repo, _list_names(folder))
+            find(allow_patterns=files.pattern.replace("**/", "*"))  # raises where the client knows of files that lack
             _check_whole(repo, folder, cure)
             return folder
         listed = HfApi().dataset_info(repo, revision=revision).siblings or []
         names = choose_hub_files(repo, [file.rfilename for file in listed]).names
         patterns = [glob.escape(name) for name in names]
         return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+
+
+def _list_names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
 
 
 def _check_whole(repo: str, folder: Path, cure: str) -> None:

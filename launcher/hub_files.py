@@ -11,8 +11,13 @@ from configs.errors import UserError
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
 _OTHER_SPLITS = re.compile(r"(.*[/_.-])?(test|val|valid|validation|dev|eval)([/_.-].*)?")
-# Where a train split lies, as a pattern of paths and the same as an expression; the first that fits is taken.
-_TRAIN = {"**/*train*": r"(.*/)?[^/]*train[^/]*", "**/*train*/**/*": r"(.*/)?[^/]*train[^/]*/.*"}
+# Where a train split lies, as datasets has it: patterns of paths without suffix, and expressions; the first that fits.
+_TRAIN = {
+    "**/train[-._]*": r"(.*/)?train[-._][^/]*",
+    "**/train": r"(.*/)?train",
+    "**/*[-._]train[-._]*": r"(.*/)?[^/]*[-._]train[-._][^/]*",
+    "**/train/**/*": r"(.*/)?train/.*",
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ def choose_hub_files(repo: str, names: Sequence[str]) -> HubFiles:
 
 def _choose_split(repo: str, names: list[str]) -> tuple[str, list[str]]:
     """A pattern without suffix, and what fits it."""
-    if not any(_OTHER_SPLITS.fullmatch(name) for name in names):
-        return "**/*", names
     for pattern, expression in _TRAIN.items():
-        chosen = [name for name in names if re.fullmatch(expression, name)]
+        chosen = [name for name in names if re.fullmatch(expression, str(PurePosixPath(name).with_suffix("")))]
         if chosen:
             return pattern, chosen
+    if not any(_OTHER_SPLITS.fullmatch(name) for name in names):
+        return "**/*", names
     raise UserError(f"data set {repo}: has splits, and none is named train; its files: {', '.join(names[:5])}")
 
 

@@ -107,14 +107,9 @@ def _train(context: RankContext, monitor: RankMonitor, trainer: Trainer, stream:
     if config.pictures:
         reporters.append(SampleImages(context, trainer.model, writer))
 
-    batches = micro_batches(
-        stream,
-        context.plan.batch_plan,
-        world.rank,
-        steps,
-        pin_memory=world.device.type == "cuda",
-        report_bad=bad.add,
-    )
+    on_gpu = world.device.type == "cuda"
+    batch_plan = context.plan.batch_plan
+    batches = micro_batches(stream, batch_plan, world.rank, steps, pin_memory=on_gpu, report_bad=bad.add)
     end = run_steps(context, steps, trainer, batches, saver, reporters)
     monitor.keep_only_heartbeats()
     if writer is not None:

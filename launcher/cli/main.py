@@ -215,16 +215,18 @@ for _command in run_commands.COMMANDS:
 
 @cli.command("demo")
 @click.argument("folder", default="demo")
-def start_demo(folder: str) -> None:
+@click.option("--images", type=click.Choice(["shapes", "openmoji"]), default="shapes", show_default=True)
+def start_demo(folder: str, images: str) -> None:
     """Fine-tune a small model here: no GPU, SLURM or download.
 
-    Made-up images, the model and the run go to FOLDER.
+    Images, the model and the run go to FOLDER. The images are made-up coloured shapes, or the OpenMoji drawings, which
+    come with pip install 'lockstep[openmoji]'.
     """
     from pathlib import Path
 
     from launcher.demo import run_demo
 
-    sys.exit(run_demo(Path(folder)))
+    sys.exit(run_demo(Path(folder), images))
 
 
 @cli.command("lab", add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -78,7 +78,8 @@ def prepare_run(
     meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
-    submission = Submission(model, len(index), index.digest, content, inputs.hardware, only_encode, index.source_sizes)
+    sizes = index.source_sizes
+    submission = Submission(model, len(index), index.digest, content, inputs.hardware, sizes, only_encode)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready

@@ -26,8 +26,8 @@ class AttemptPlan(Record):
     # ZeRO stage. None under FSDP2, and in what an earlier version wrote: the stage of its config, or 2 where that says
     # nothing.
     zero: int | None = None
-    only_encode: bool = False  # it ends once the cache of encodings has all that the run's samples need
     source_sizes: list[int] = field(default_factory=list)  # samples of each; earlier versions knew one source
+    only_encode: bool = False  # it ends once the cache of encodings has all that the run's samples need
 
     @property
     def batch_plan(self) -> BatchPlan:

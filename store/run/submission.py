@@ -26,8 +26,8 @@ class Submission(Record):
     dataset_digest: str
     content: str  # digest of all that decides what comes of the run: config, code, samples, model
     hardware: Hardware = field(default_factory=Hardware)  # that the ranks of every attempt compute on
-    only_encode: bool = False  # what its attempts do: `lockstep cache`, in the place of training
     source_sizes: list[int] = field(default_factory=list)  # samples of each; earlier versions knew one source
+    only_encode: bool = False  # what its attempts do: `lockstep cache`, in the place of training
 
     def plan(self, settled: Settled) -> AttemptPlan:
         """The next attempt on the shape of the settled batch plan."""

@@ -17,20 +17,17 @@ from store.dataset.sources.copied_images import CopiedImage, count_copied_groups
 from store.dataset.sources.parquet_file import ParquetImages
 from store.dataset.sources.places import find_files, stat_file
 
-CopyProgress = Callable[[int, int], None]  # bytes of images that are copied, of how many
-
 
 class ParquetFiles:
-    """A `Source`; each file is a part."""
+    """A `CopyingSource`; each file is a part."""
 
-    def __init__(
-        self, place: str, caption: str | None, copies: Path, progress: CopyProgress = lambda done, total: None
-    ):
+    def __init__(self, place: str, caption: str | None, copies: Path):
         """`place`: a file, a folder of them, or a pattern; `caption`: a column; `copies`: the folder where images are
         copied to, for all data sets. Raises UserError where there is no parquet file."""
+        self.progress: Callable[[int, int], None] = lambda done, total: None
         self.root = copies
         self.identity = repr(("parquet", place, caption))
-        self._caption, self._progress = caption, progress
+        self._caption = caption
         self._folder, self._names = find_files("parquet", place, (".parquet",))
 
     def list_parts(self) -> Iterator[Part | BadSample]:
@@ -75,7 +72,7 @@ class ParquetFiles:
                 for number in range(first, file.group_count):
                     yield file.read_images(number)
                     done += file.count_bytes(number) - file.count_bytes(number + 1)
-                    self._progress(done, total)
+                    self.progress(done, total)
 
             try:
                 write_copies(folder, first, file.group_count, read_groups())

@@ -160,7 +160,8 @@ def test_two_that_copy_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
             other.append([])
             other[0] = listed(place)
 
-    source = ParquetFiles(str(place), None, copies(place), copy_meanwhile)
+    source = ParquetFiles(str(place), None, copies(place))
+    source.progress = copy_meanwhile
     samples = [sample for part in list(source.list_parts()) for sample in source.read_part(part)]
     assert samples == other[0]
     assert [read(sample, place) for sample in samples] == IMAGES
