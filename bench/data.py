@@ -5,8 +5,8 @@ rendered at 512 px, as PNG with a transparent ground and as JPEG on white). Prin
 bench/results/data-DATE.json.
 
 Every side is a process of its own with one thread, and they take turns: a block of micro-batches of one, then of the
-next. With --workers 0, as is the default, nothing is decoded outside of its turn. A micro-batch is all that a pass
-needs: pixels in [-1, 1] or moments, tokens, noise and timesteps.
+next. With --workers 0, as is the default, nothing is decoded outside of its turn. A micro-batch is pixels in [-1, 1],
+or cached moments, and tokens; the noise by position that a rank's own stream also draws is timed alone.
 
 samples/s per core  samples through the CPU seconds of a side, median of its blocks
 ours/usual          how many times as many samples, of the blocks of one round, median [lower, upper quartile]: in CPU

@@ -43,7 +43,7 @@ def test_a_drawing_is_shown_on_white(drawings):
     data = load_config(recipe).data
     with open(drawings / "1F339.png", "rb") as file:
         pixels, _ = load_square(file, data, (0.5, 0.5), flip=False)
-    assert pixels.shape == (3, 64, 64)
+    assert pixels.shape == (3, 32, 32)
     assert pixels[:, 0, 0].tolist() == [255, 255, 255]
     assert (pixels[0].astype(int) - pixels[1] > 100).any()  # the rose is red
 
