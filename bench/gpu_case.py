@@ -119,7 +119,8 @@ def measure_stall(steps: Steps, saver: Saver) -> float:
 
 
 def measure_memory(stage: Stage) -> dict[str, int | None]:
-    """Peak bytes of torch's allocator so far, and what a plan tells for a UNet that is alone on the device."""
+    """Bytes on the device: the peak of torch's allocator so far; `used`, which is what it keeps and CUDA's context; and
+    what a plan tells for a UNet that is alone on the device, to be compared with `used`."""
     unet, counted = stage.model.denoiser, sum(stage.model.weights.sizes.values())
     size = PipelineSize(
         parameters={"unet": counted, "vae": 0, "text_encoder": 0},
@@ -129,7 +130,9 @@ def measure_memory(stage: Stage) -> dict[str, int | None]:
     planned = {"planned": estimate_device_memory(stage.config, stage.plan, size, Hardware(gpus=cuda)).total}
     if not cuda:
         return planned
-    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()} | planned
+    free, total = torch.cuda.mem_get_info()
+    peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return peak | {"used": total - free} | planned
 
 
 def run_case(args: SimpleNamespace, folder: Path) -> dict[str, Any]:

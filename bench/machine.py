@@ -29,6 +29,8 @@ def make_environment(device: str, threads: int | None = None) -> dict[str, str]:
     environment |= {"DS_ACCELERATOR": device, "PYTHONWARNINGS": "ignore::FutureWarning"}
     if device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    else:
+        environment |= {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}  # as a rank has it
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads)}
     return environment

@@ -34,17 +34,20 @@ def new_run(folder: Path, model: Path, images: Path | None = None, **changes) ->
     }
     run, config = RunDir(folder), RunConfig(**(settings | changes))
     write_atomic(run.config_path, dump_config(config))
-    index = index_images(config.data)
+    index = index_images(config.data, config.cache_folder)
     write_index(run.dataset_path, index, index.roots)
     return run
 
 
-def next_attempt(run: RunDir, ranks: int, **changes) -> Attempt:
+def next_attempt(run: RunDir, ranks: int, *, only_encode: bool = False, **changes) -> Attempt:
     """Open the next attempt on `ranks` ranks, with `changes` to the config that a resume may make."""
     config = load_config(run.config_path).model_copy(update=changes)
     write_atomic(run.config_path, dump_config(config))
     index = Index.open_file(run.dataset_path)
-    Submission(config.model, len(index), index.digest, content="").write(run.submission_path)
+    submission = Submission(
+        config.model, len(index), index.digest, content="", only_encode=only_encode, source_sizes=index.source_sizes
+    )
+    submission.write(run.submission_path)
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 
 

@@ -10,7 +10,7 @@ from configs.solve.learning_rate import compute_learning_rate
 from store.run.end import End
 from train.checkpoint.saver import Saver
 from train.context import RankContext
-from train.progress import WAITING_FOR_OTHERS, Progress
+from train.progress import IN_PASSES, WAITING_FOR_OTHERS, Progress
 from train.reporting.base import Reporter
 from train.resilience.skipped import NonFinite
 from train.step import Trainer
@@ -96,6 +96,6 @@ def _watch(micro_batches: Iterator[dict[str, torch.Tensor]], progress: Progress)
     """The same micro-batches; says which of the two takes long, getting them or their passes."""
     progress.set_activity("waiting for samples")
     for micro_batch in micro_batches:
-        progress.set_activity("in a micro-batch's passes")
+        progress.set_activity(IN_PASSES)
         yield micro_batch
         progress.set_activity("waiting for samples")

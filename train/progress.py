@@ -5,6 +5,7 @@ import time
 # How the activity begins of a rank that is not the one to blame: every rank of a stuck attempt waits, but for one.
 WAITING_FOR_OTHERS = "waiting for the other ranks"
 LOADING = "loading"  # until the first step
+IN_PASSES = "in a micro-batch's passes"
 _TIMES_LONGEST = 10  # what has taken long before may take this many times as long
 _TIMES_FIRST = 3  # what has not ended once, such as a step that compiles, may take this many times the time for a hang
 
@@ -14,6 +15,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.step = 0
+        self.steps_made = 0  # by this attempt
         self.longest_step = self.longest_save = 0.0
         self.activity, self.since = LOADING, time.time()
         self._longest: dict[str, float] = {}  # by the activities that have ended
@@ -30,8 +32,16 @@ class Progress:
         self.activity, self.since = activity, now
 
     def record_step(self, step: int, seconds: float) -> None:
-        """`step` is done, and took `seconds`."""
+        """`step` is done, and took `seconds`.
+
+        The attempt's first step compiles, which no later one does: it tells how long they may take only until the
+        second is done.
+        """
         self.step = step
+        self.steps_made += 1
+        if self.steps_made == 2:
+            self.longest_step = 0.0
+            self._longest.pop(IN_PASSES, None)
         self.longest_step = max(self.longest_step, seconds)
 
     def record_save(self, seconds: float) -> None:

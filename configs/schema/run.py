@@ -152,7 +152,8 @@ class RunConfig(Section):
         600,
         gt=0,
         description="seconds without progress of any rank until the attempt ends itself and names the stuck rank; ten "
-        "times the longest step where that is more",
+        "times the longest step where that is more, and three times as long for what has not ended once, such as a "
+        "first step that compiles",
         json_schema_extra=COST,
     )
     compile: bool | None = Field(

@@ -1,1 +1,1 @@
-"""What follows from a config: batch, length, learning rate, memory, the DeepSpeed config."""
+"""What follows from a config: batch, length, learning rate, engine, memory, what is auto, the DeepSpeed config."""

@@ -9,19 +9,20 @@ import math
 from dataclasses import dataclass
 
 from configs.pipelines import LatentShape, PipelineSize
-from configs.schema import RunConfig
-from configs.solve.activations import Activations, count_activations
+from configs.schema import MOST_WORKERS, RunConfig
+from configs.solve.activations import TEXT_TOKENS, Activations, count_activations
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
 from configs.solve.hardware import GIB, MARGIN, Hardware
-from configs.solve.memory import ModelStates, count_width, estimate_model_states
+from configs.solve.memory import ModelStates, count_width, estimate_checkpoint, estimate_model_states
 
 CUDA_CONTEXT = GIB // 2  # kernels and the driver's own
 COMMUNICATORS = 5 * GIB // 4  # NCCL's buffers: torch's group and the engine's copy of it, on several ranks
 WORKSPACES = GIB  # of cuDNN's convolutions and cuBLAS
 BUCKETS = 6 * GIB // 10  # DeepSpeed: a bucket of 50 million gradients, joined and in fp32, and fp64 for the norm
 PROCESS = GIB  # Python, torch and the libraries: where ranks compute on CPUs
+WORKER = GIB // 2  # Python and torch, less what it shares with its rank, and images on their way
 VAE_SLICE_PIXELS = 8 * 512 * 512  # of a micro-batch: so many or more are encoded at one time, see count_vae_slices
 VAE_TENSORS = 5  # of the encoder's first width and the image's side, alive at one time (counted on the meta device)
 
@@ -58,7 +59,7 @@ def estimate_device_memory(
         states=None if states is None else states.gpu + (0 if hardware.gpus else states.cpu),
         activations=_estimate_activations(config, batch_plan.micro_batch, size, hardware),
         frozen=_estimate_frozen(config, size, hardware),
-        runtime=_estimate_runtime(config, batch_plan.shape.world_size) if hardware.gpus else PROCESS,
+        runtime=_estimate_runtime(config, batch_plan.shape.world_size, size, hardware),
     )
 
 
@@ -78,7 +79,25 @@ def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
         return None
     side = config.data.resolution  # of the square: no shape of the buckets has more pixels
     latents = LatentShape.of_vae({"latent_channels": 4} | dict(vae), side, side)
-    return count_activations(unet, latents.height, width=count_width(config), recomputed=config.gradient_checkpointing)
+    return count_activations(
+        unet,
+        latents.height,
+        width=count_width(config),
+        recomputed=config.gradient_checkpointing,
+        tokens=TEXT_TOKENS * config.data.caption_chunks,
+    )
+
+
+def count_default_workers(cpus: int) -> int:
+    """Workers of a rank whose config names no number: a CPU each but for the one that trains."""
+    return min(MOST_WORKERS, max(1, cpus - 1))
+
+
+def count_planned_workers(config: RunConfig, hardware: Hardware) -> int:
+    """Processes that a rank will start to decode images, at most where its CPUs are not known."""
+    if config.data.workers is not None:
+        return config.data.workers
+    return MOST_WORKERS if hardware.cpus_per_rank is None else count_default_workers(hardware.cpus_per_rank)
 
 
 def count_vae_slices(samples: int, pixels: int) -> int:
@@ -116,6 +135,9 @@ def count_vae_width(config: RunConfig, hardware: Hardware) -> int:
     return count_width(config)
 
 
-def _estimate_runtime(config: RunConfig, world: int) -> int:
+def _estimate_runtime(config: RunConfig, world: int, size: PipelineSize, hardware: Hardware) -> int:
+    if not hardware.gpus:  # all in one memory: the process, its workers, and what a save copies the states to
+        saved = math.ceil(estimate_checkpoint(config, size.parameters.get("unet", 0)) / world)
+        return PROCESS + count_planned_workers(config, hardware) * WORKER + saved
     buckets = BUCKETS if choose_engine(config) == "deepspeed" else 0
     return CUDA_CONTEXT + WORKSPACES + buckets + (COMMUNICATORS if world > 1 else 0)

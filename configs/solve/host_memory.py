@@ -5,14 +5,13 @@ import math
 from dataclasses import dataclass
 
 from configs.pipelines import PipelineSize
-from configs.schema import MOST_WORKERS, RunConfig
+from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
-from configs.solve.device_memory import PROCESS, DeviceMemory, estimate_states
+from configs.solve.device_memory import PROCESS, WORKER, DeviceMemory, count_planned_workers, estimate_states
 from configs.solve.hardware import GIB, MARGIN, Hardware
 from configs.solve.memory import estimate_checkpoint
 
 GPU_PROCESS = 2 * GIB  # Python, torch, CUDA's libraries and the kernels that they load
-WORKER = GIB // 2  # Python and torch, less what it shares with its rank, and images on their way
 SAMPLE = 381  # bytes of one sample in a process that has read the list (measured on Python 3.12)
 
 
@@ -39,11 +38,6 @@ class HostMemory:
         return self.total <= (1 - MARGIN) * hardware.host_memory * GIB
 
 
-def count_default_workers(cpus: int) -> int:
-    """Workers of a rank whose config names no number: a CPU each but for the one that trains."""
-    return min(MOST_WORKERS, max(1, cpus - 1))
-
-
 def estimate_host_memory(
     config: RunConfig,
     batch_plan: BatchPlan,
@@ -59,9 +53,7 @@ def estimate_host_memory(
     if states is None or parameters is None:
         return None
     ranks, world = batch_plan.shape.gpus_per_node, batch_plan.shape.world_size
-    workers = config.data.workers
-    if workers is None:
-        workers = MOST_WORKERS if hardware.cpus_per_rank is None else count_default_workers(hardware.cpus_per_rank)
+    workers = count_planned_workers(config, hardware)
     if not hardware.gpus and device.total is None:
         return None
     return HostMemory(

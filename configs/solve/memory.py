@@ -52,7 +52,7 @@ def estimate_model_states(
     ====  =========  ==============================================================  =====================
     ZeRO  precision  parameters + gradients                                          master, optimizer states
     ====  =========  ==============================================================  =====================
-    0     fp32       4P + 4P                                                         oP, the weights are the master
+    0     fp32       4P + 4P, twice on several ranks while accumulating              oP, the weights are the master
     1     fp32       4P + 4P (each rank accumulates all of them)                     4P/W + oP/W
     1     bf16       2P + 2P in bf16 + 4P accumulated in fp32 (BF16_Optimizer)       4P/W + oP/W
     1     fp16       2P + 4P accumulated in fp32 + 4P/W of them flat                 4P/W + oP/W
@@ -76,8 +76,9 @@ def estimate_model_states(
     width = count_width(config)
     whole, shard = parameters, math.ceil(parameters / world)
     average = 4 * shard if config.ema is not None else 0
-    if zero == 0:  # gradients are views of the buckets that are reduced
-        return ModelStates(layout, False, gpu=4 * whole + 4 * whole + state_bytes * whole + average, cpu=0)
+    if zero == 0:  # gradients are views of the buckets that are reduced, but for those that a step begins with
+        gradients = 4 * whole * (2 if world > 1 and accumulation > 1 else 1)
+        return ModelStates(layout, False, gpu=4 * whole + gradients + state_bytes * whole + average, cpu=0)
     optimizer = (4 + state_bytes) * shard
     if zero == 3:
         gathered = min(parameters, live_parameters) if world > 1 else 0

@@ -78,6 +78,8 @@ def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, 
         others = [choice for choice in fitting if choice.config.zero != 3]
         chosen = max(others or fitting, key=lambda choice: choice.batch_plan.micro_batch)
         reason = "the lowest stage that fits"
+        if config.micro_batch == "auto":
+            reason += f" with micro-batch {chosen.batch_plan.micro_batch}"
     elif None in fits:
         chosen = next((choice for choice in choices if choice.config.zero == UNKNOWN_ZERO), choices[-1])
         reason = "nobody can tell what fits"

@@ -104,6 +104,28 @@ def show_plan(
     click.echo("\n\n".join(parts))
 
 
+@cli.command("data")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--duplicates", is_flag=True, help="Also look for images that are there twice, by their bytes.")
+@click.option("--sheet", metavar="FILE", help="Also write a PNG of 64 samples as training will see them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_data(config: str, overrides: tuple[str, ...], duplicates: bool, sheet: str | None, as_json: bool) -> None:
+    """Show what a dataset holds: sizes, captions, bad samples.
+
+    CONFIG is the run's YAML file; KEY=VALUE words override it. Builds the dataset's index, which submit then finds. The
+    exit code is 0 also where samples are bad.
+    """
+    from pathlib import Path
+
+    from configs.reading.load import load_config
+    from launcher.data.report import make_report
+    from launcher.data.report_text import render_report, report_to_json
+
+    report = make_report(load_config(config, overrides), duplicates=duplicates, sheet=Path(sheet) if sheet else None)
+    click.echo(json.dumps(report_to_json(report), indent=2, ensure_ascii=False) if as_json else render_report(report))
+
+
 @cli.command("submit")
 @click.argument("config")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)

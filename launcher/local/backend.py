@@ -58,6 +58,7 @@ class LocalBackend:
             gpu_memory=memory,
             compute_capability=capability,
             host_memory=round(psutil.virtual_memory().total / GIB, 1),
+            cpus_per_rank=max(1, len(os.sched_getaffinity(0)) // (self.ranks or config.cluster.gpus_per_node)),
         )
 
     def check_runs(self, runs: "Sequence[PreparedRun]") -> "list[LocalRuns]":

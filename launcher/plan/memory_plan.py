@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.pipelines import PipelineSize
+from configs.schema import RunConfig
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
 from configs.solve.hardware import MARGIN, Hardware
 from configs.solve.host_memory import HostMemory, estimate_host_memory
@@ -52,7 +53,7 @@ def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize, sample
     )
 
 
-def warn_of_memory(memory: MemoryPlan, reasons: dict[str, str]) -> Iterator[str]:
+def warn_of_memory(memory: MemoryPlan, config: RunConfig, reasons: dict[str, str]) -> Iterator[str]:
     """What does not fit, or cannot be told, a sentence each."""
     hardware = memory.hardware
     if memory.fits is False:
@@ -60,10 +61,9 @@ def warn_of_memory(memory: MemoryPlan, reasons: dict[str, str]) -> Iterator[str]
         room = format_size((1 - MARGIN) * (memory.capacity or 0))
         yield (
             f"what a rank holds does not fit into {place}: {format_size(memory.device.total or 0)} is more than "
-            f"{room}, all less a margin of {MARGIN:.0%}; write a smaller micro_batch, gradient_checkpointing: true, a "
-            "higher zero, or offload: true"
+            f"{room}, all less a margin of {MARGIN:.0%}; write {_list_savings(config, hardware)}"
         )
-    if hardware.gpus and memory.host is not None and memory.host.fits(hardware) is False:
+    if memory.host is not None and memory.host.fits(hardware) is False:
         yield (
             f"a node needs about {format_size(memory.host.total)} of its own memory, and a job gets "
             f"{hardware.host_memory:g} GiB; write more into memory_per_node of the site profile, or fewer data.workers"
@@ -73,3 +73,17 @@ def warn_of_memory(memory: MemoryPlan, reasons: dict[str, str]) -> Iterator[str]
             "gpu_memory is unknown, so nobody can tell which ZeRO stage fits; lockstep doctor writes it into the site "
             "profile"
         )
+
+
+def _list_savings(config: RunConfig, hardware: Hardware) -> str:
+    """The keys that make a rank hold less, of those that the config has not set yet."""
+    savings = ["a smaller micro_batch"]
+    if not config.gradient_checkpointing:
+        savings.append("gradient_checkpointing: true")
+    if config.engine == "fsdp2" and not config.reshard:
+        savings.append("reshard: true")
+    if config.engine == "deepspeed" and config.zero != 3:
+        savings.append("a higher zero")
+    if hardware.gpus and not config.offload:
+        savings.append("offload: true")
+    return " or ".join([", ".join(savings[:-1]), savings[-1]] if len(savings) > 1 else savings)

@@ -449,3 +449,19 @@ def test_largest_count_that_keeps_the_batch(cluster: Cluster) -> None:
     assert len(nodes_of(run, 2)) == 4
     assert len(run.losses()) == STEPS
     run.check_consumed_once()
+
+
+def test_its_data_is_encoded_alone_and_trained_by_the_next_submit(cluster: Cluster) -> None:
+    data = {"images": str(cluster.images), "resolution": 32, "cache": "all", "workers": 0}
+    run = cluster.new_run("encoded", data=data, steps=4)
+    done = cluster.lockstep("cache", run.file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == ["encoded"]
+    status = json.loads(cluster.lockstep("status", run.dir.path, "--json").stdout)
+    assert [row["state"] for row in status] == ["encoded"]
+    run.submit()
+    assert run.finish() == "COMPLETED", run.story()
+    assert run.ends() == ["encoded", "finished"]
+    assert "encoding" in run.dir.attempt(1).log_path(0).read_text()
+    assert "encoding" not in run.dir.attempt(2).log_path(0).read_text()

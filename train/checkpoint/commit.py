@@ -50,10 +50,10 @@ class Commit:
         problems = [outcome for outcome in self._outcomes if isinstance(outcome, str)]
         if problems:
             return problems[0]
-        newer = [attempt.number for attempt in run.attempts() if attempt.number > identity.attempt]
-        if newer:
-            return f"attempt {newer[-1]} of this run has begun, and attempt {identity.attempt} writes no more"
         try:
+            newer = [attempt.number for attempt in run.attempts() if attempt.number > identity.attempt]
+            if newer:
+                return f"attempt {newer[-1]} of this run has begun, and attempt {identity.attempt} writes no more"
             write_atomic(folder / MANIFEST_NAME, replace(self._manifest, files=files).to_text())
             final = checkpoints.committed_path(run, identity.step, identity.attempt)
             os.rename(folder, final)
@@ -69,7 +69,11 @@ class Commit:
 
     def _prune(self) -> None:
         """Only after a commit: remove what the policy does not keep."""
-        committed = checkpoints.list_checkpoints(self._context.run)
+        try:
+            committed = checkpoints.list_checkpoints(self._context.run)
+        except OSError as error:  # the next save prunes
+            print(f"ALARM: old checkpoints could not be listed: {error.strerror}", flush=True)
+            return
         policy = self._context.config.checkpoint
         superfluous = steps_to_prune(policy, [checkpoint.step for checkpoint in committed])
         for checkpoint in committed:

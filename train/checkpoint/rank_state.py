@@ -1,5 +1,7 @@
 """What one rank saves: its fragments by their names, where each lies, and room for a copy of all of them."""
 
+import contextlib
+
 import torch
 
 from store.checkpoint.fragment_file import StoredFragment
@@ -31,14 +33,20 @@ class RankState:
         self.size = 4 * sum(lengths)  # bytes
         self._room = torch.empty(sum(lengths)).zero_()  # written once, or its pages would come with the first save
         self.copies = list(self._room.split(lengths))
-        self._is_locked = any(source.is_cuda for source in self.sources) and self._lock_pages()
+        on_gpu = next((source.device for source in self.sources if source.is_cuda), None)
+        self._is_locked = on_gpu is not None and self._lock_pages(on_gpu)
 
-    def _lock_pages(self) -> bool:
+    def _lock_pages(self, device: torch.device) -> bool:
         """torch's own pinned memory would be rounded up to a power of two."""
-        error = torch.cuda.cudart().cudaHostRegister(self._room.data_ptr(), self.size, 0)
-        if int(error):
-            print(f"ALARM: {self.size} bytes could not be page-locked ({error}): saves slow the steps down", flush=True)
-        return not int(error)
+        cudart = torch.cuda.cudart()
+        error = cudart.cudaHostRegister(self._room.data_ptr(), self.size, 0)
+        if not int(error):
+            return True
+        why = cudart.cudaGetErrorString(error)
+        print(f"ALARM: {self.size} bytes could not be page-locked ({why}): saves slow the steps down", flush=True)
+        with contextlib.suppress(RuntimeError):  # CUDA keeps the error for the next kernel, which takes it away
+            torch.zeros(1, device=device)
+        return False
 
     def close(self) -> None:
         """Give the page-locked memory back, which must not be used any more."""

@@ -2,7 +2,7 @@
 
 import os
 
-from configs.solve.host_memory import count_default_workers
+from configs.solve.device_memory import count_default_workers
 
 
 def count_cpus() -> int:

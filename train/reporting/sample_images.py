@@ -17,9 +17,10 @@ TITLE = 60  # characters of a prompt that name its images
 
 class SampleImages:
     """Draws the prompts with the base model, every `pictures.every_steps` and after the last step, with the weights as
-    they are trained (not the average), under any ZeRO stage. `writer` is rank 0's alone.
+    they are trained (not the average). `writer` is rank 0's alone.
 
-    Under ZeRO 3 a forward pass is a collective, so every rank draws equally often, where need be a prompt again.
+    Where weights are sharded (ZeRO 3, FSDP2) a forward pass is a collective, so every rank draws equally often, where
+    need be a prompt again.
     """
 
     def __init__(self, context: RankContext, model: DiffusionModel, writer: MetricsWriter | None):

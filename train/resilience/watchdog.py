@@ -16,7 +16,7 @@ from store.run.liveness import choose_heartbeat_period
 from store.run.records import HeartbeatRecord, StuckRank, read_heartbeat
 from train import process_group
 from train.context import RankContext
-from train.progress import WAITING_FOR_OTHERS
+from train.progress import LOADING, WAITING_FOR_OTHERS
 from train.resilience import stacks
 from train.resilience.failure import Stuck, report_failure
 from train.resilience.heartbeat import HOST, Heartbeat
@@ -79,8 +79,9 @@ class Watchdog:
             self._write_stacks()
 
     def _find_late_stop(self) -> str | None:
+        """Not in the attempt's first step: it may compile for minutes, which is no rank's fault."""
         stop, progress = self.context.stop, self.context.progress
-        if stop.since is None:
+        if stop.since is None or (progress.activity != LOADING and progress.steps_made == 0):
             return None
         received = time.time() - (time.monotonic() - stop.since)
         if time.time() - max(received, progress.since) <= self.stop_timeout:

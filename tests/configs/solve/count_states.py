@@ -1,4 +1,4 @@
-"""The program of test_model_size: bytes per parameter that a real engine holds just before its second update.
+"""The program of test_memory: bytes per parameter that a real engine holds just before its second update.
 
 Arguments: the ZeRO stage, the precision, and the file for the answer.
 """

@@ -1,5 +1,6 @@
 """When a watchdog finds that the ranks hang, and whom it blames: what a person reads of it in `why`."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from store.run.run_dir import RunDir
 from train.context import RankContext
-from train.progress import Progress
+from train.progress import IN_PASSES, Progress
 from train.resilience import stacks
 from train.resilience.heartbeat import HOST, Heartbeat
 from train.resilience.watchdog import Watchdog
@@ -97,10 +98,34 @@ def test_half_a_heartbeat_does_not_keep_it_from_leaving(context: RankContext, te
 def test_what_has_taken_longer_before_may_do_so_again(context: RankContext) -> None:
     watchdog = watch(context)
     assert watchdog.stop_timeout == 6
-    context.progress.record_step(1, 10.0)
-    context.progress.record_step(2, 1.0)
+    for step, seconds in enumerate((2.0, 10.0, 1.0), 1):
+        context.progress.record_step(step, seconds)
     context.progress.record_save(4.0)
     assert watchdog.stop_timeout == 2 * (10 + 4)
+
+
+def test_a_first_step_that_compiled_is_no_measure_of_the_later_ones(context: RankContext) -> None:
+    watchdog, progress = watch(context), context.progress
+    progress.set_activity(IN_PASSES)
+    progress.since -= 300.0
+    progress.record_step(1, 300.0)
+    progress.set_activity("reporting")
+    progress.set_activity(IN_PASSES)
+    assert (watchdog.stop_timeout, watchdog.hang_timeout) == pytest.approx((600, 3000)), "until another step has ended"
+    progress.record_step(2, 1.0)
+    progress.set_activity("reporting")
+    progress.set_activity(IN_PASSES)
+    assert (watchdog.stop_timeout, watchdog.hang_timeout) == (6, 600)
+
+
+def test_a_notice_in_the_first_step_blames_no_rank_that_compiles(context: RankContext) -> None:
+    stop = SimpleNamespace(since=time.monotonic() - 1000, reason="SIGUSR2")
+    watchdog = watch(dataclasses.replace(context, stop=stop))
+    context.progress.set_activity(IN_PASSES)
+    context.progress.since -= 500
+    assert watchdog._find_late_stop() is None
+    context.progress.record_step(1, 2.0)
+    assert watchdog._find_late_stop() == "SIGUSR2 received, but the ranks did not stop within 6 s"
 
 
 def test_ranks_that_wait_for_each_other_are_all_told_and_none_is_blamed(context: RankContext) -> None:

@@ -1,0 +1,91 @@
+"""`lockstep cache`: a run's data is encoded and no more, by the machinery that trains it; what `plan`, `status`
+and `submit` make of that."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from store.encodings.rate import EncodingRate
+from tests.launcher.desk import Desk
+from tests.launcher.runs import LOCAL, end_of, make_run
+from tests.shell import lockstep
+
+CONFIG = """\
+model: ../model
+data: {images: ./images, resolution: 32, flip: true, workers: 1, cache: all}
+batch: 4
+steps: 2
+engine: fsdp2
+"""
+
+
+def test_a_run_is_encoded_alone_and_then_trained_without_encoding(model: Path) -> None:
+    file, run = make_run(model, "encoded", CONFIG)
+    done = lockstep("cache", file, *LOCAL, 2)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "encoding images: 20 of 20 (100%)" in done.stdout
+    assert "encoding captions: 20 of 20 (100%)" in done.stdout
+    assert end_of(run, 1)["reason"] == "encoded"
+    [row] = json.loads(lockstep("status", run.path, "--json").stdout)
+    assert (row["state"], row["step"]) == ("encoded", 0)
+    assert "runs" not in lockstep("status", file.parent / "runs").stdout.replace(str(file.parent), "")
+
+    plan = lockstep("plan", file).stdout
+    assert "40 moments, 82.3 KiB" in plan, plan
+    assert "per second and rank, as measured on cpu" in plan
+
+    done = lockstep("submit", file, "--local")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "encoding" not in done.stdout
+    assert end_of(run, 2)["reason"] == "finished"
+
+    pruned = lockstep("cache", file, "--prune").stdout.splitlines()
+    assert len(pruned) == 2
+    assert all("removed 0 maps and 0 shards, 0 B" in line for line in pruned)
+
+
+def test_plan_does_not_guess_how_long_it_takes(desk: Desk) -> None:
+    assert "not known before the first are encoded" in " ".join(desk.lockstep("plan", desk.file)[1].split())
+    families = desk.folder / "runs" / ".lockstep" / "encodings"
+    rates = [(8.0, "cpu", desk.folder / "model"), (2.0, "cpu", desk.folder / "model"), (9.0, "cpu", "another")]
+    for number, (speed, device, model) in enumerate([*rates, (500.0, "NVIDIA H100", desk.folder / "model")]):
+        path = families / f"moments-{number}" / "rate.json"
+        EncodingRate(speed, device, str(model)).write(path)
+        os.utime(path, (number, number))
+    desk.site("gpus: none\n")
+    _, text = desk.lockstep("plan", desk.file, "--json")
+    assert json.loads(text)["cache"]["minutes"] == 8 / 2 / 60
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("data.cache=off",), "data.cache is off, so there is nothing to encode; write data.cache: latents or all"),
+        (("data.crop=random", "data.cache=all"), "data.cache: all needs crops that can be listed"),
+        (("data.cache=all", "data.tag_shuffle=true"), "needs captions that can be listed, and tag_shuffle makes"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(desk: Desk, words: tuple[str, ...], sentence: str) -> None:
+    code, text = desk.lockstep("cache", desk.file, *words)
+    assert code == 2
+    assert sentence in text
+    assert not (desk.folder / "runs").exists()
+
+
+def test_a_folder_without_encodings_is_not_pruned(desk: Desk) -> None:
+    code, text = desk.lockstep("cache", desk.folder, "--prune")
+    assert code == 2
+    assert "holds no encodings; name a config, or its data.cache_folder" in text
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_queued(model: Path) -> None:
+    file, run = make_run(model, "read-only", CONFIG)
+    folder = file.parent / "cache"
+    folder.mkdir(mode=0o555)
+    done = lockstep("submit", file, "--local", f"data.cache_folder={folder}", ordinary=True)
+    assert done.returncode == 2
+    assert f"{folder}: cannot be written by" in done.stderr
+    assert "name another folder with data.cache_folder, or write data.cache: off" in done.stderr
+    assert not run.path.exists()
