@@ -35,7 +35,7 @@ from train.stop_signal import StopSignal
 
 def make_config(args: SimpleNamespace) -> RunConfig:
     data = {"images": args.images, "resolution": args.side, "flip": True, "workers": args.workers}
-    data |= {"cache": "latents" if args.cached else "off", "cache_folder": args.cache}
+    data |= {"cache": "latents" if args.encoded else "off", "cache_folder": args.cache}
     return RunConfig(
         name="data",
         model=args.model,
@@ -106,12 +106,12 @@ def feed(args: SimpleNamespace, turns: Turns) -> None:
     train.data.stream.draw_normal = lambda *_: nothing
     config, index = make_config(args), keep_index_of(args).index
     model = load_model(config, Path(args.model), torch.device("cpu"))
-    encodings = encode(args, config, model, index) if args.cached else NOTHING_KEPT
+    encodings = encode(args, config, model, index) if args.encoded else NOTHING_KEPT
     stream = Stream(config, index, model.inputs, model.latent_shape, lambda drawn: int(drawn * 1000), encodings)
     plan = BatchPlan(Shape(1, 1), args.batch, 1)
     for batch in micro_batches(stream, plan, 0, itertools.count(1), pin_memory=False):
         turns.before_step()
-        if not args.cached:
+        if not args.encoded:
             scale_pixels(batch["pixels"])
 
 
