@@ -1,5 +1,4 @@
-"""`lockstep cache`: a run's data is encoded and no more, by the same machinery that trains it, and what `plan`, `status`
-and `submit` make of that."""
+"""`lockstep cache`: a run's data is encoded and no more; and what `plan`, `status` and `submit` make of that."""
 
 import json
 import os
