@@ -62,7 +62,9 @@ def open_run(args: SimpleNamespace) -> tuple[RunDir, Attempt]:
     write_atomic(run.config_path, dump_config(config))
     write_index(run.dataset_path, index, index.roots)
     hardware = find_hardware(args.device)
-    Submission(args.model, len(index), index.digest, "", hardware).write(run.submission_path)
+    Submission(args.model, len(index), index.digest, "", hardware, source_sizes=index.source_sizes).write(
+        run.submission_path
+    )
     return run, open_attempt(run, config, solve_batch(config, Shape(1, 1)))
 
 

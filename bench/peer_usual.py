@@ -39,18 +39,22 @@ class CaptionedImages(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
-        row, side = self.rows[index], self.resolution
-        with Image.open(self.folder / row["file_name"]) as opened:
-            image = opened.convert("RGB")
-        scale = side / min(image.size)
-        size = [max(side, round(length * scale)) for length in image.size]
-        image = image.resize(size, Image.Resampling.LANCZOS)
-        left, top = ((length - side) // 2 for length in size)
-        image = image.crop((left, top, left + side, top + side))
-        if random.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1.0
-        return pixels, row["text"]
+        row = self.rows[index]
+        with Image.open(self.folder / row["file_name"]) as image:
+            return transform_image(image, self.resolution), row["text"]
+
+
+def transform_image(image: Image.Image, side: int) -> torch.Tensor:
+    """The middle square, mirrored half the time: (3, side, side) in [-1, 1]."""
+    image = image.convert("RGB")
+    scale = side / min(image.size)
+    size = [max(side, round(length * scale)) for length in image.size]
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    left, top = ((length - side) // 2 for length in size)
+    image = image.crop((left, top, left + side, top + side))
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 class Collate:

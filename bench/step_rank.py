@@ -29,6 +29,7 @@ from train.data.images import load_crop
 from train.data.stream import micro_batches
 from train.engines.ema import Ema
 from train.models.stable_diffusion import StableDiffusion
+from train.reporting.bad_samples import BadSamples
 from train.reporting.metrics import Metrics
 from train.reporting.metrics_writer import MetricsWriter
 from train.resilience.monitor import RankMonitor
@@ -91,7 +92,7 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     writer = MetricsWriter(context.run, context.attempt, 1) if world.is_main_process else None
     saver, skipped = Saver(context, engine, racer.average, None), SkippedSteps(world, engine, stage.stream, 0)
     monitor = RankMonitor(context)
-    metrics = Metrics(context, engine, saver, skipped, writer)
+    metrics = Metrics(context, engine, saver, skipped, BadSamples(context, 1), writer)
     loop.run_steps(context, steps, racer, batches, saver, [skipped, metrics])
     race.before(steps.stop)
     race.losses["ours"] = [result.loss.item() for result in race.results]

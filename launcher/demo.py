@@ -13,10 +13,13 @@ from launcher.submit.start import start_run
 from store.run.end import FINISHED
 
 
-def run_demo(folder: Path) -> int:
-    """Make the inputs, plan, train, draw before and after; the exit code. Running it again resumes, or draws again."""
+def run_demo(folder: Path, images: str) -> int:
+    """Make the inputs, plan, train, draw before and after; the exit code. Running it again resumes, or draws again.
+
+    `images`: "shapes" or "openmoji".
+    """
     folder = folder.absolute()
-    exit_code = _run_torch_part("prepare", folder)
+    exit_code = _run_torch_part("prepare", folder, images)
     if exit_code != FINISHED:
         return exit_code
     file = folder / "demo.yaml"
@@ -30,7 +33,7 @@ def run_demo(folder: Path) -> int:
         return exit_code
     run = plan.run_dir
     print("\ndrawing the same 16 prompts before and after", flush=True)
-    exit_code = _run_torch_part("compare", folder, run.pipeline_path)
+    exit_code = _run_torch_part("compare", folder, images, run.pipeline_path)
     if exit_code == FINISHED:
         print(f"\npipeline     {run.pipeline_path}\npictures     {run.pictures_path}")
         print(f"curves       lockstep tensorboard {run.path}")

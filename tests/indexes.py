@@ -1,13 +1,13 @@
-"""Indexes of a config's image folders, for tests."""
+"""Indexes of a config's data, for tests."""
 
 from pathlib import Path
 
 from configs.schema import DataConfig
 from store.dataset.build import build_index
 from store.dataset.index import Index
-from store.dataset.sources.image_folder import ImageFolder
+from store.dataset.sources import make_source
 
 
-def index_images(data: DataConfig) -> Index:
-    """As submit makes it, in memory."""
-    return build_index([ImageFolder(Path(source.place)) for source in data.listed_sources], None).index
+def index_images(data: DataConfig, cache_folder: Path = Path()) -> Index:
+    """As submit makes it, in memory. `cache_folder` gets copies of parquet images."""
+    return build_index([make_source(source, cache_folder) for source in data.listed_sources], None).index

@@ -34,7 +34,7 @@ def new_run(folder: Path, model: Path, images: Path | None = None, **changes) ->
     }
     run, config = RunDir(folder), RunConfig(**(settings | changes))
     write_atomic(run.config_path, dump_config(config))
-    index = index_images(config.data)
+    index = index_images(config.data, config.cache_folder)
     write_index(run.dataset_path, index, index.roots)
     return run
 
@@ -44,7 +44,9 @@ def next_attempt(run: RunDir, ranks: int, *, only_encode: bool = False, **change
     config = load_config(run.config_path).model_copy(update=changes)
     write_atomic(run.config_path, dump_config(config))
     index = Index.open_file(run.dataset_path)
-    submission = Submission(config.model, len(index), index.digest, content="", only_encode=only_encode)
+    submission = Submission(
+        config.model, len(index), index.digest, content="", only_encode=only_encode, source_sizes=index.source_sizes
+    )
     submission.write(run.submission_path)
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))
 

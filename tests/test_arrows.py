@@ -23,9 +23,10 @@ ORDER = {
     "configs": "errors scalars schema changes pipelines optimizers reading solve",
     "store": "run dataset checkpoint encodings",
     "slurm": "site query recovery job backend lab",
-    "launcher": "format run_lock dataset encodings local backend plan monitor submit manage doctor demo cli",
-    "train": "private_folder process_group progress stop_signal context engines data models encode objective step "
-    "step_totals resilience checkpoint reporting loop attempt demo __main__",
+    "launcher": "format run_lock hub_files hub dataset encodings data local backend plan monitor submit manage doctor "
+    "demo cli",
+    "train": "private_folder process_group progress stop_signal context engines data models inspection encode "
+    "objective step step_totals resilience checkpoint reporting loop attempt demo __main__",
 }
 HEAVY = {"torch", "deepspeed", "diffusers", "transformers"}
 

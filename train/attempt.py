@@ -34,6 +34,7 @@ from train.models.compile import compile_blocks
 from train.objective import make_objective
 from train.progress import WAITING_FOR_OTHERS, Progress
 from train.reporting import environment
+from train.reporting.bad_samples import BadSamples
 from train.reporting.base import Reporter
 from train.reporting.compile_cache import CompileCache
 from train.reporting.metrics import Metrics
@@ -99,14 +100,16 @@ def _train(context: RankContext, monitor: RankMonitor, trainer: Trainer, stream:
     steps = range(start + 1, context.length.steps + 1)
     writer = MetricsWriter(run, context.attempt, steps.start) if world.is_main_process else None
     skipped = SkippedSteps(world, engine, stream, engine.skipped_steps)
-    reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, writer)]
+    bad = BadSamples(context, steps.start)
+    reporters: list[Reporter] = [skipped, Metrics(context, engine, saver, skipped, bad, writer)]
     if compiled:
         reporters.append(CompileCache(context, steps.start))
     if config.pictures:
         reporters.append(SampleImages(context, trainer.model, writer))
 
-    pin_memory = world.device.type == "cuda"
-    batches = micro_batches(stream, context.plan.batch_plan, world.rank, steps, pin_memory=pin_memory)
+    on_gpu = world.device.type == "cuda"
+    batch_plan = context.plan.batch_plan
+    batches = micro_batches(stream, batch_plan, world.rank, steps, pin_memory=on_gpu, report_bad=bad.add)
     end = run_steps(context, steps, trainer, batches, saver, reporters)
     monitor.keep_only_heartbeats()
     if writer is not None:
@@ -125,7 +128,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; torch's own default for convolutions is TF32
     if world.device.type != "cuda":
         return
-    torch.backends.cudnn.benchmark = not config.deterministic  # every micro-batch has the same shapes
+    torch.backends.cudnn.benchmark = not config.deterministic  # tried once for each size of images, and those are few
     if config.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(True)

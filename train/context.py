@@ -27,4 +27,4 @@ class RankContext:
 
     @property
     def length(self) -> Length:
-        return Length(self.plan.total_steps, self.plan.batch_plan.batch, self.plan.dataset_size)
+        return Length(self.plan.total_steps, self.plan.batch_plan.batch, self.plan.count_epoch(self.config))

@@ -68,6 +68,12 @@ def _find_data_disagreements(data: "DataConfig") -> Iterator[Disagreement]:
         )
     for number, source in enumerate(data.sources or []):
         yield from _find_source_disagreements(f"data.sources.{number}", source)
+    if data.keep_tags and not (data.tag_shuffle or data.tag_dropout):
+        yield Disagreement(
+            ("data.keep_tags",),
+            f"data.keep_tags: {data.keep_tags} keeps tags from being shuffled or dropped, and neither is done; write "
+            "tag_shuffle: true or a tag_dropout, or leave keep_tags out",
+        )
 
 
 def _find_source_disagreements(key: str, source: SourceConfig) -> Iterator[Disagreement]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TEXT_TOKENS = 77  # of a caption, as CLIP's text encoders read it
+TEXT_TOKENS = 77  # that CLIP's text encoders read at one time
 _WIDER = 4  # the feed-forward layers of a transformer block are so many times wider than the block
 _STATISTIC = 4  # bytes: means, deviations and the logs of sums are fp32
 

@@ -66,12 +66,12 @@ def _list_limits(sizes: list[CropSize]) -> list[float]:
     return [math.sqrt(one * other) for one, other in pairwise(ratios)]
 
 
-def measure_cropped(size: CropSize, widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
-    """The share of each image that is cut off where it is cut to `size`."""
+def measure_cropped(ratios: Any, widths: "NDArray[Any]", heights: "NDArray[Any]") -> "NDArray[Any]":
+    """The share of each image that is cut off where it is cut to these aspect ratios, or all to one."""
     import numpy as np
 
-    ratio = (widths / heights) / (size.width / size.height)
-    share: NDArray[Any] = 1 - np.minimum(ratio, 1 / ratio)
+    stretched = widths / heights / ratios
+    share: NDArray[Any] = 1 - np.minimum(stretched, 1 / stretched)
     return share
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from configs.pipelines import LatentShape, PipelineSize
 from configs.schema import MOST_WORKERS, RunConfig
-from configs.solve.activations import Activations, count_activations
+from configs.solve.activations import TEXT_TOKENS, Activations, count_activations
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
@@ -79,7 +79,13 @@ def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
         return None
     side = config.data.resolution  # of the square: no shape of the buckets has more pixels
     latents = LatentShape.of_vae({"latent_channels": 4} | dict(vae), side, side)
-    return count_activations(unet, latents.height, width=count_width(config), recomputed=config.gradient_checkpointing)
+    return count_activations(
+        unet,
+        latents.height,
+        width=count_width(config),
+        recomputed=config.gradient_checkpointing,
+        tokens=TEXT_TOKENS * config.data.caption_chunks,
+    )
 
 
 def count_default_workers(cpus: int) -> int:

@@ -104,6 +104,28 @@ def show_plan(
     click.echo("\n\n".join(parts))
 
 
+@cli.command("data")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--duplicates", is_flag=True, help="Also look for images that are there twice, by their bytes.")
+@click.option("--sheet", metavar="FILE", help="Also write a PNG of 64 samples as training will see them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_data(config: str, overrides: tuple[str, ...], duplicates: bool, sheet: str | None, as_json: bool) -> None:
+    """Show what a dataset holds: sizes, captions, bad samples.
+
+    CONFIG is the run's YAML file; KEY=VALUE words override it. Builds the dataset's index, which submit then finds. The
+    exit code is 0 also where samples are bad.
+    """
+    from pathlib import Path
+
+    from configs.reading.load import load_config
+    from launcher.data.report import make_report
+    from launcher.data.report_text import render_report, report_to_json
+
+    report = make_report(load_config(config, overrides), duplicates=duplicates, sheet=Path(sheet) if sheet else None)
+    click.echo(json.dumps(report_to_json(report), indent=2, ensure_ascii=False) if as_json else render_report(report))
+
+
 @cli.command("submit")
 @click.argument("config")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -193,16 +215,18 @@ for _command in run_commands.COMMANDS:
 
 @cli.command("demo")
 @click.argument("folder", default="demo")
-def start_demo(folder: str) -> None:
+@click.option("--images", type=click.Choice(["shapes", "openmoji"]), default="shapes", show_default=True)
+def start_demo(folder: str, images: str) -> None:
     """Fine-tune a small model here: no GPU, SLURM or download.
 
-    Made-up images, the model and the run go to FOLDER.
+    Images, the model and the run go to FOLDER. The images are made-up coloured shapes, or the OpenMoji drawings, which
+    come with pip install 'lockstep[openmoji]'.
     """
     from pathlib import Path
 
     from launcher.demo import run_demo
 
-    sys.exit(run_demo(Path(folder)))
+    sys.exit(run_demo(Path(folder), images))
 
 
 @cli.command("lab", add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -36,7 +36,7 @@ def _batch_words(plan: RunPlan) -> list[tuple[str, str]]:
     if accumulation > 1:
         summed = "their gradients are summed before any weight changes"
     return [
-        ("sample", f"One image with its caption. The dataset has {format_amount(plan.dataset_size)}."),
+        ("sample", f"One image with its caption. The dataset has {format_amount(plan.data.samples)}."),
         (
             "micro-batch",
             f"{format_count(micro_batch, 'sample')}: what one rank puts through one forward and backward pass. It "
@@ -62,10 +62,11 @@ def _batch_words(plan: RunPlan) -> list[tuple[str, str]]:
 
 
 def _time_words(plan: RunPlan) -> list[tuple[str, str]]:
-    length, batch, size = plan.length, plan.batch_plan.batch, plan.dataset_size
+    length, batch, size = plan.length, plan.batch_plan.batch, plan.epoch
     per_epoch = length.steps_per_epoch
     assert per_epoch is not None
     steps, samples = format_amount(length.steps), format_amount(size)
+    repeated = "" if size == plan.data.samples else f", which the repeats of their sources make {samples}"
     if per_epoch.denominator == 1:
         epoch_end = f"{samples} is a whole number of batches, so every epoch ends with a step."
     else:
@@ -76,15 +77,15 @@ def _time_words(plan: RunPlan) -> list[tuple[str, str]]:
         (
             "step",
             f"One update of the weights, after one batch of {batch}. This run takes {steps}, at a rate "
-            f"of {format_rate(plan.lr[-1][1])} in the last. Step 1 learns from samples 1 to {min(batch, size)} of the "
-            "shuffled dataset; 'step k' on a checkpoint, in TensorBoard and in the log always means: k updates are "
-            "done.",
+            f"of {format_rate(plan.lr[-1][1])} in the last. Step 1 learns from samples 1 to "
+            f"{min(batch, plan.data.samples)} of the shuffled dataset; 'step k' on a checkpoint, in TensorBoard and in "
+            "the log always means: k updates are done.",
         ),
         (
             "epoch",
-            f"One pass over all {format_count(size, 'sample')}: {samples} / {format_amount(batch)} = "
-            f"{format_amount(per_epoch)} steps. {steps} steps × {batch} = {format_count(length.samples, 'sample')} = "
-            f"{format_amount(length.samples / size)} epochs. {epoch_end}",
+            f"One pass over all {format_count(plan.data.samples, 'sample')}{repeated}: {samples} / "
+            f"{format_amount(batch)} = {format_amount(per_epoch)} steps. {steps} steps × {batch} = "
+            f"{format_count(length.samples, 'sample')} = {format_amount(length.samples / size)} epochs. {epoch_end}",
         ),
         (
             "timestep",

@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
 from configs.pipelines import (
     KNOWN_MODELS,
     check_model_folder,
@@ -27,12 +26,11 @@ from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
-from launcher.dataset import plan_dataset
 from launcher.encodings import EncodingsPlan, plan_encodings
-from launcher.format import format_count, format_rate
+from launcher.format import format_rate
+from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
-from store.dataset.bad_samples import check_bad_samples
 from store.run.run_dir import RunDir
 from store.run.submission import plan_batch, settle_run_precision
 
@@ -47,7 +45,7 @@ class RunPlan:
     config: RunConfig
     batch_plan: BatchPlan
     length: Length
-    dataset_size: int  # samples
+    data: DataPlan
     run_dir: RunDir
     started: bool  # the run's folder exists
     newest_step: int | None  # of the newest checkpoint
@@ -62,13 +60,19 @@ class RunPlan:
     next_command: str
 
     @property
+    def epoch(self) -> int | Fraction:
+        """Samples of one epoch, in which those of a source may be seen more often or less than once."""
+        assert self.length.epoch is not None
+        return self.length.epoch
+
+    @property
     def into_next_epoch(self) -> int:
         """Samples that the last batch takes beyond the config's epochs (or beyond the last whole one)."""
         config = self.config
         if config.steps is not None or config.samples is not None:
-            return self.length.samples % self.dataset_size
+            return math.floor(self.length.samples % self.epoch)
         epochs = Fraction(str(config.epochs if config.epochs is not None else 1))
-        return self.length.samples - math.ceil(epochs * self.dataset_size)
+        return self.length.samples - math.ceil(epochs * self.epoch)
 
 
 @dataclass(frozen=True)
@@ -101,29 +105,29 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     settled = settle_memory(config, batch_plan, hardware, size)
     reasons = ({"precision": precision_reason} if precision_reason else {}) | settled.reasons
     config, batch_plan = settled.config, settled.batch_plan
-    dataset_size, notes = _count_samples(config, request)
-    length = solve_length(config, batch_plan.batch, dataset_size)
+    data = plan_data(config, batch_plan.batch, request.samples)
+    length = solve_length(config, batch_plan.batch, data.epoch)
     steps = _steps_to_show(config, length.steps)
     checkpoints = list_checkpoints(run_dir)  # by their folders' names; whether they verify is for the run to find out
     plan = RunPlan(
         config=config,
         batch_plan=batch_plan,
         length=length,
-        dataset_size=dataset_size,
+        data=data,
         run_dir=run_dir,
         started=run_dir.config_path.exists(),
         newest_step=checkpoints[-1].step if checkpoints else None,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
-        memory=plan_memory(settled, hardware, size, dataset_size),
-        encodings=None if config.data.cached == "off" else plan_encodings(config, size, hardware, dataset_size),
+        memory=plan_memory(settled, hardware, size, data.samples),
+        encodings=None if config.data.cached == "off" else plan_encodings(config, size, hardware, data.samples),
         reasons=reasons,
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
-        notes=notes,
+        notes=data.notes,
         next_command=next_command,
     )
-    return replace(plan, notes=[*notes, *_warnings(plan)])
+    return replace(plan, notes=[*data.notes, *_warnings(plan)])
 
 
 def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
@@ -154,22 +158,6 @@ def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:
         return None
     cluster = config.cluster
     return Shape(request.nodes or cluster.nodes.low, request.gpus_per_node or cluster.gpus_per_node)
-
-
-def _count_samples(config: RunConfig, request: PlanRequest) -> tuple[int, list[str]]:
-    """The dataset's size, and a note about the samples that are left out of it."""
-    if request.samples is not None:
-        return request.samples, []
-    for source in config.data.listed_sources:
-        if source.kind == "images" and not Path(source.place).is_dir():
-            cure = "correct it, or pass --samples N to plan before the data is there"
-            raise UserError(f"data.images: {source.place}: no such folder; {cure}")
-    kept = plan_dataset(config)
-    check_bad_samples(config.data, kept.bad_samples, len(kept.index))
-    if not kept.bad_samples:
-        return len(kept.index), []
-    skipped = format_count(len(kept.bad_samples), "bad sample")
-    return len(kept.index), [f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}"]
 
 
 def _steps_to_show(config: RunConfig, total: int) -> list[int]:

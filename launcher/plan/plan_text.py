@@ -5,11 +5,13 @@ import textwrap
 from typing import Any
 
 from configs.solve.batch import BatchPlan
+from configs.solve.captions import describe_captions
 from configs.solve.device_memory import DeviceMemory
 from configs.solve.hardware import GIB
 from configs.solve.memory import ModelStates, describe_layout
 from launcher.encodings import describe_encodings, encodings_to_json
 from launcher.format import format_amount, format_count, format_rate, format_size
+from launcher.plan.data_plan import BucketPlan
 from launcher.plan.memory_plan import MemoryPlan
 from launcher.plan.plan import RunPlan, list_all_batch_plans
 
@@ -24,9 +26,13 @@ def render_plan(plan: RunPlan) -> str:
     lines = [f"{config.name} → {run_dir.path} ({_progress(plan)})"]
     lines += _row("batch", format_equation(plan.batch_plan))
     lines += _row("length", _length(plan))
+    if plan.data.buckets:
+        lines += _row("buckets", _buckets(plan.data.buckets))
     lines += _row("lr", _learning_rate(plan))
     if plan.reasons:
         lines += _row("auto", "; ".join(f"{key} {_settled(plan, key)}: {why}" for key, why in plan.reasons.items()))
+    if config.data.caption_chunks > 1 or config.data.tag_shuffle or config.data.tag_dropout:
+        lines += _row("captions", describe_captions(config.data))
     lines += _row("memory", _memory(plan))
     lines += _row("host", _host(plan))
     lines += _row("disk", _disk(plan))
@@ -95,7 +101,9 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         **_batch_plan_to_json(batch_plan),
         "world_size": batch_plan.shape.world_size,
         "batch": batch_plan.batch,
-        "dataset_samples": plan.dataset_size,
+        "dataset_samples": plan.data.samples,
+        "epoch_samples": float(plan.epoch),
+        "buckets": _buckets_to_json(plan.data.buckets) if plan.data.buckets else None,
         "steps_per_epoch": int(per_epoch) if per_epoch.denominator == 1 else float(per_epoch),
         "total_steps": length.steps,
         "total_samples": length.samples,
@@ -103,6 +111,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         "samples_into_next_epoch": plan.into_next_epoch,
         "lr": [{"step": step, "lr": rate} for step, rate in plan.lr],
         "auto": {key: {"value": _settled(plan, key), "reason": reason} for key, reason in plan.reasons.items()},
+        "captions": describe_captions(config.data),
         "memory": _memory_to_json(memory),
         "checkpoint": {
             "bytes": memory.checkpoint,
@@ -117,6 +126,12 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         "next": plan.next_command,
         "deepspeed": plan.deepspeed,
     }
+
+
+def _buckets_to_json(buckets: BucketPlan) -> dict[str, Any]:
+    sizes = [{"width": size.width, "height": size.height, "samples": count} for size, count in buckets.sizes]
+    shares = {"cropped": buckets.cropped, "cropped_as_squares": buckets.cropped_as_squares}
+    return {"sizes": sizes, "grain": buckets.grain, "micro_batches": buckets.micro_batches, **shares}
 
 
 def _batch_plan_to_json(batch_plan: BatchPlan) -> dict[str, int]:
@@ -174,9 +189,12 @@ def _progress(plan: RunPlan) -> str:
 
 def _length(plan: RunPlan) -> str:
     """The config's own unit of length first, then what comes of it."""
-    config, length, size = plan.config, plan.length, plan.dataset_size
+    config, length, size = plan.config, plan.length, plan.epoch
     assert length.steps_per_epoch is not None
-    dataset = f"{format_count(size, 'sample')} → {format_amount(length.steps_per_epoch)} steps/epoch; "
+    dataset = format_count(plan.data.samples, "sample")
+    if size != plan.data.samples:
+        dataset += f", {format_amount(size)} in an epoch"
+    dataset += f" → {format_amount(length.steps_per_epoch)} steps/epoch; "
     steps = format_count(length.steps, "step")
     if config.steps is not None:
         epochs = format_amount(length.samples / size)
@@ -193,6 +211,15 @@ def _length(plan: RunPlan) -> str:
     only_next_epoch = float(config_epochs).is_integer() and more < size
     purpose = "into the next" if only_next_epoch else "more, to fill the last batch"
     return text + f" ({format_count(more, 'sample')} {purpose})"
+
+
+def _buckets(buckets: BucketPlan) -> str:
+    """How many samples are cut to each size, what that cuts away, and the micro-batches that it leaves."""
+    sizes = " | ".join(f"{size}: {count:,}" for size, count in buckets.sizes)
+    return (
+        f"{sizes}; {buckets.cropped:.1%} of an image is cropped away ({buckets.cropped_as_squares:.1%} as squares); "
+        f"grain {buckets.grain} allows micro-batches of {', '.join(map(str, buckets.micro_batches))}"
+    )
 
 
 def _learning_rate(plan: RunPlan) -> str:

@@ -5,7 +5,7 @@ from functools import cached_property
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
 from launcher.dataset import index_dataset
-from launcher.submit.hub import check_model, resolve_model
+from launcher.hub import check_model, resolve_model
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version

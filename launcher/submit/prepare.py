@@ -12,7 +12,8 @@ from configs.pipelines import check_objective
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
-from configs.solve.length import solve_length
+from configs.solve.buckets import choose_grain
+from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.encodings import check_encodings_room
@@ -70,14 +71,15 @@ def prepare_run(
     check_precision(config.precision, inputs.hardware.compute_capability)
     dataset = inputs.index_dataset(config)
     index = dataset.index
-    total_steps = solve_length(config, batch_plan.batch, len(index)).steps
+    total_steps = solve_length(config, batch_plan.batch, count_epoch(config.data, index.source_sizes)).steps
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
     meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
-    submission = Submission(model, len(index), index.digest, content, inputs.hardware, only_encode)
+    sizes = index.source_sizes
+    submission = Submission(model, len(index), index.digest, content, inputs.hardware, sizes, only_encode)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready
@@ -91,6 +93,7 @@ def _meanings(
         "model": os.path.realpath(model_folder),
         "data.images": dataset_digest,  # the samples of all sources, in their order
         "data.sources": [str(source.exact_repeats) for source in config.data.listed_sources],
+        "data.buckets.grain": choose_grain(config.data, batch_plan.batch),
         "batch": batch_plan.batch,
         "steps": total_steps,
         "epochs": None,

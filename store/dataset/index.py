@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +111,11 @@ class Index:
         """As `widths`."""
         return self._read_numbers("height")
 
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Of all images' files, in bytes; as `widths`."""
+        return self._read_numbers("length")
+
     def read_stamps(self, start: int, stop: int) -> Iterator[bytes]:
         """Of the samples `start` to `stop`."""
         for number, batch in enumerate(self._batches):
@@ -118,7 +123,7 @@ class Index:
             part = batch.column("stamp").slice(max(0, start - first), max(0, stop - max(start, first)))
             yield from part.to_pylist()
 
-    def _read_numbers(self, column: str) -> NDArray[np.int32]:
+    def _read_numbers(self, column: str) -> NDArray[Any]:
         parts = [batch.column(column).to_numpy() for batch in self._batches]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
 

@@ -83,7 +83,7 @@ def keep_index(folder: Path, write: Callable[[Path], list[BadSample]], watched: 
             path = _rename_to_next(place, folder)
         _remove_older(folder)
     except OSError as error:
-        cure = "name another folder with data.cache_folder"
+        cure = "name another folder with runs, or with data.cache_folder"
         raise UserError(f"{folder}: the index cannot be written ({error.strerror or error}); {cure}") from None
     return KeptIndex(Index.open_file(path / "dataset.arrow"), bad_samples, path / "dataset.arrow")
 
@@ -117,8 +117,8 @@ def _remove_older(folder: Path) -> None:
 def _list_numbers(folder: Path) -> list[str]:
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, PermissionError):
-        return []
+    except OSError:
+        return []  # whoever writes there is told why it cannot be
     return sorted((name for name in names if _NUMBER.fullmatch(name)), key=int)
 
 

@@ -152,6 +152,9 @@ class Attempt:
     def heartbeat_path(self, rank: int) -> Path:
         return self.path / "heartbeats" / f"rank-{rank:04d}.json"
 
+    def bad_samples_path(self, rank: int) -> Path:
+        return self.path / "bad-samples" / f"rank-{rank:04d}.jsonl"
+
     def failure_path(self, rank: int) -> Path:
         return self.path / "failures" / f"rank-{rank:04d}.json"
 
@@ -274,8 +277,7 @@ class RunDir:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first. A folder without a plan is of one that was never opened to its end."""
-        plans = (self.path / "attempts").glob("*/plan.json")
-        names = [plan.parent.name for plan in plans]
+        names = [plan.parent.name for plan in (self.path / "attempts").glob("*/plan.json")]
         return [self.attempt(number) for number in sorted(int(name) for name in names if _ATTEMPT.fullmatch(name))]
 
     def attempt(self, number: int) -> Attempt:

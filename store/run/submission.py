@@ -9,7 +9,7 @@ from configs.solve import deepspeed
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 from configs.solve.engine import choose_engine
 from configs.solve.hardware import Hardware
-from configs.solve.length import solve_length
+from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import Settled, settle_memory, settle_precision
 from store.run.attempt_plan import AttemptPlan
@@ -26,24 +26,27 @@ class Submission(Record):
     dataset_digest: str
     content: str  # digest of all that decides what comes of the run: config, code, samples, model
     hardware: Hardware = field(default_factory=Hardware)  # that the ranks of every attempt compute on
+    source_sizes: list[int] = field(default_factory=list)  # samples of each; earlier versions knew one source
     only_encode: bool = False  # what its attempts do: `lockstep cache`, in the place of training
 
     def plan(self, settled: Settled) -> AttemptPlan:
         """The next attempt on the shape of the settled batch plan."""
         config, batch_plan = settled.config, settled.batch_plan
         assert config.zero != "auto", "it is settled"
+        epoch = count_epoch(config.data, self.source_sizes or [self.dataset_size])
         return AttemptPlan(
             nodes=batch_plan.shape.nodes,
             gpus_per_node=batch_plan.shape.gpus_per_node,
             micro_batch=batch_plan.micro_batch,
             gradient_accumulation_steps=batch_plan.accumulation,
-            total_steps=solve_length(config, batch_plan.batch, self.dataset_size).steps,
+            total_steps=solve_length(config, batch_plan.batch, epoch).steps,
             nonce=secrets.token_hex(8),
             model_folder=self.model_folder,
             dataset_size=self.dataset_size,
             dataset_digest=self.dataset_digest,
             only_encode=self.only_encode,
             zero=None if config.engine == "fsdp2" else config.zero,
+            source_sizes=self.source_sizes,
         )
 
 

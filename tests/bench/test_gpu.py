@@ -81,6 +81,6 @@ def test_the_whole_command_runs_at_a_tiny_size(tmp_path, monkeypatch):
     assert [case["case"]["engine"] for case in record["cases"]] == [case["engine"] for case in gpu.TINY_CASES]
     for case in record["cases"]:
         assert case["images_per_s"]["median"] > 0, case
-        assert case["counts"]["operators"] > 1000
+        assert case["counts"]["operators"] > 100
         assert case["memory"]["planned"] > 0
     assert "ours/usual" in record["peer"]["printed"]

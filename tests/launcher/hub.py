@@ -1,4 +1,4 @@
-"""A hub of one model on the loopback interface, which notes down the files that it is asked for."""
+"""A hub of one repository on the loopback interface, which notes down the files that it is asked for."""
 
 import hashlib
 import json
@@ -12,10 +12,11 @@ COMMIT = "a" * 40
 
 
 class FakeHub:
-    """Serves the folder `model` as the repository `repo`."""
+    """Serves the folder `model` as the repository `repo`, a model or a data set."""
 
-    def __init__(self, repo: str, model: Path):
-        self.repo, self.model = repo, model
+    def __init__(self, repo: str, model: Path, kind: str = "models"):
+        self.repo, self.model, self.kind = repo, model, kind
+        self.gated = False
         self.requested: list[str] = []  # files of the model, as often as they were asked for
         self.address = ""
 
@@ -47,6 +48,8 @@ class FakeHub:
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         """The status, headers and body for a path of the hub's API or of a file."""
         listed = [str(file.relative_to(self.model)) for file in self.model.rglob("*") if file.is_file()]
+        if self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
         _, is_file, name = path.partition(f"/{self.repo}/resolve/")
         if is_file:
             name = name.partition("/")[2]
@@ -56,8 +59,8 @@ class FakeHub:
             body = (self.model / name).read_bytes()
             digest = hashlib.sha1(body, usedforsecurity=False).hexdigest()
             return 200, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}, body
-        if not path.startswith(f"/api/models/{self.repo}"):
-            return 404, {}, b""
+        if not path.startswith(f"/api/{self.kind}/{self.repo}"):
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
         found: object = {"id": self.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in listed]}
         if "/tree/" in path:
             sizes = {name: (self.model / name).stat().st_size for name in listed}

@@ -14,26 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import __version__
-from huggingface_hub import ModelCardData
 
 from configs.errors import LockstepError, UserError
 from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
 from configs.reading.load import load_config
 from configs.schema import RunConfig
-from configs.solve.engine import name_sharding
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
-from store.checkpoint.manifest import Manifest
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
+from train.checkpoint.card import make_card
 from train.engines.base import WEIGHTS
 from train.models import MODELS
 from train.models.sampler import write_sampler
 
 KINDS = {"ema": "ema", "raw": WEIGHTS}  # what people write → the kind of value in the checkpoint
 MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
-WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
 def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
@@ -55,7 +51,7 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     write_sampler(temporary, prediction)
     denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights])
     denoiser.save_pretrained(temporary / pipeline.trained)
-    card = _card(config, plan, checkpoint.read_manifest(), weights, prediction, class_name)
+    card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     mark = {"run": config.name, "step": checkpoint.step, "weights": weights}
     (temporary / MARK).write_text(json.dumps(mark) + "\n")
@@ -105,53 +101,6 @@ def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str) -> Any:
     }
     denoiser.load_state_dict(weights, assign=True)
     return denoiser
-
-
-def _card(
-    config: RunConfig, plan: AttemptPlan, manifest: Manifest, weights: str, prediction: str, class_name: str
-) -> str:
-    """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
-    config = plan.settle_config(config)
-    data = ModelCardData(
-        base_model=None if Path(config.model).is_absolute() else config.model,  # the Hub knows no local paths
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "diffusers-training"],
-        inference=True,
-    )
-    passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
-    step = manifest.identity.step
-    world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
-    weighting = f"min-SNR, γ = {config.snr_gamma:g}" if config.loss_weighting == "min_snr" else config.loss_weighting
-    return f"""---
-{data.to_yaml()}
----
-
-# {config.name}
-
-`{config.model}`, its UNet fine-tuned by Lockstep. These are {WORDS[weights]} after {step:,} steps.
-
-```python
-from diffusers import {class_name}
-
-pipeline = {class_name}.from_pretrained("path/to/this/folder")
-image = pipeline("a prompt").images[0]
-```
-
-| | |
-|---|---|
-| dataset | {plan.dataset_size:,} samples, digest `{plan.dataset_digest[:16]}` |
-| batch | {batch} = {passes}{world} rank{"s" * (world > 1)} |
-| length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
-| learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
-| prediction | {prediction} |
-| loss weighting | {weighting} |
-| precision | {config.precision} |
-| sharding | {name_sharding(manifest.zero)} |
-| resolution | {config.data.resolution} px |
-| seed | {config.seed} |
-| diffusers | {__version__} |
-"""
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ ranks in turn: the same cut gives the same micro-batches on any world size.
 import dataclasses
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,8 +17,10 @@ from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import CropSize
+from store.dataset.bad_decodes import BadDecode
 from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
+from store.dataset.sample import BadSample
 from train.data.captions import choose_caption
 from train.data.crops import draw_crop
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
@@ -34,7 +37,7 @@ def list_positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
     return [range(start, start + m) for start in starts]
 
 
-class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
+class Stream(Dataset[dict[str, torch.Tensor]]):
     """A range of m positions → everything one pass needs about their samples, a pure function of seed and positions:
 
     ==================  ===================================================================
@@ -69,14 +72,12 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
         self.latent_shapes = {size: dataclasses.astuple(latent_shape(*size)) for size in sizes}
         self.timestep = timestep
         self.encodings = encodings
+        self.bad: list[BadDecode] = []  # what did not decode since somebody emptied it
 
-    def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor] | LockstepError:
-        try:
-            places = self.order.find_places(micro_batch)
-            samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
-            return collate_samples(samples)
-        except LockstepError as error:
-            return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
+    def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor]:
+        places = self.order.find_places(micro_batch)
+        samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
+        return collate_samples(samples)
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
         """The sample at `position`, as `__getitem__` has it in a micro-batch."""
@@ -124,7 +125,8 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
                 if self.data.on_bad_sample == "error":
                     cure = "fix or remove it, or write data.on_bad_sample: skip"
                     raise UserError(f"{path}: does not decode ({error}); {cure}") from None
-                print(f"skipped {path}: does not decode ({error}); position {position} takes the next one", flush=True)
+                problem = f"{path}: does not decode ({error})"
+                self.bad.append(BadDecode(BadSample(sample.name, problem, sample.source), position))
         source = self.data.listed_sources[self.index[place.row()].source].place
         count = len(place.bucket.rows)
         raise UserError(f"{source}: not one of {count} images decodes that are cut to {size} pixels")
@@ -136,12 +138,19 @@ class Stream(Dataset[dict[str, torch.Tensor] | LockstepError]):
 
 
 def micro_batches(
-    stream: Stream, plan: BatchPlan, rank: int, steps: range, *, pin_memory: bool
+    stream: Stream,
+    plan: BatchPlan,
+    rank: int,
+    steps: range,
+    *,
+    pin_memory: bool,
+    report_bad: Callable[[BadDecode], None] = print,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The micro-batches of `rank` for `steps` in order, decoded ahead by the run's worker processes."""
+    """The micro-batches of `rank` for `steps` in order, decoded ahead by the run's worker processes. What did not
+    decode is reported right before the micro-batch in which another sample takes its place."""
     positions = (micro_batch for step in steps for micro_batch in list_positions(plan, rank, step))
     loader = DataLoader(
-        stream,
+        _Loader(stream),
         batch_size=None,
         sampler=positions,
         num_workers=count_workers(stream.data.workers),
@@ -149,10 +158,27 @@ def micro_batches(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else every iterator draws from the global one
     )
-    for micro_batch in loader:
-        if isinstance(micro_batch, LockstepError):
-            raise micro_batch
+    for loaded in loader:
+        if isinstance(loaded, LockstepError):
+            raise loaded
+        micro_batch, bad = loaded
+        for found in bad:
+            report_bad(found)
         yield micro_batch
+
+
+@dataclass
+class _Loader(Dataset[tuple[dict[str, torch.Tensor], list[BadDecode]] | LockstepError]):
+    """What a worker process answers to the positions of a micro-batch."""
+
+    stream: Stream
+
+    def __getitem__(self, micro_batch: range) -> tuple[dict[str, torch.Tensor], list[BadDecode]] | LockstepError:
+        self.stream.bad = []
+        try:
+            return self.stream[micro_batch], self.stream.bad
+        except LockstepError as error:
+            return error  # as a value: raised in a worker process, it would arrive wrapped in a traceback
 
 
 def _start_worker(_: int) -> None:

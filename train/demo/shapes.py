@@ -39,7 +39,6 @@ def _test_prompts() -> list[str]:
 
 
 PROMPTS = _test_prompts()
-SEEDS = list(range(len(PROMPTS)))
 
 
 def draw_shape(shape: str, colour: RGB, background: RGB, centre: tuple[float, float], radius: float) -> Image.Image:

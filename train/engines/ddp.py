@@ -18,7 +18,7 @@ class ReplicaEngine(TorchEngine):
         world = self._world
         load_parameters(module, weights, torch.float32, world.device)
         self.module = module
-        self._replica = DistributedDataParallel(module, gradient_as_bucket_view=True) if world.size > 1 else None
+        self._replica = _replicate(module) if world.size > 1 else None
         trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         # DistributedDataParallel takes the mean over the ranks itself, in fp32, on its way into the buckets
         return Placement(
@@ -42,6 +42,11 @@ class ReplicaEngine(TorchEngine):
 
     def _measure_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         return torch.nn.utils.get_total_norm(gradients)
+
+
+def _replicate(module: torch.nn.Module) -> DistributedDataParallel:
+    """Rank 0's weights are not sent, which would take more room for a moment: every rank has read the same ones."""
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, init_sync=False)
 
 
 def _equal_share(sizes: dict[str, int], world: World) -> list[Fragment]:

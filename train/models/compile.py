@@ -14,13 +14,17 @@ import torch._dynamo  # where the one setting lies that torch.compiler has not
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
 from train.data.workers import count_cpus
 from train.engines.blocks import find_blocks
 from train.private_folder import make_private_folder
 
 BACKEND = "inductor"
-GRAPHS = 64  # of one class; after torch's own 8 the others would stay uncompiled in silence, and SD 1.5's UNet has 14
+# Of one class, for each size of images; after torch's own 8 the others would stay uncompiled in silence, and SD 1.5's
+# UNet has 14.
+GRAPHS = 64
+CLASSES = 4  # of blocks that are compiled; torch counts the graphs of all together as well
 
 
 def should_compile(config: RunConfig, device: torch.device) -> bool:
@@ -39,7 +43,7 @@ def compile_blocks(denoiser: torch.nn.Module, config: RunConfig, device: torch.d
     """
     if not should_compile(config, device):
         return False
-    _prepare_compiler()
+    _prepare_compiler(len(list_crop_sizes(config.data)))
     if problem := _find_problem(device):
         sentence = f"torch.compile does not work on {socket.gethostname()} ({problem})"
         if config.compile:
@@ -47,16 +51,19 @@ def compile_blocks(denoiser: torch.nn.Module, config: RunConfig, device: torch.d
         print(f"{sentence}: the UNet's blocks run uncompiled, which is slower", flush=True)
         return False
     for block in find_blocks(denoiser):
-        block.compile(backend=BACKEND, dynamic=False)  # micro-batches are all of one shape
+        # Each size of the buckets gets graphs of its own: they are as fast as a square's, and which kernels a size gets
+        # does not depend on the sizes that came before it, so that a resume goes on with the same bits.
+        block.compile(backend=BACKEND, dynamic=False)
     return True
 
 
-def _prepare_compiler() -> None:
+def _prepare_compiler(sizes: int) -> None:
     """What is compiled lies in a folder of this user's alone; other ranks of this node compile beside this one."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(make_private_folder() / "compile"))
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         torch._inductor.config.compile_threads = count_cpus()
-    torch._dynamo.config.recompile_limit = GRAPHS
+    torch._dynamo.config.recompile_limit = GRAPHS * sizes
+    torch._dynamo.config.accumulated_recompile_limit = CLASSES * GRAPHS * sizes
 
 
 def _find_problem(device: torch.device) -> str | None:

@@ -8,6 +8,7 @@ from configs.scalars import format_time
 from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.engines.base import Engine
+from train.reporting.bad_samples import BadSamples
 from train.reporting.metrics_writer import MetricsWriter
 from train.resilience.skipped import SkippedSteps
 from train.step_totals import StepTotals
@@ -17,9 +18,16 @@ class Metrics:
     """Reports every `report_every_steps` and after the last step; `writer` is rank 0's alone."""
 
     def __init__(
-        self, context: RankContext, engine: Engine, saver: Saver, skipped: SkippedSteps, writer: MetricsWriter | None
+        self,
+        context: RankContext,
+        engine: Engine,
+        saver: Saver,
+        skipped: SkippedSteps,
+        bad_samples: BadSamples,
+        writer: MetricsWriter | None,
     ):
-        self.context, self.engine, self.saver, self.skipped, self.writer = context, engine, saver, skipped, writer
+        self.context, self.engine, self.saver, self.writer = context, engine, saver, writer
+        self.skipped, self.bad_samples = skipped, bad_samples
         self.steps, self.seconds, self.data_wait = 0, 0.0, 0.0  # the totals, as they were at the newest report
 
     def due(self, step: int) -> bool:
@@ -52,6 +60,7 @@ class Metrics:
             "throughput/samples_per_sec": length.batch * steps / seconds,
             "time/step_s": seconds / steps,
             "time/data_wait_pct": 100 * data_wait / seconds,
+            "totals/bad_samples": float(self.bad_samples.count()),
             "totals/epochs": length.epochs_after(step) or 0.0,
             "totals/samples_seen": float(step * length.batch),
             "usage/peak_memory_gib": memory,

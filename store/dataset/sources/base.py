@@ -1,10 +1,10 @@
 """What an index is built from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from store.dataset.sample import BadSample, Sample
 
@@ -42,6 +42,21 @@ class Source(Protocol):
     def list_watched(self) -> Mapping[Path, int]:
         """The folders and files whose times tell, without a look at every image, that samples came or went: their
         st_mtime_ns as `list_parts` found it, before it looked into them."""
+        ...
+
+
+@runtime_checkable
+class CopyingSource(Source, Protocol):
+    """A source whose images are copied before they are read; `list_parts` copies what is not copied yet."""
+
+    progress: Callable[[int, int], None]  # called with the bytes that are copied, and that will be
+
+    def count_samples(self) -> int:
+        """Good and bad ones; copies nothing."""
+        ...
+
+    def count_bytes_to_copy(self) -> int:
+        """Of images that are not copied yet."""
         ...
 
 

@@ -193,6 +193,12 @@ def test_the_short_form_is_one_source(tmp_path: Path) -> None:
             "{sources: []}",
             "2:17: data.sources: the list has the wrong length; write data.sources: [{images: ./pokemon}",
         ),
+        (
+            "{images: ./a, background: '#ffffff80'}",
+            '2:33: data.background: must be a colour that hides what is behind it, by its name or as "#rrggbb" in '
+            "quotes, not '#ffffff80'",
+        ),
+        ("{images: ./a, caption_tokens: 77}", "2:37: data.caption_tokens: must be 75, 150 or 225, not 77"),
         ("{sources: [./a]}", "2:18: data.sources[0]: must be a mapping (key: value lines), not './a'"),
         ("{sources: [{image: ./a}]}", "2:19: unknown key data.sources[0].image; did you mean data.sources[0].images?"),
         ("{sources: [{images: ./a, repeats: 0}]}", "2:41: data.sources[0].repeats: must be more than 0, not 0"),

@@ -93,7 +93,7 @@ def test_what_the_encoder_of_a_vae_holds_at_its_peak(dtype: torch.dtype) -> None
     assert live.peak == pytest.approx(3 * VAE_TENSORS * dtype.itemsize * blocks[0] * 512**2, rel=0.01)
 
 
-def measure(config: dict[str, Any], side: int, dtype: torch.dtype, recomputed: bool) -> int:
+def measure(config: dict[str, Any], side: int, dtype: torch.dtype, recomputed: bool, tokens: int = 77) -> int:
     """Bytes of all storages, the parameters' apart, that one sample's forward pass saves."""
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -107,7 +107,7 @@ def measure(config: dict[str, Any], side: int, dtype: torch.dtype, recomputed: b
         if recomputed:
             unet.enable_gradient_checkpointing()
         latents = torch.empty(1, 4, side, side, dtype=dtype)
-        text = torch.empty(1, 77, config["cross_attention_dim"], dtype=dtype)
+        text = torch.empty(1, tokens, config["cross_attention_dim"], dtype=dtype)
         more = {}
         if config.get("addition_embed_type"):
             more["added_cond_kwargs"] = {
@@ -139,6 +139,13 @@ def test_what_is_counted_is_what_autograd_saves(
     counted = count_activations(config, side, width=dtype.itemsize, recomputed=recomputed)
     assert counted is not None
     assert counted.kept == pytest.approx(measure(dict(config), side, dtype, recomputed), rel=0.01)
+
+
+@pytest.mark.parametrize("recomputed", [False, True], ids=["plain", "checkpointing"])
+def test_long_captions_are_counted(recomputed: bool) -> None:
+    counted = count_activations(TINY, 8, width=4, recomputed=recomputed, tokens=231)
+    assert counted is not None
+    assert counted.kept == pytest.approx(measure(dict(TINY), 8, torch.float32, recomputed, tokens=231), rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.schema import RunConfig
-from configs.solve.length import solve_length
+from configs.solve.length import count_epoch, solve_length
 
 
 def config(**keys: object) -> RunConfig:
@@ -38,6 +38,15 @@ def test_epochs_take_the_fewest_steps_that_cover_them(batch: int, dataset: int, 
     length = solve_length(config(epochs=epochs), batch, dataset)
     wanted = Fraction(str(epochs)) * dataset
     assert length.steps * batch >= wanted > (length.steps - 1) * batch
+
+
+def test_an_epoch_is_every_source_as_often_as_its_repeats_say() -> None:
+    data = {"sources": [{"images": "a", "repeats": 0.1}, {"images": "b", "repeats": 2}, {"images": "c"}]}
+    mixed = config(data=data, epochs=3)
+    epoch = count_epoch(mixed.data, [5, 100, 7])
+    assert epoch == Fraction(415, 2)
+    length = solve_length(mixed, 10, epoch)
+    assert (length.steps, length.epochs_after(83)) == (63, 4.0)
 
 
 def test_epochs_need_a_dataset() -> None:

@@ -8,7 +8,7 @@ from configs.errors import UserError
 from configs.pipelines import SD1, SDXL, PipelineSize
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, solve_batch
-from configs.solve.device_memory import estimate_device_memory
+from configs.solve.device_memory import VAE_TENSORS, estimate_device_memory
 from configs.solve.hardware import GIB, MARGIN, Hardware, parse_memory
 from configs.solve.settle import UNKNOWN_ZERO, Settled, check_precision, settle_memory, settle_precision
 
@@ -36,6 +36,22 @@ def settle(
 def settle_whole(shape: tuple[int, int], hardware: Hardware, size: PipelineSize, **changes: Any) -> Settled:
     written = config(**({"precision": "bf16"} | changes))
     return settle_memory(written, solve_batch(written, Shape(*shape)), hardware, size)
+
+
+def test_memory_is_planned_for_the_size_that_takes_most() -> None:
+    """Sixteen squares of 512 pixels are encoded in two slices, sixteen images of 576 × 448 in one."""
+    data = {"images": "-", "buckets": {}}
+    written = config(precision="bf16", batch=16, zero=2, gradient_checkpointing=True, data=data)
+    planned = estimate_device_memory(written, BatchPlan(Shape(1, 1), 16, 1), SD1, H100)
+    assert planned.activations == 16 * 576 * 448 * 2 * VAE_TENSORS * 128
+
+
+def test_an_open_micro_batch_divides_the_grain() -> None:
+    """Of 64 samples per rank 20 would fit and 16 divide them; the grain of 24 leaves 8."""
+    buckets = {"images": "-", "buckets": {"side": 512, "grain": 24}}
+    squares = settle((1, 4), micro_batch="auto", gradient_checkpointing=False, zero=2)[1]
+    assert squares > 8
+    assert settle((1, 4), micro_batch="auto", zero=2, data=buckets)[1:] == (8, 8)
 
 
 @pytest.mark.parametrize(

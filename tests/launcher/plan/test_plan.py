@@ -166,15 +166,55 @@ def test_bad_input_ends_with_2_and_one_message(lockstep: Lockstep, tmp_path: Pat
         assert "Traceback" not in shell.err
 
 
-def test_planning_counts_the_images_and_writes_nothing(lockstep: Lockstep, tmp_path: Path) -> None:
+def test_planning_counts_the_images_and_writes_nothing_but_their_index(lockstep: Lockstep, tmp_path: Path) -> None:
     (tmp_path / "pokemon").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"pokemon/{number}.png")
         (tmp_path / f"pokemon/{number}.txt").write_text("a dragon")
     before = sorted(tmp_path.rglob("*"))
+    found = plan_json(lockstep, "runs=./another-machine's/runs")
+    assert found["dataset_samples"] == 3
+    assert sorted(tmp_path.rglob("*")) == before, "the folder of runs has no folder to be in"
     found = plan_json(lockstep, "runs=./runs")
     assert (found["dataset_samples"], found["run_dir"]) == (3, str(tmp_path / "runs/pokemon"))
-    assert sorted(tmp_path.rglob("*")) == before
+    kept = [path for path in tmp_path.rglob("*") if path not in before]
+    assert {path.relative_to(tmp_path).parts[:3] for path in kept if path.is_file()} == {("runs", ".lockstep", "index")}
+
+
+def test_buckets_are_listed_with_their_samples_and_what_they_save(lockstep: Lockstep, tmp_path: Path) -> None:
+    """Of 4:3, bucket 576×448 shows all but 1/28; the square a quarter less. Two of nine images count twice."""
+    for name, sizes in {"a": [(8, 8)] * 4 + [(80, 60)] * 3, "b": [(60, 80)] * 2}.items():
+        (tmp_path / name).mkdir()
+        for number, size in enumerate(sizes):
+            Image.new("RGB", size).save(tmp_path / f"{name}/{number}.png")
+            (tmp_path / f"{name}/{number}.txt").write_text("a dragon")
+    (tmp_path / "odd.yaml").write_text(BUCKETED)
+    shell = lockstep("plan", "odd.yaml")
+    assert shell.code == 0, shell.err
+    assert "length   9 samples, 11 in an epoch → 0.115 steps/epoch; 100 steps → 9,600 samples" in shell.out
+    assert (
+        "buckets  448×576: 2 | 512×512: 4 | 576×448: 3; 2.3% of an image is cropped away (15.9% as squares);\n"
+        "         grain 32 allows micro-batches of 1, 2, 4, 8, 16, 32\n"
+    ) in shell.out
+    found = json.loads(lockstep("plan", "odd.yaml", "--json").out)
+    assert found["buckets"]["sizes"][0] == {"width": 448, "height": 576, "samples": 2}
+    assert found["buckets"]["cropped_as_squares"] == pytest.approx(7 / 11 / 4)
+    assert (found["buckets"]["grain"], found["epoch_samples"]) == (32, 11.0)
+    shell = lockstep("plan", "odd.yaml", "micro_batch=24")
+    assert (shell.code, shell.out) == (2, "")
+    assert "micro_batch 24 does not divide the grain of 32 samples" in shell.err
+
+
+BUCKETED = """
+name: odd
+model: stable-diffusion-v1-5/stable-diffusion-v1-5
+data:
+  sources: [{images: ./a}, {images: ./b, repeats: 2}]
+  buckets: {side: 512, step: 64, max_ratio: 2}
+batch: 96
+steps: 100
+runs: ./runs
+"""
 
 
 def test_a_started_run_says_where_it_continues(lockstep: Lockstep, tmp_path: Path) -> None:

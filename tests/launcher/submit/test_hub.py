@@ -92,7 +92,7 @@ def test_a_repository_that_holds_no_pipeline(folder: Path, hub: FakeHub) -> None
 
 def test_a_pipeline_that_can_be_trained_is_fetched_whole(folder: Path, hub: FakeHub) -> None:
     make_model_folder(hub.model)
-    command = [sys.executable, "-c", "from launcher.submit.hub import resolve_model; print(resolve_model('me/mine'))"]
+    command = [sys.executable, "-c", "from launcher.hub import resolve_model; print(resolve_model('me/mine'))"]
     done = subprocess.run(
         command, env=ENVIRONMENT | environment(folder, hub), capture_output=True, text=True, check=True
     )

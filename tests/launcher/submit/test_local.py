@@ -24,6 +24,7 @@ TAGS = {
     "throughput/samples_per_sec",
     "time/step_s",
     "time/data_wait_pct",
+    "totals/bad_samples",
     "totals/epochs",
     "totals/samples_seen",
     "usage/peak_memory_gib",

@@ -42,6 +42,8 @@ OTHER = {  # another run
     "precision: fp32 → bf16": ("precision=bf16",),
     "ema: false → true": ("ema=true",),
     "batch: 8 → 4": ("batch=4",),
+    "data.buckets: false → true": ("data.buckets={side: 32, step: 8}",),
+    "data.crop: center → random": ("data.crop=random", "data.crops=2"),
 }
 
 
@@ -88,6 +90,14 @@ def test_another_run(desk: Desk, change: str) -> None:
     with pytest.raises(UserError) as refused:
         desk.ready(*OTHER[change])
     assert str(refused.value).startswith(f"{run} holds another run:\n  {change}\n")
+
+
+def test_a_grain_is_the_same_whether_or_not_it_is_written(desk: Desk) -> None:
+    """Of a batch of 8 it is 8; with another one, other samples follow each other."""
+    left_open, written, other = (
+        content(desk.ready(f"data.buckets={{side: 32, step: 8, grain: {grain}}}")) for grain in ("null", 8, 4)
+    )
+    assert left_open == written != other
 
 
 def test_other_images_or_another_model_are_another_run(desk: Desk) -> None:

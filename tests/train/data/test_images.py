@@ -14,9 +14,9 @@ from PIL import Image
 from configs.schema import DataConfig
 from configs.solve.buckets import CropSize
 from store.dataset.headers import open_header, read_upright_size
-from train.data import colours
+from train.data import colours, images
 from train.data.colours import flatten_colours
-from train.data.images import Crop, load_crop, scale_pixels
+from train.data.images import Crop, describe_crop, load_crop, scale_pixels
 
 DATA = DataConfig(images="x")
 WHITE = [255, 255, 255]
@@ -241,6 +241,48 @@ def test_the_square_is_a_part_of_the_resized_image(
     apart = np.abs(levels(path, 64, at) - expected)
     assert apart.max() <= 1
     assert (apart > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (100, 37), (20, 61), (64, 64), (64, 200), (601, 64)])
+@pytest.mark.parametrize("cut", [CropSize(40, 72), CropSize(72, 40)])
+@pytest.mark.parametrize("at", [(0.5, 0.5), (0.3, 0.8)])
+def test_any_crop_is_a_part_of_the_image_that_just_covers_it(
+    tmp_path: Path, size: tuple[int, int], cut: CropSize, at: tuple[float, float]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path / "noise.png")
+    scale = max(cut.width / size[0], cut.height / size[1])
+    width, height = max(cut.width, round(size[0] * scale)), max(cut.height, round(size[1] * scale))
+    whole = Image.open(path).resize((width, size[1]), Image.Resampling.LANCZOS)
+    whole = whole.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = int(at[0] * (width - cut.width + 1)), int(at[1] * (height - cut.height + 1))
+    expected = np.asarray(whole.crop((left, top, left + cut.width, top + cut.height))).astype(int)
+    with open(path, "rb") as file:
+        shown, crop = load_crop(file, DATA, cut, at, False)
+    apart = np.abs(shown.transpose(1, 2, 0).astype(int) - expected)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 2e-3
+    assert crop == Crop((size[1], size[0]), (top, left)) == describe_crop(*size, cut, at)
+    assert min(width - cut.width, height - cut.height) == 0
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    """Also where it lies on its side: at a half, of 1600 × 800 pixels for 640 × 384 of them."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.linear_gradient("L").convert("RGB").resize((1600, 800))
+    stored = image if orientation == 1 else image.transpose(Image.Transpose.ROTATE_90)
+    path = saved(stored, tmp_path / "wide.jpg", exif=exif, quality=95)
+    decoded = []
+    monkeypatch.setattr(images, "flatten_colours", lambda shown, _: decoded.append(shown.size) or shown.convert("RGB"))
+    with open(path, "rb") as file:
+        shown, crop = load_crop(file, DATA, CropSize(384, 640), (0.5, 0.5), False)
+    assert decoded == [(800, 400)]
+    assert (shown.shape, crop.original) == ((3, 384, 640), (800, 1600))
+    assert shown[0, 0].mean() < 40 < 215 < shown[0, -1].mean()
 
 
 @pytest.mark.parametrize(("suffix", "how"), [("png", {}), ("jpg", {}), ("jpg", {"exif": 6})])

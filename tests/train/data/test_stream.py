@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from configs.pipelines import LatentShape
 from configs.schema import DataConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.buckets import CropSize
+from store.dataset.bad_decodes import BadDecode
 from store.dataset.build import build_index
 from store.dataset.sources.image_folder import ImageFolder
+from tests.odd_images import make_odd_images
 from train.data.images import Crop, load_crop
 from train.data.stream import Stream, list_positions, micro_batches
 
@@ -34,9 +37,9 @@ def timestep(u: float) -> int:
     return int(1000 * u)
 
 
-def stream(folder: Path, **data) -> Stream:
+def stream(folder: Path, batch: int | None = None, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
-    config = RunConfig(name="s", model="m", data=settings, seed=3)
+    config = RunConfig(name="s", model="m", data=settings, seed=3, batch=batch)
     return Stream(config, build_index([ImageFolder(folder)], None).index, letters, latent_shape, timestep)
 
 
@@ -97,12 +100,46 @@ def test_an_image_that_does_not_decode_stops_with_its_name(tmp_path, workers):
         list(batches)
 
 
-def test_skipping_takes_the_next_sample_and_names_the_bad_one(tmp_path, capsys):
-    folder = broken_folder(tmp_path)
-    source = stream(folder, on_bad_sample="skip", caption_dropout=0)
-    assert sorted(caption(source.sample(p)) for p in range(2)) == ["a", "a"]
-    assert "skipped" in (said := capsys.readouterr().out)
-    assert "b.png" in said
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipping_takes_the_next_sample_and_tells_of_the_bad_one(tmp_path, workers):
+    """With the micro-batch in which it does, and not as soon as a worker that decodes ahead has found it."""
+    source = stream(broken_folder(tmp_path), on_bad_sample="skip", caption_dropout=0, workers=workers)
+    bad = [position for position in range(8) if source.image_at(position) == "b.png"]
+    told: list[BadDecode] = []
+    batches = micro_batches(
+        source, BatchPlan(Shape(1, 1), 2, 1), 0, range(1, 5), pin_memory=False, report_bad=told.append
+    )
+    for end, micro_batch in zip(range(2, 10, 2), batches, strict=True):
+        assert [caption({"letters": letters}) for letters in micro_batch["letters"]] == ["a", "a"]
+        assert [found.position for found in told] == [position for position in bad if position < end]
+    assert {found.sample.name for found in told} == {"b.png"}
+    assert re.fullmatch(r"skipped .*/b\.png: does not decode \(.*\); position \d takes the next one", str(told[0]))
+
+
+def test_every_micro_batch_of_a_bucketed_stream_has_one_size(tmp_path):
+    folder = make_odd_images(tmp_path / "odd", 19)
+    source = stream(folder, batch=12, resolution=32, buckets={"side": 32, "step": 8})
+    shapes = set()
+    for start in range(0, 96, 6):
+        micro_batch = source[range(start, start + 6)]
+        shapes.add((*micro_batch["pixels"].shape[2:], *micro_batch["noise"].shape[2:]))
+        assert micro_batch["posterior"].shape == micro_batch["noise"].shape
+    assert shapes == {(32, 32, 8, 8), (40, 24, 10, 6), (24, 40, 6, 10)}
+
+
+def test_what_stands_for_a_bad_sample_has_its_size(tmp_path):
+    folder = make_odd_images(tmp_path / "odd", 19)
+    wide = [path for path in sorted(folder.glob("*.png")) if Image.open(path).size == (80, 40)]
+    for path in wide[1:]:
+        path.write_bytes(path.read_bytes()[:60])
+    source = stream(folder, batch=12, buckets={"side": 32, "step": 8}, on_bad_sample="skip")
+    for start in range(0, 60, 12):
+        assert len(source[range(start, start + 12)]["position"]) == 12
+    for path in folder.glob("*.png"):
+        if Image.open(path).width > Image.open(path).height:
+            path.write_bytes(path.read_bytes()[:60])
+    broken = [source[range(start, start + 12)] for start in range(0, 60, 12)]
+    assert any(re.search("not one of 6 images decodes that are cut to 40×24", str(error)) for error in broken)
 
 
 def broken_folder(tmp_path: Path) -> Path:

@@ -8,7 +8,9 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from configs.solve.buckets import list_crop_sizes
 from store.run.run_dir import RunDir
+from tests.odd_images import make_bucket_data
 from tests.ranks import run_ranks
 from tests.runs import new_run, next_attempt
 from train.models import compile
@@ -46,6 +48,33 @@ def test_what_is_compiled_learns_the_same_in_every_engine(
         assert eager["graphs"] == [0, 0]
         assert 0 < compiled["graphs"][0] == compiled["graphs"][1], "compiled in the first step, and never again"
         assert compiled["breaks"] == 0, "each block is one graph"
+
+
+@pytest.mark.faults
+def test_every_size_of_the_buckets_is_compiled(tmp_path: Path, pipeline_folder: Path, image_folder: Path) -> None:
+    """Micro-batches of three sizes in a run learn what they do uncompiled."""
+    data = make_bucket_data(tmp_path)
+    data["buckets"] |= {"grain": 2}
+    run_ranks(2, PROGRAM, tmp_path, pipeline_folder, image_folder, json.dumps([{"engine": "fsdp2", "data": data}]))
+    eager, compiled = (json.loads((tmp_path / f"0-{how}.json").read_text()) for how in ("eager", "compiled"))
+    assert compiled["losses"] == pytest.approx(eager["losses"], rel=1e-5)
+    assert (eager["graphs"], compiled["breaks"]) == ([0, 0], 0)
+    assert 0 < compiled["graphs"][0] < compiled["graphs"][1]
+
+
+def test_no_size_of_the_buckets_is_left_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch stops compiling a function at its limits, in silence, and counts what it compiled for each size."""
+    monkeypatch.setattr(compile, "_find_problem", lambda _: None)
+    few, many = ({"images": "-"}, {"images": "-", "buckets": {"side": 1024, "max_ratio": 4}})
+    limits = []
+    for data in (few, many):
+        config = RunConfig(name="a", model="m", data=data, compile=True)
+        with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+            compile_blocks(torch.nn.Linear(2, 2), config, CPU)
+            limits.append((torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit))
+    sizes = len(list_crop_sizes(config.data))
+    assert sizes > 13
+    assert limits[1] == tuple(sizes * limit for limit in limits[0])
 
 
 @pytest.mark.faults

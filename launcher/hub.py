@@ -1,0 +1,166 @@
+"""From names on the hub to files on this machine, before anything starts: ranks then run offline."""
+
+import fnmatch
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from configs.errors import UserError
+from configs.pipelines import NO_INDEX, check_model_folder, check_pipeline_class, read_pipeline_class
+from configs.schema import SourceConfig
+from launcher.hub_files import choose_hub_files
+
+# fp32 safetensors and what lies around them; not the single-file, fp16, ONNX or Flax copies of the same weights
+_NEEDED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+_OTHER_COPIES = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "onnx/*", "*/flax_*"]
+_OTHER_MODEL = "name a diffusers folder"
+PATIENCE = 5  # seconds for one answer of the hub, whose client asks four times
+
+
+def check_model(model: str) -> None:
+    """Refuse a model that this version cannot train. Of a hub id only `model_index.json` is fetched, a few hundred
+    bytes, so that this may come before anything that takes long.
+
+    Raises UserError where the model is not a pipeline we train, or cannot be had.
+    """
+    if Path(model).is_absolute():
+        check_model_folder(Path(model))
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with _hub_errors(f"model {model}", _OTHER_MODEL):
+        try:
+            index = hf_hub_download(model, "model_index.json", local_files_only=not _is_hub_up(model))
+        except RemoteEntryNotFoundError:
+            raise UserError(f"{model}: {NO_INDEX}") from None
+    check_pipeline_class(model, read_pipeline_class(Path(index)))
+
+
+def resolve_model(model: str) -> Path:
+    """The folder of `model`: itself where it is a path, else the hub's snapshot, named by its commit.
+
+    Raises UserError where it cannot be had or is not a pipeline we train.
+    """
+    folder = Path(model) if Path(model).is_absolute() else _fetch_snapshot(model)
+    check_model_folder(folder)
+    return folder
+
+
+def _fetch_snapshot(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"model {repo}", _OTHER_MODEL):
+        folder = snapshot_download(
+            repo,
+            allow_patterns=_NEEDED,
+            ignore_patterns=_OTHER_COPIES,
+            local_files_only=not _is_hub_up(repo),
+        )
+    return Path(folder)
+
+
+def resolve_tokenizer(model: str) -> Path:
+    """A folder with the tokenizer of `model`, which is all that is fetched of it. Raises UserError where it cannot be
+    had."""
+    if Path(model).is_absolute():
+        check_model_folder(Path(model))
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"model {model}", _OTHER_MODEL):
+        return Path(snapshot_download(model, allow_patterns="tokenizer/*", local_files_only=not _is_hub_up(model)))
+
+
+def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
+    """`source` itself, or for a data set of the hub its files on this machine, in a folder named by the commit.
+
+    fetch: ask the hub, and fetch what is missing; else only what is here is looked at. Raises UserError where it cannot
+    be had, or nobody can tell which of its files are meant.
+    """
+    if source.hub is None:
+        return source
+    folder = _fetch_dataset(source.hub, source.revision, fetch)
+    files = choose_hub_files(source.hub, _list_names(folder))
+    settings = source.model_dump(include={"caption", "repeats"})
+    return SourceConfig.model_validate({files.kind: str(folder / files.pattern), **settings})
+
+
+def _fetch_dataset(repo: str, revision: str | None, fetch: bool) -> Path:
+    """The folder of its snapshot."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    cure = f"fetch it where there is a network: hf download --repo-type dataset {repo}"
+    with _hub_errors(f"data set {repo}", cure):
+        if not fetch or not _is_hub_up(repo, "dataset"):
+            find = partial(snapshot_download, repo, repo_type="dataset", revision=revision, local_files_only=True)
+            folder = Path(find(allow_patterns=[]))
+            files = choose_hub_files(repo, _list_names(folder))
+            find(allow_patterns=files.pattern.replace("**/", "*"))  # raises where the client knows of files that lack
+            _check_whole(repo, folder, cure)
+            return folder
+        listed = HfApi().dataset_info(repo, revision=revision).siblings or []
+        names = choose_hub_files(repo, [file.rfilename for file in listed]).names
+        patterns = [glob.escape(name) for name in names]
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+
+
+def _list_names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
+
+
+def _check_whole(repo: str, folder: Path, cure: str) -> None:
+    """Raises UserError where a download ended early: the hub's client takes what is there for the whole."""
+    missing = [path.name for path in (folder.parents[1] / "blobs").glob("*.incomplete")]
+    names = {path.name for path in folder.rglob("*-of-*") if path.exists()}
+    for name in sorted(names):
+        numbered = re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(.*)", name)
+        if numbered is None:
+            continue
+        start, number, middle, total, end = numbered.groups()
+        pattern = f"{start}{'?' * len(number)}{middle}{total}*"
+        if len(fnmatch.filter(names, pattern)) < int(total):
+            missing.append(f"one of {start}*{middle}{total}{end}")
+    if missing:
+        raise UserError(f"data set {repo}: is not here as a whole ({missing[0]} is missing); {cure}")
+
+
+@contextmanager
+def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
+    """What the hub's client raises in here becomes a UserError with its cure; `elsewhere`: where else `what` is had."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+        return
+    except GatedRepoError:
+        cure = "accept its terms on the hub and run `hf auth login`"
+    except (RepositoryNotFoundError, HFValidationError):
+        cure = "check the name, or run `hf auth login` if it is private"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        cure = f"the hub does not answer and it is not in the cache ({type(error).__name__}); {elsewhere}"
+    raise UserError(f"{what}: cannot be fetched: {cure}")
+
+
+def _is_hub_up(repo: str, kind: Literal["model", "dataset"] = "model") -> bool:
+    """Whether the hub can be asked for `repo`. A download itself would wait for ever for a network that is silent."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    try:
+        HfApi().repo_info(repo, repo_type=kind, timeout=min(PATIENCE, constants.HF_HUB_ETAG_TIMEOUT))
+    except HfHubHTTPError:
+        return True
+    except (HTTPError, OSError):
+        return False
+    return True

@@ -1,0 +1,69 @@
+"""Which files of a data set on the hub are its samples."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from configs.errors import UserError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+TARS = (".tar", ".tar.gz", ".tgz")
+_OTHER_SPLITS = re.compile(r"(.*[/_.-])?(test|val|valid|validation|dev|eval)([/_.-].*)?")
+# Where a train split lies, as datasets has it: patterns of paths without suffix, and expressions; the first that fits.
+_TRAIN = {
+    "**/train[-._]*": r"(.*/)?train[-._][^/]*",
+    "**/train": r"(.*/)?train",
+    "**/*[-._]train[-._]*": r"(.*/)?[^/]*[-._]train[-._][^/]*",
+    "**/train/**/*": r"(.*/)?train/.*",
+}
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """The samples' files, and what finds them again in the data set's folder."""
+
+    kind: Literal["parquet", "tars", "images"]
+    pattern: str
+    names: list[str]
+
+
+def choose_hub_files(repo: str, names: Sequence[str]) -> HubFiles:
+    """The parquet files among `names`, else the tar shards, else the images; of the train split where there are splits.
+
+    Raises UserError where there is nothing of all this, or the files are of several subsets.
+    """
+    for kind, suffixes in (("parquet", (".parquet",)), ("tars", TARS)):
+        found = sorted(name for name in names if name.endswith(suffixes))
+        if found:
+            pattern, chosen = _choose_split(repo, found)
+            suffix = PurePosixPath(chosen[0]).suffix
+            files = HubFiles(kind, f"{pattern}{suffix}", chosen)  # type: ignore[arg-type]
+            _check_subsets(repo, files)
+            return files
+    if any(name.lower().endswith(IMAGES) for name in names):
+        below = [name for name in names if name.startswith("train/")]
+        return HubFiles("images", "train" if below else "", below or list(names))
+    listed = ", ".join(sorted(names)[:5]) or "none"
+    raise UserError(f"data set {repo}: holds no parquet files, tar shards or images (its files: {listed})")
+
+
+def _choose_split(repo: str, names: list[str]) -> tuple[str, list[str]]:
+    """A pattern without suffix, and what fits it."""
+    for pattern, expression in _TRAIN.items():
+        chosen = [name for name in names if re.fullmatch(expression, str(PurePosixPath(name).with_suffix("")))]
+        if chosen:
+            return pattern, chosen
+    if not any(_OTHER_SPLITS.fullmatch(name) for name in names):
+        return "**/*", names
+    raise UserError(f"data set {repo}: has splits, and none is named train; its files: {', '.join(names[:5])}")
+
+
+def _check_subsets(repo: str, files: HubFiles) -> None:
+    folders = sorted({str(PurePosixPath(name).parent) for name in files.names})
+    if files.kind == "parquet" and len(folders) > 1:
+        raise UserError(
+            f"data set {repo}: has parquet files in several folders ({', '.join(folders[:5])}), which may be several "
+            f"subsets; fetch it with hf download --repo-type dataset {repo}, and name one with parquet: PATH"
+        )
