@@ -119,7 +119,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         newest_step=checkpoints[-1].step if checkpoints else None,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=plan_memory(settled, hardware, size),
-        encodings=None if config.data.cached == "off" else plan_encodings(config, size, hardware, data.samples),
+        encodings=plan_encodings(config, size, hardware, data.samples, data.version),
         reasons=reasons,
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),

@@ -21,7 +21,7 @@ from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
 from store.dataset.kept_index import KeptIndex
-from store.dataset.run_index import place_run_index
+from store.dataset.run_index import identify_dataset, place_run_index
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir, write_atomic
@@ -75,11 +75,12 @@ def prepare_run(
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
-    meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
+    digest = identify_dataset(index, config)
+    meanings = _meanings(config, model, digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
     sizes = index.source_sizes
-    submission = Submission(model, len(index), index.digest, content, inputs.hardware, sizes, only_encode)
+    submission = Submission(model, len(index), digest, content, inputs.hardware, sizes, only_encode)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready

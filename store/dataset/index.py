@@ -9,7 +9,6 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +22,7 @@ from store.dataset.image_file import open_image_file
 from store.dataset.sample import Sample, format_sample
 
 _FORMAT = b"1"
-_BATCH_ROWS = 2**20  # of every record batch but the last: where a row lies follows from its number
+_BATCH_ROWS = 2**16  # of every record batch but the last: where a row lies follows from its number
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.large_string(), nullable=False),
@@ -43,6 +42,7 @@ class Index:
     """Made by `open_file` or `from_samples`."""
 
     digest: str  # the identity of the dataset: SHA-256 of its samples' names, captions and lengths
+    sized_digest: str  # the identity of the dataset and of the images' widths and heights
     version: str  # changes also with the size or the time of any file
     roots: list[Path]  # of each source: the folder that its files are relative to
     source_sizes: list[int]  # samples of each source
@@ -55,6 +55,7 @@ class Index:
         last, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         facts = json.loads(metadata[b"facts"])
         self.digest = facts["digest"]
+        self.sized_digest = facts["sized_digest"]
         self.version = facts["version"]
         self.roots = [Path(root) for root in facts["roots"]]
         self.source_sizes = facts["source_sizes"]
@@ -67,7 +68,7 @@ class Index:
         """The index in `path`, memory-mapped. Raises LockstepError where it is damaged or of a newer version."""
         try:
             return cls(pa.memory_map(str(path)))
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             cure = "submit the run again, which writes it anew"
             raise LockstepError(f"{path}: is damaged, or of another version of Lockstep ({error}); {cure}") from None
 
@@ -106,17 +107,17 @@ class Index:
         """Whether widths and heights are known, which earlier versions did not look at."""
         return len(self) > 0 and self[0].width > 0
 
-    @cached_property
+    @property
     def widths(self) -> NDArray[np.int32]:
-        """Of all upright images, in pixels. The file's own bytes, not a copy, up to 1,048,576 samples."""
+        """Of all upright images, in pixels. A copy, which the index does not keep: 4 bytes for each."""
         return self._read_numbers("width")
 
-    @cached_property
+    @property
     def heights(self) -> NDArray[np.int32]:
         """As `widths`."""
         return self._read_numbers("height")
 
-    @cached_property
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Of all images' files, in bytes; as `widths`."""
         return self._read_numbers("length")
@@ -130,7 +131,7 @@ class Index:
 
     def _read_numbers(self, column: str) -> NDArray[Any]:
         parts = [batch.column(column).to_numpy() for batch in self._batches]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
+        return np.concatenate([np.empty(0, np.int32), *parts])
 
 
 def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
@@ -146,7 +147,7 @@ def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) ->
 
 
 def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
-    digest, stamps = hashlib.sha256(), hashlib.sha256()
+    digest, shapes, stamps = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     sizes = [0] * len(roots)
     rows = iter(samples)
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
@@ -155,11 +156,13 @@ def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], root
                 if sample.source and not sizes[sample.source]:
                     digest.update(f'{{"source": {sample.source}}}\n'.encode())
                 digest.update(format_sample(sample).encode())
+                shapes.update(b"%d %d\n" % (sample.width, sample.height))
                 stamps.update(sample.stamp)
                 sizes[sample.source] += 1
             writer.write_batch(_make_batch(chunk))
         facts = {
             "digest": digest.hexdigest(),
+            "sized_digest": hashlib.sha256(digest.digest() + shapes.digest()).hexdigest(),
             "version": hashlib.sha256(digest.digest() + stamps.digest()).hexdigest(),
             "roots": [str(root) for root in roots],
             "source_sizes": sizes,
