@@ -89,7 +89,9 @@ def digest(tensors: Tensors) -> str:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    """All but locks and the index of the images, which a refused submit leaves for the next one."""
+    paths = (path for path in folder.rglob("*") if path.name != "lock" and ".lockstep" not in path.parts)
+    files = (path for path in paths if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -271,6 +273,7 @@ def test_ranks_that_slurm_requeues_go_on_without_a_submit(old: Path) -> None:
     """They find the earlier version's list of samples, in which no image was measured."""
     run = RunDir(old / "runs/old-local")
     config = load_config(run.config_path)
+    run.stop_request_path.unlink(missing_ok=True)
     attempt = open_attempt(run, config, plan_batch(run, config, Shape(1, 2)))
     run_ranks(2, FAULTY_ATTEMPT, run.path, attempt.number, "{}")
     end = json.loads(attempt.end_path.read_text())
