@@ -15,7 +15,7 @@ from store.dataset.sources.base import Part, make_stamp
 from store.dataset.sources.captions import read_captions
 from store.dataset.sources.copied_images import CopiedImage, count_copied_groups, is_copied, list_copies, write_copies
 from store.dataset.sources.parquet_file import ParquetImages
-from store.dataset.sources.places import find_files, stat_file
+from store.dataset.sources.places import find_files, read_times, stat_file
 
 
 class ParquetFiles:
@@ -45,8 +45,7 @@ class ParquetFiles:
             yield self._make_sample(f"{part.name}:{row}", copies, image, caption)
 
     def list_watched(self) -> dict[Path, int]:
-        paths = [self._folder, *(self._folder / name for name in self._names)]
-        return {path: stat_file(path).st_mtime_ns for path in paths}
+        return read_times(self._folder, self._names)
 
     def count_samples(self) -> int:
         """The rows of all files, good and bad; looks at their footers."""

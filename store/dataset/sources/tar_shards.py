@@ -20,7 +20,7 @@ from store.dataset.bad_samples import BadSampleError, describe_unreadable, forma
 from store.dataset.sample import BadSample, Sample
 from store.dataset.sources.base import Part, make_stamp
 from store.dataset.sources.captions import CAPTION_KEYS, is_unicode, read_captions
-from store.dataset.sources.places import find_files, stat_file
+from store.dataset.sources.places import find_files, read_times, stat_file
 from store.dataset.sources.walk import IMAGE_SUFFIXES
 
 # Compressed ones are found, too, so that they are refused and not left out.
@@ -66,8 +66,7 @@ class TarShards:
             raise UserError(describe_unreadable(path, error)) from None
 
     def list_watched(self) -> dict[Path, int]:
-        paths = [self.root, *(self.root / name for name in self._names)]
-        return {path: stat_file(path).st_mtime_ns for path in paths}
+        return read_times(self.root, self._names)
 
     def _make_sample(self, file: BinaryIO, shard: str, members: list[_Member]) -> Sample | BadSample:
         by_kind = {member.kind: member for member in members}
