@@ -32,6 +32,7 @@ class DataPlan:
     epoch: int | Fraction  # samples of one
     buckets: BucketPlan | None = None  # None also where nothing is known of the images
     notes: list[str] = field(default_factory=list)
+    version: str | None = None  # of the index; None where it was not looked at
 
 
 def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
@@ -59,7 +60,7 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         skipped = format_count(len(kept.bad_samples), "bad sample")
         notes.append(f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}")
     epoch = count_epoch(config.data, index.source_sizes)
-    return DataPlan(len(index), epoch, plan_buckets(config, batch, index), notes)
+    return DataPlan(len(index), epoch, plan_buckets(config, batch, index), notes, index.version)
 
 
 def plan_buckets(config: RunConfig, batch: int, index: Index) -> BucketPlan | None:
