@@ -61,10 +61,7 @@ def _split_pattern(path: Path) -> tuple[Path, Path]:
 
 def stat_file(path: Path) -> os.stat_result:
     """Of a file that was there a moment ago. Raises UserError where it cannot be looked at, or would be waited on."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise UserError(describe_unreadable(path, error)) from None
+    found = _stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{format_path(path)}: is no regular file")
     return found
@@ -75,4 +72,11 @@ def read_times(root: Path, names: list[str]) -> dict[Path, int]:
     went or was written again."""
     paths = {root / name for name in names}
     folders = {root, *(root / parent for name in names for parent in Path(name).parents)}
-    return {path: path.stat().st_mtime_ns for path in sorted(paths | folders)}
+    return {path: _stat(path).st_mtime_ns for path in sorted(paths | folders)}
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(describe_unreadable(path, error)) from None

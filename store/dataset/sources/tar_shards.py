@@ -47,10 +47,12 @@ class TarShards:
         """`place`: a tar, a folder of them, or a pattern; `caption`: a key of the samples' .json. Raises UserError
         where there is no tar."""
         self.caption = caption
+        self._times: dict[Path, int] = {}
         self.root, self._names = find_files("tars", place, SUFFIXES)
         self.identity = repr(("tars", place, caption))
 
     def list_parts(self) -> Iterator[Part | BadSample]:
+        self._times = read_times(self.root, self._names)
         for name in self._names:
             found = stat_file(self.root / name)
             yield Part(name, make_stamp(name, found.st_size, found.st_mtime_ns))
@@ -66,7 +68,7 @@ class TarShards:
             raise UserError(describe_unreadable(path, error)) from None
 
     def list_watched(self) -> dict[Path, int]:
-        return read_times(self.root, self._names)
+        return self._times
 
     def _make_sample(self, file: BinaryIO, shard: str, members: list[_Member]) -> Sample | BadSample:
         by_kind = {member.kind: member for member in members}
