@@ -20,8 +20,9 @@ from launcher.encodings import check_encodings_room
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
+from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
-from store.dataset.run_index import identify_dataset, place_run_index
+from store.dataset.run_index import place_run_index
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir, write_atomic
@@ -76,7 +77,7 @@ def prepare_run(
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
-    digest = identify_dataset(index, config)
+    digest = identify_dataset(config.data, index)
     meanings = _meanings(config, model, digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
