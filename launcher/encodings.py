@@ -26,6 +26,7 @@ class EncodingsPlan:
     sizes: list[EncodingsSize] | None
     per_second: float | None  # moments of one rank, when this model's were last encoded here
     device: str  # that this was measured on
+    encoded: bool  # whether all of it was there, when these samples were last encoded
 
     def count_minutes(self, ranks: int) -> float | None:
         """For all that a dataset needs, where nothing of it is there; None where nobody has measured it."""
@@ -34,8 +35,13 @@ class EncodingsPlan:
         return sum(size.count for size in self.sizes if size.kind == "moments") / self.per_second / ranks / 60
 
 
-def plan_encodings(config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int) -> EncodingsPlan:
-    """Reads what the cache's folder says of earlier times, and no encoding."""
+def plan_encodings(
+    config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int, version: str | None
+) -> EncodingsPlan | None:
+    """Reads what the cache's folder says of earlier times, and no encoding; None where nothing is cached. `version`: of
+    the samples' index, where there is one."""
+    if config.data.cached == "off":
+        return None
     sizes = estimate_encodings(config, size, hardware, samples)
     rates = [rate for rate in _read_rates(config) if (rate.device != "cpu") == hardware.gpus]
     newest = rates[-1] if rates else None
@@ -44,6 +50,7 @@ def plan_encodings(config: RunConfig, size: PipelineSize, hardware: Hardware, sa
         sizes,
         None if newest is None else newest.per_second,
         "" if newest is None else newest.device,
+        encoded=version is not None and _is_encoded(config, version),
     )
 
 
@@ -53,27 +60,35 @@ def describe_encodings(plan: EncodingsPlan, ranks: int) -> str:
         return f"unknown, because the model's files are not here → {plan.folder}"
     kinds = [f"{size.count:,} {size.kind}, {format_size(size.bytes)}" for size in plan.sizes]
     minutes = plan.count_minutes(ranks)
-    time = "the time is not known before the first are encoded"
-    if minutes is not None:
-        time = f"about {minutes:.0f} min at {plan.per_second:.3g} per second and rank, as measured on {plan.device}"
-    return f"{' and '.join(kinds)} where none are there; {time} → {plan.folder}"
+    time = "to encode; the time is not known before the first are"
+    if plan.encoded:
+        time = "encoded already"
+    elif minutes is not None:
+        speed = f"at {plan.per_second:.3g} per second and rank, as measured on {plan.device}"
+        time = f"to encode where none are there, about {minutes:.0f} min {speed}"
+    return f"{' and '.join(kinds)}, {time} → {plan.folder}"
 
 
 def encodings_to_json(plan: EncodingsPlan, ranks: int) -> dict[str, object]:
     """The same for programs."""
     sizes = None if plan.sizes is None else [dataclasses.asdict(size) for size in plan.sizes]
-    return {"folder": str(plan.folder), "sizes": sizes, "minutes": plan.count_minutes(ranks)}
+    return {"folder": str(plan.folder), "sizes": sizes, "minutes": plan.count_minutes(ranks), "encoded": plan.encoded}
 
 
 def check_encodings_room(config: RunConfig, index: Index, model: Path, hardware: Hardware) -> None:
     """Raises UserError where the run must encode and its encodings cannot be written, or have no room."""
     if config.data.cached == "off":
         return
-    name = find_map_name(config, index.version)
-    if any(list_path(config.cache_folder).glob(f"moments-*/maps/{name}/map.safetensors")):
-        return  # most of it is there, whoever wrote it
+    if _is_encoded(config, index.version):  # whoever did it
+        return
     sizes = estimate_encodings(config, read_model_size(str(model)), hardware, len(index)) or []
     check_room(config.cache_folder, sum(size.bytes for size in sizes))
+
+
+def _is_encoded(config: RunConfig, version: str) -> bool:
+    """Whether there are moments of this version of the index; by which VAE, the ranks find out."""
+    name = find_map_name(config, version)
+    return any(list_path(config.cache_folder).glob(f"moments-*/maps/{name}/map.safetensors"))
 
 
 def _read_rates(config: RunConfig) -> Iterator[EncodingRate]:

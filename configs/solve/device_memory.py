@@ -107,10 +107,13 @@ def count_vae_slices(samples: int, pixels: int) -> int:
 
 
 def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSize, hardware: Hardware) -> int | None:
-    """The larger one of what a micro-batch's pass keeps and what the VAE needs to encode its images before."""
+    """The larger one of what a micro-batch's pass keeps and what the VAE needs to encode its images before; where they
+    are cached, they were encoded before there was anything else."""
     sample = count_sample(config, size)
     if sample is None:
         return None
+    if config.data.cached != "off":
+        return micro_batch * sample.peak
     pixel: int = count_vae_width(config, hardware) * VAE_TENSORS * size.configs["vae"]["block_out_channels"][0]
     slices = [
         math.ceil(micro_batch / count_vae_slices(micro_batch, crop.pixels)) * crop.pixels
@@ -120,12 +123,15 @@ def _estimate_activations(config: RunConfig, micro_batch: int, size: PipelineSiz
 
 
 def _estimate_frozen(config: RunConfig, size: PipelineSize, hardware: Hardware) -> int | None:
-    """The VAE and the text encoders, in the dtype that they compute in."""
+    """The VAE and the text encoders, in the dtype that they compute in; but for those that the cache spares."""
     counts = {part: count for part, count in size.parameters.items() if part != "unet"}
     if "vae" not in counts or "text_encoder" not in counts:
         return None
-    vae = counts.pop("vae")
-    return count_vae_width(config, hardware) * vae + count_width(config) * sum(counts.values())
+    vae, text_encoders = counts.pop("vae"), sum(counts.values())
+    if config.pictures is None:  # which load what was spared
+        vae = vae if config.data.cached == "off" else 0
+        text_encoders = 0 if config.data.cached == "all" else text_encoders
+    return count_vae_width(config, hardware) * vae + count_width(config) * text_encoders
 
 
 def count_vae_width(config: RunConfig, hardware: Hardware) -> int:

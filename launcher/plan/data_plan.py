@@ -32,6 +32,7 @@ class DataPlan:
     epoch: int | Fraction  # samples of one
     buckets: BucketPlan | None = None  # None also where nothing is known of the images
     notes: list[str] = field(default_factory=list)
+    version: str | None = None  # of the index; None where it was not looked at
 
 
 def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
@@ -49,7 +50,8 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
     if uncopied is not None:
         copied = f"{format_size(uncopied.size)} of images to {uncopied.folder}"
         note = f"submit, and lockstep data, copy {copied}; a row of a parquet file cannot be read alone"
-        return DataPlan(uncopied.samples, uncopied.samples, notes=[note])
+        sizes = uncopied.source_sizes
+        return DataPlan(sum(sizes), count_epoch(config.data, sizes), notes=[note])
     kept = plan_dataset(config)
     index = kept.index
     check_bad_samples(config.data, kept.bad_samples, len(index))
@@ -58,7 +60,7 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         skipped = format_count(len(kept.bad_samples), "bad sample")
         notes.append(f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}")
     epoch = count_epoch(config.data, index.source_sizes)
-    return DataPlan(len(index), epoch, plan_buckets(config, batch, index), notes)
+    return DataPlan(len(index), epoch, plan_buckets(config, batch, index), notes, index.version)
 
 
 def plan_buckets(config: RunConfig, batch: int, index: Index) -> BucketPlan | None:

@@ -32,7 +32,7 @@ from store.encodings.maps import (
 from store.encodings.rate import EncodingRate
 from store.encodings.shards import ShardReader
 from train.context import RankContext
-from train.data.encodings import Encodings, KeptEncodings
+from train.data.encodings import NOTHING_KEPT, Encodings, KeptEncodings
 from train.data.workers import count_workers
 from train.encode.encoders import CaptionEncoder, Encoder, ImageEncoder, SampleInputs
 from train.encode.progress_line import ProgressLine
@@ -42,6 +42,7 @@ from train.progress import LOADING, WAITING_FOR_OTHERS
 
 AHEAD = 32  # samples that are read while others are encoded
 LOOK_PERIOD = 1.0  # seconds between two looks at what others have done
+POLL = 0.1  # seconds
 LEAST_MEASURED = 16  # encodings that tell how fast it goes
 
 
@@ -53,6 +54,8 @@ def encode_dataset(context: RankContext, model: DiffusionModel, index: Index) ->
     """
     config = context.config
     encoders: list[Encoder] = []
+    if not index.has_sizes:  # SLURM requeued a run of an earlier version; the next submit looks at them
+        return NOTHING_KEPT
     if config.data.cached != "off":
         encoders.append(ImageEncoder(config, model, index, count_workers(config.data.workers)))
     if config.data.cached == "all":
@@ -87,6 +90,7 @@ class _Stage:
         self.reader = ShardReader(self.folder.shards_path)
         self.shards = set[str]()
         self.changed = False
+        self.waited_since: float | None = None  # for other ranks, time.monotonic
         self.looked = 0.0  # at what others have done, time.monotonic
 
     def run(self) -> KeptEncodings | None:
@@ -128,14 +132,17 @@ class _Stage:
         self.folder.make(self.encoder.family)
         self.chunks_path.mkdir(parents=True, exist_ok=True)
         known = KnownEncodings(self.folder, verify=self.verify)
-        encoded, began = 0, time.monotonic()
+        encoded, longest, began = 0, LOOK_PERIOD, time.monotonic()
         with ThreadPoolExecutor(max(1, self.encoder.threads)) as pool:
             for number in self._list_order():
                 if self._has_stopped():
                     break
+                if number not in self.own:
+                    self._wait_for_owner(number, longest)
                 if not self._is_done(number, known):
+                    chunk_began = time.monotonic()
                     encoded += self._encode_chunk(number, known, pool)
-                    self.changed = True
+                    self.changed, longest = True, max(longest, time.monotonic() - chunk_began)
         if encoded >= LEAST_MEASURED and self.world.is_main_process:
             rate = EncodingRate(
                 encoded / (time.monotonic() - began), _describe(self.world.device), self.context.config.model
@@ -148,6 +155,16 @@ class _Stage:
         others = [number for number in range(len(self.chunks)) if number not in self.own]
         draw = random.Random(f"{self.context.plan.nonce} {self.world.rank}")
         return draw.sample(self.own, len(self.own)) + draw.sample(others, len(others))
+
+    def _wait_for_owner(self, number: int, seconds: float) -> None:
+        """Ranks that are equally fast come to their ends together. So what another has not done is left to it for as
+        long as a chunk takes, once, and taken over then: its owner may be gone."""
+        if self.waited_since is None:
+            self.waited_since = time.monotonic()
+        while time.monotonic() < self.waited_since + seconds and not self._has_stopped():
+            if number in list_chunk_maps(self.chunks_path):
+                return
+            time.sleep(POLL)
 
     def _has_stopped(self) -> bool:
         """Whether a notice has reached any rank: the others find a file, as nobody waits for them here."""

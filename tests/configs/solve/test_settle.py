@@ -21,7 +21,7 @@ NOTHING = PipelineSize({}, {})
 
 
 def config(**changes: Any) -> RunConfig:
-    data = {"images": "-", "resolution": changes.pop("resolution", 512)}
+    data = {"images": "-", "resolution": changes.pop("resolution", 512), "cache": "off"}
     return RunConfig.model_validate({"name": "settle", "model": "me/mine", "data": data, "batch": 256, **changes})
 
 
@@ -40,10 +40,24 @@ def settle_whole(shape: tuple[int, int], hardware: Hardware, size: PipelineSize,
 
 def test_memory_is_planned_for_the_size_that_takes_most() -> None:
     """Sixteen squares of 512 pixels are encoded in two slices, sixteen images of 576 × 448 in one."""
-    data = {"images": "-", "buckets": {}}
+    data = {"images": "-", "buckets": {}, "cache": "off"}
     written = config(precision="bf16", batch=16, zero=2, gradient_checkpointing=True, data=data)
     planned = estimate_device_memory(written, BatchPlan(Shape(1, 1), 16, 1), SD1, H100)
     assert planned.activations == 16 * 576 * 448 * 2 * VAE_TENSORS * 128
+
+
+def test_what_is_cached_takes_no_memory_but_where_pictures_are_drawn() -> None:
+    pictures = {"prompts": ["a fox"]}
+    vae, text_encoder = 2 * SD1.parameters["vae"], 2 * SD1.parameters["text_encoder"]
+    for cache, changes, frozen in (
+        ("off", {}, vae + text_encoder),
+        ("latents", {}, text_encoder),
+        ("all", {}, 0),
+        ("all", {"pictures": pictures}, vae + text_encoder),
+    ):
+        written = config(precision="bf16", zero=2, data={"images": "-", "cache": cache}, **changes)
+        planned = estimate_device_memory(written, BatchPlan(Shape(1, 1), 2, 128), SD1, H100)
+        assert planned.frozen == frozen
 
 
 def test_an_open_micro_batch_divides_the_grain() -> None:

@@ -1,5 +1,4 @@
-"""`lockstep cache`: a run's data is encoded and no more, by the machinery that trains it; what `plan`, `status`
-and `submit` make of that."""
+"""`lockstep cache`: a run's data is encoded and no more; and what `plan`, `status` and `submit` make of that."""
 
 import json
 import os
@@ -7,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.pipelines import SD1
+from configs.schema import RunConfig
+from configs.solve.hardware import Hardware
+from launcher.encodings import describe_encodings, plan_encodings
 from store.encodings.rate import EncodingRate
 from tests.launcher.desk import Desk
 from tests.launcher.runs import LOCAL, end_of, make_run
@@ -32,9 +35,8 @@ def test_a_run_is_encoded_alone_and_then_trained_without_encoding(model: Path) -
     assert (row["state"], row["step"]) == ("encoded", 0)
     assert "runs" not in lockstep("status", file.parent / "runs").stdout.replace(str(file.parent), "")
 
-    plan = lockstep("plan", file).stdout
-    assert "40 moments, 82.3 KiB" in plan, plan
-    assert "per second and rank, as measured on cpu" in plan
+    plan = " ".join(lockstep("plan", file).stdout.split())
+    assert "cache 40 moments, 81.9 KiB and 21 states, 405.2 KiB, encoded already →" in plan
 
     done = lockstep("submit", file, "--local")
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -46,17 +48,25 @@ def test_a_run_is_encoded_alone_and_then_trained_without_encoding(model: Path) -
     assert all("removed 0 maps and 0 shards, 0 B" in line for line in pruned)
 
 
-def test_plan_does_not_guess_how_long_it_takes(desk: Desk) -> None:
-    assert "not known before the first are encoded" in " ".join(desk.lockstep("plan", desk.file)[1].split())
-    families = desk.folder / "runs" / ".lockstep" / "encodings"
-    rates = [(8.0, "cpu", desk.folder / "model"), (2.0, "cpu", desk.folder / "model"), (9.0, "cpu", "another")]
-    for number, (speed, device, model) in enumerate([*rates, (500.0, "NVIDIA H100", desk.folder / "model")]):
-        path = families / f"moments-{number}" / "rate.json"
-        EncodingRate(speed, device, str(model)).write(path)
+def test_plan_does_not_guess_how_long_it_takes(tmp_path: Path) -> None:
+    data = {"images": "-", "cache_folder": str(tmp_path), "cache": "all", "flip": True, "caption_tokens": 150}
+    config = RunConfig(name="a", model="mine", data=data, precision="bf16")
+    hardware = Hardware(gpus=True)
+    plan = plan_encodings(config, SD1, hardware, 6_000_000, None)
+    assert plan is not None
+    assert plan.count_minutes(8) is None
+    assert "12,000,000 moments, 733.0 GiB and 6,000,001 states, 1.3 TiB, to encode; the time is not known" in (
+        describe_encodings(plan, 8)
+    )
+    rates = [(8.0, "NVIDIA H100", "mine"), (500.0, "NVIDIA H100", "mine"), (9.0, "NVIDIA H100", "other")]
+    for number, (speed, device, model) in enumerate([*rates, (2.0, "cpu", "mine")]):
+        path = tmp_path / "encodings" / f"moments-{number}" / "rate.json"
+        EncodingRate(speed, device, model).write(path)
         os.utime(path, (number, number))
-    desk.site("gpus: none\n")
-    _, text = desk.lockstep("plan", desk.file, "--json")
-    assert json.loads(text)["cache"]["minutes"] == 8 / 2 / 60
+    plan = plan_encodings(config, SD1, hardware, 6_000_000, None)
+    assert plan is not None
+    assert plan.count_minutes(8) == pytest.approx(12_000_000 / 500 / 8 / 60)
+    assert "about 50 min at 500 per second and rank, as measured on NVIDIA H100" in describe_encodings(plan, 8)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +93,10 @@ def test_a_folder_without_encodings_is_not_pruned(desk: Desk) -> None:
 def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_queued(model: Path) -> None:
     file, run = make_run(model, "read-only", CONFIG)
     folder = file.parent / "cache"
-    folder.mkdir(mode=0o555)
+    folder.mkdir()
+    (folder / "encodings").mkdir(mode=0o555)
     done = lockstep("submit", file, "--local", f"data.cache_folder={folder}", ordinary=True)
     assert done.returncode == 2
-    assert f"{folder}: cannot be written by" in done.stderr
+    assert f"{folder / 'encodings'}: cannot be written by" in done.stderr
     assert "name another folder with data.cache_folder, or write data.cache: off" in done.stderr
     assert not run.path.exists()

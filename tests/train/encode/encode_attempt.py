@@ -1,9 +1,9 @@
 """One rank of a real attempt whose encoding is counted, and may go wrong: the program that the tests of the cache run.
 
 Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}. An event is an encoding, a file or folder
-made durable, or a file renamed: {"kill_at": [n, …]} kills each rank at its n-th one, {"stop_at": [rank, n]} lets a
-notice come there, {"full_at": n} lets the disk be full there. How many were encoded goes to `encoded-<attempt>-<rank>`
-in the run's folder, and each part that is loaded is named in the log.
+made durable, or a file renamed, in the stage that encodes: {"kill_at": [n, …]} kills each rank at its n-th one,
+{"stop_at": [rank, n]} lets a notice come there, {"full_at": n} lets the disk be full there. How many were encoded goes
+to `encoded-<attempt>-<rank>` in the run's folder, and each part that is loaded is named in the log.
 """
 
 import errno
@@ -11,12 +11,13 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import train.attempt
 from store.run.run_dir import RunDir
-from train.encode import shard_maker
+from train.encode import shard_maker, stage
 from train.encode.encoders import CaptionEncoder, ImageEncoder
 from train.models import frozen
 from train.resilience.failure import report_failure
@@ -30,8 +31,11 @@ class Events:
     def __init__(self, fault: dict, rank: int, count: Path):
         self.fault, self.rank, self.path = fault, rank, count
         self.events = self.encoded = 0
+        self.encoding = False
 
     def happen(self) -> None:
+        if not self.encoding or threading.current_thread() is not threading.main_thread():
+            return
         self.events += 1
         if "kill_at" in self.fault and self.fault["kill_at"][self.rank] == self.events:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -48,6 +52,16 @@ class Events:
             return original(*arguments, **options)
 
         setattr(owner, name, watched)
+
+    def watch_stage(self) -> None:
+        original = stage._Stage._encode_missing
+
+        def encode_missing(instance):
+            self.encoding = True
+            original(instance)
+            self.encoding = False
+
+        stage._Stage._encode_missing = encode_missing
 
     def watch_shards(self) -> None:
         original = shard_maker.write_shard
@@ -74,6 +88,7 @@ def main(run_dir: str, attempt: str, fault: str) -> int:
     run, rank = RunDir(Path(run_dir)), int(os.environ["RANK"])
     events = Events(json.loads(fault), rank, run.path / f"encoded-{attempt}-{rank}")
     open_log(run.attempt(int(attempt)), rank)
+    events.watch_stage()
     events.watch_shards()
     tell_loads()
     for owner, name in (
