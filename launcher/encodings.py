@@ -57,7 +57,7 @@ def plan_encodings(
 def describe_encodings(plan: EncodingsPlan, ranks: int) -> str:
     """For a person, one sentence."""
     if plan.sizes is None:
-        return f"unknown, because the model's files are not here → {plan.folder}"
+        return "unknown, because the model's files are not here"
     kinds = [f"{size.count:,} {size.kind}, {format_size(size.bytes)}" for size in plan.sizes]
     minutes = plan.count_minutes(ranks)
     time = "to encode; the time is not known before the first are"
@@ -66,7 +66,7 @@ def describe_encodings(plan: EncodingsPlan, ranks: int) -> str:
     elif minutes is not None:
         speed = f"at {plan.per_second:.3g} per second and rank, as measured on {plan.device}"
         time = f"to encode where none are there, about {minutes:.0f} min {speed}"
-    return f"{' and '.join(kinds)}, {time} → {plan.folder}"
+    return f"{' and '.join(kinds)}, {time}"
 
 
 def encodings_to_json(plan: EncodingsPlan, ranks: int) -> dict[str, object]:

@@ -94,13 +94,15 @@ class _Stage:
     def run(self) -> KeptEncodings | None:
         """None where a notice came before all was done."""
         try:
-            if self.verify or not self._is_map_whole():
+            is_whole = self._is_map_whole()
+            if self.verify or not is_whole:
                 self._encode_missing()
             self.context.progress.set_activity(f"{WAITING_FOR_OTHERS} to encode {self.encoder.noun}")
             stopped, changed = self.world.any_rank([self.context.stop.received, self.changed])
             if stopped:
                 return None
-            if self.world.is_main_process and changed:
+            if self.line is not None and changed:
+                self.line.show(self.chunks[-1].stop)
                 self._write_map()
             self.world.barrier()
             kept = KeptEncodings(self.folder, self.encoder.map_name)

@@ -112,6 +112,17 @@ def test_one_changed_image_encodes_one_image(tmp_path, pipeline_folder, images, 
     assert len(content(cache).keys() - content(built).keys()) == 2
 
 
+def test_a_lost_map_is_made_anew_of_what_its_chunks_say(tmp_path, pipeline_folder, images, built):
+    cache = tmp_path / "cache"
+    shutil.copytree(built, cache)
+    for path in list_path(cache).glob("*/maps/*/map.safetensors"):
+        path.unlink()
+    run = make_run(tmp_path / "run", pipeline_folder, images, cache)
+    assert attempt(run, 1) == [0], log(run, 1)
+    assert count_encoded(run, 1) == 0
+    assert content(cache) == content(built)
+
+
 def flip_bits(cache: Path) -> int:
     """One in each encoding of the first shard of moments; of how many."""
     path = min(list_path(cache).glob("moments-*/shards/*"))
