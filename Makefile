@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo cluster test test-faults check format bench
+.PHONY: demo cluster test test-faults test-data check format bench
 
 demo: $(READY)  ## make images and a small Stable Diffusion, fine-tune it here, show before and after
 	$(BIN)/lockstep demo demo
@@ -16,6 +16,9 @@ test: $(READY)  ## all tests but the long ones; those of SLURM bring up a cluste
 
 test-faults: $(READY)  ## the long fault runs: kills everywhere, every shape to every shape, nodes that die
 	$(BIN)/python -m pytest -m faults
+
+test-data: $(READY)  ## strangers' images, 290 MB from Debian, through the sources, the index and the buckets
+	$(BIN)/python -m pytest -m data
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -31,6 +34,8 @@ bench: $(READY)  ## the measurements; each is also a command of its own
 	$(BIN)/python -m bench.step
 	$(BIN)/python -m bench.peer
 	$(BIN)/python -m bench.peer_parts
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m bench.data
 	$(BIN)/python -m bench.checkpoint
 	$(BIN)/python -m bench.status
 

@@ -5,8 +5,8 @@ rendered at 512 px, as PNG with a transparent ground and as JPEG on white). Prin
 bench/results/data-DATE.json.
 
 Every side is a process of its own with one thread, and they take turns: a block of micro-batches of one, then of the
-next. With --workers 0, as is the default, nothing is decoded outside of its turn. A micro-batch is all that a pass
-needs: pixels in [-1, 1] or moments, tokens, noise and timesteps.
+next. With --workers 0, as is the default, nothing is decoded outside of its turn. A micro-batch is pixels in [-1, 1],
+or cached moments, and tokens; the noise by position that a rank's own stream also draws is timed alone.
 
 samples/s per core  samples through the CPU seconds of a side, median of its blocks
 ours/usual          how many times as many samples, of the blocks of one round, median [lower, upper quartile]: in CPU
@@ -14,7 +14,7 @@ ours/usual          how many times as many samples, of the blocks of one round, 
 usual/usual         the usual against its own next block: what the machine's noise alone makes of a ratio
 open, first sample  seconds, each in a fresh process after its imports: the first time, again, and as a rank opens what
                     submit has looked at. The median of the tries. Aim: 20 times sooner
-decode + crop       our function alone, on one thread
+decode + crop       our function alone, on one thread; noise is what the stream draws for one sample's position
 """
 
 import argparse
@@ -38,6 +38,7 @@ from bench.turns import Player
 from configs.schema import DataConfig
 from configs.solve.buckets import CropSize
 from train.data.images import load_crop
+from train.data.randomness import Purpose, draw_normal
 from train.demo.openmoji import write_drawings
 
 MODEL = {"unet": (32, 32, 32, 32), "vae": (8, 16, 32, 32), "text": (64, 2), "groups": 8}
@@ -49,6 +50,7 @@ Blocks = dict[str, list[tuple[float, float]]]  # seconds and CPU seconds of ever
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=1024, help="drawings")
+    parser.add_argument("--cached", type=int, default=64, help="drawings that are encoded, on one thread")
     parser.add_argument("--side", type=int, default=512, help="pixels")
     parser.add_argument("--batch", type=int, default=8, help="samples of a micro-batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode, of each side")
@@ -61,9 +63,10 @@ def arguments() -> argparse.Namespace:
 
 
 def make_folders(folder: Path, args: argparse.Namespace) -> dict[str, Path]:
-    """The same drawings as PNG and as JPEG, each with its metadata.jsonl."""
-    folders = {"PNG": folder / "png", "JPEG": folder / "jpeg"}
+    """The same drawings as PNG and as JPEG, and some of them to be encoded, each with its metadata.jsonl."""
+    folders = {"PNG": folder / "png", "JPEG": folder / "jpeg", "cached": folder / "cached"}
     write_drawings(folders["PNG"], args.side, args.count)
+    write_drawings(folders["cached"], args.side, args.cached)
     folders["JPEG"].mkdir()
     for file in folders["PNG"].glob("*.png"):
         with Image.open(file) as drawing:
@@ -84,21 +87,25 @@ class Sides:
         self.model = make_pipeline_folder(folder / "model", MODEL, args.side)
         self.environment = make_environment("cpu", 1)
 
-    def options(self, name: str, task: str, images: str, cache: str = "cache", **more: Any) -> dict[str, Any]:
+    def options(self, name: str, task: str, images: str, cache: str = "cache") -> dict[str, Any]:
         keys = vars(self.args) | {"task": task, "images": str(self.images[images]), "model": str(self.model)}
-        return keys | {"cached": False, "folder": str(self.folder), "cache": str(self.folder / name / cache)} | more
+        return keys | {
+            "encoded": images == "cached",
+            "folder": str(self.folder),
+            "cache": str(self.folder / name / cache),
+        }
 
-    def ask(self, name: str, task: str, images: str, cache: str, **more: Any) -> dict[str, float]:
+    def ask(self, name: str, task: str, images: str, cache: str) -> dict[str, float]:
         """The answer of a fresh process."""
-        options = json.dumps(self.options(name, task, images, cache, **more))
+        options = json.dumps(self.options(name, task, images, cache))
         command = [sys.executable, "-m", f"bench.data_{name}", options]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr[-8000:])
         return json.loads(done.stdout.splitlines()[-1])
 
-    def player(self, name: str, images: str, **more: Any) -> Player:
-        options = self.options(name, "feed", images, **more)
+    def player(self, name: str, images: str) -> Player:
+        options = self.options(name, "feed", images)
         return Player(f"bench.data_{name}", options, self.environment, self.folder / f"{name}-{images}.log")
 
 
@@ -119,7 +126,7 @@ def take_turns(sides: Sides) -> Blocks:
     players = {
         f"{name} {images}": sides.player(name, images) for images in ("PNG", "JPEG") for name in ("usual", "ours")
     }
-    players["ours cached"] = sides.player("ours", "PNG", cached=True)
+    players["ours cached"] = sides.player("ours", "cached")
     lengths = {who: sides.args.block * (20 if who == "ours cached" else 1) for who in players}
     for player in players.values():
         player.wait()
@@ -176,9 +183,13 @@ def measure_decoding(sides: Sides) -> dict[str, float]:
         with Image.open(file) as image:
             np.asarray(image)
 
+    def draw(file: Path) -> None:
+        for purpose in (Purpose.POSTERIOR, Purpose.NOISE):
+            draw_normal(0, purpose, 0, (4, sides.args.side // 8, sides.args.side // 8))
+
     found = {}
-    for images, folder in sides.images.items():
-        files = sorted(folder.glob("*.[pj][np]g"))[:256]
+    for images in ("PNG", "JPEG"):
+        files = sorted(sides.images[images].glob("*.[pj][np]g"))[:256]
         found[images] = round(time_alone(crop, files), 1)
         found[f"{images}, Pillow alone"] = round(time_alone(decode, files), 1)
     return found
@@ -191,7 +202,7 @@ def main() -> None:
         sides = Sides(Path(folder), args)
         decoding = measure_decoding(sides)
         openings = measure_openings(sides)
-        encoding = sides.ask("ours", "encode", "PNG", "cache", cached=True)
+        encoding = sides.ask("ours", "encode", "cached", "cache")
         blocks = take_turns(sides)
     load.append(os.getloadavg()[0])
     ratios = compare(blocks)
@@ -213,7 +224,7 @@ def show(
     rates: dict[str, float],
 ) -> None:
     for name, rate in decoding.items():
-        print(f"decode + crop {name:<24}{rate:>10.1f} images/s per core")
+        print(f"alone: {name:<31}{rate:>10.1f} images/s per core")
     for name, rate in rates.items():
         print(f"{name:<38}{rate:>10.1f}")
     for who, speed in speeds.items():

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
+import train.data.stream
 from bench.turns import Turns
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
@@ -33,8 +35,16 @@ from train.stop_signal import StopSignal
 
 def make_config(args: SimpleNamespace) -> RunConfig:
     data = {"images": args.images, "resolution": args.side, "flip": True, "workers": args.workers}
-    data |= {"cache": "latents" if args.cached else "off", "cache_folder": args.cache}
-    return RunConfig(name="data", model=args.model, data=data, batch=args.batch, micro_batch=args.batch, steps=10**9)
+    data |= {"cache": "latents" if args.encoded else "off", "cache_folder": args.cache}
+    return RunConfig(
+        name="data",
+        model=args.model,
+        data=data,
+        batch=args.batch,
+        micro_batch=args.batch,
+        steps=10**9,
+        precision="fp32",
+    )
 
 
 def keep_index_of(args: SimpleNamespace) -> KeptIndex:
@@ -90,15 +100,18 @@ def measure_encoding(args: SimpleNamespace) -> dict[str, float]:
 
 
 def feed(args: SimpleNamespace, turns: Turns) -> None:
-    """Micro-batches of consecutive positions, until nobody asks for more."""
+    """Micro-batches of consecutive positions, until nobody asks for more; without the noise of each position, which the
+    other side does not have, either."""
+    nothing = np.zeros(0, np.float32)
+    train.data.stream.draw_normal = lambda *_: nothing
     config, index = make_config(args), keep_index_of(args).index
     model = load_model(config, Path(args.model), torch.device("cpu"))
-    encodings = encode(args, config, model, index) if args.cached else NOTHING_KEPT
+    encodings = encode(args, config, model, index) if args.encoded else NOTHING_KEPT
     stream = Stream(config, index, model.inputs, model.latent_shape, lambda drawn: int(drawn * 1000), encodings)
     plan = BatchPlan(Shape(1, 1), args.batch, 1)
     for batch in micro_batches(stream, plan, 0, itertools.count(1), pin_memory=False):
         turns.before_step()
-        if not args.cached:
+        if not args.encoded:
             scale_pixels(batch["pixels"])
 
 

@@ -1,7 +1,7 @@
 """The other side of bench/data.py: datasets' imagefolder under a torch DataLoader. Argument: options as JSON.
 
 What it makes of a sample is what diffusers' text-to-image example does: the middle square, mirrored half the time, fp32
-in [-1, 1], and tokens per batch; noise and timesteps are drawn per batch, as its training loop does.
+in [-1, 1], and tokens per batch.
 """
 
 import json
@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
-import torch
 from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
@@ -53,11 +52,8 @@ def feed(args: SimpleNamespace, turns: Turns) -> None:
         collate_fn=lambda rows: collate([(row["pixels"], row["text"]) for row in rows]),
     )
     while True:
-        for batch in loader:
+        for _ in loader:
             turns.before_step()
-            for _ in ("posterior", "noise"):
-                torch.randn(len(batch["pixels"]), 4, args.side // 8, args.side // 8)
-            torch.randint(0, 1000, (len(batch["pixels"]),))
 
 
 if __name__ == "__main__":

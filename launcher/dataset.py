@@ -47,7 +47,7 @@ def plan_dataset(config: RunConfig) -> KeptIndex:
 class UncopiedDataset:
     """A dataset whose parquet files are not copied yet, so that its index cannot be built without writing them."""
 
-    samples: int  # good and bad
+    source_sizes: list[int]  # samples, good and bad
     size: int  # of the images to be copied, in bytes
     folder: Path  # where they are copied to
 
@@ -61,11 +61,11 @@ def find_uncopied(config: RunConfig) -> UncopiedDataset | None:
     size = sum(source.count_bytes_to_copy() for source in copying)
     if not size:
         return None
-    others = [source for source in sources if not isinstance(source, CopyingSource)]
-    samples = sum(source.count_samples() for source in copying)
-    if others:
-        samples += len(build_index(others, None).index)
-    return UncopiedDataset(samples, size, copying[0].root)
+    sizes = [
+        source.count_samples() if isinstance(source, CopyingSource) else len(build_index([source], None).index)
+        for source in sources
+    ]
+    return UncopiedDataset(sizes, size, copying[0].root)
 
 
 def _find_folder(config: RunConfig, *, fetch: bool) -> tuple[list[Source], Path]:

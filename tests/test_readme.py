@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 CONFIG = next(text for kind, text in BLOCKS if kind == "yaml")
 CLUSTER = next(text for kind, text in BLOCKS if kind == "yaml" and text.startswith("cluster:"))
+SOURCES = next(text for kind, text in BLOCKS if kind == "yaml" and "sources:" in text)
 COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
 OFFLINE = [command for command in COMMANDS if command.startswith(("lockstep plan", "lockstep schema"))]
 
@@ -76,6 +77,12 @@ def test_the_cluster_s_line_is_a_config_s(folder):
     (folder / "cluster.yaml").write_text(CONFIG + CLUSTER)
     asked = load_config(folder / "cluster.yaml").cluster
     assert (asked.nodes, asked.gpus_per_node, asked.time) == (NodeRange(2, 8), 4, 12 * 3600)
+
+
+def test_the_sources_are_a_config_s(folder):
+    (folder / "sources.yaml").write_text(re.sub("^data:.*$", SOURCES.strip(), CONFIG, flags=re.MULTILINE))
+    listed = load_config(folder / "sources.yaml").data.listed_sources
+    assert [source.kind for source in listed] == ["images", "tars", "parquet", "hub"]
 
 
 def test_every_other_command_is_a_target_or_one_of_ours():

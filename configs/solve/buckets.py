@@ -45,6 +45,14 @@ def list_crop_sizes(data: DataConfig) -> list[CropSize]:
     return [*tall, square, *wide]
 
 
+def describe_crop_sizes(data: DataConfig) -> str:
+    """For a person: what a pipeline that was trained on them draws well."""
+    sizes = list_crop_sizes(data)
+    if len(sizes) == 1:
+        return f"{data.resolution} px"
+    return f"{data.resolution} px, in {len(sizes)} shapes from {sizes[0]} to {sizes[-1]}"
+
+
 def choose_crop_size(data: DataConfig, width: int, height: int) -> CropSize:
     """The size that an upright image of so many pixels is cut to: the one that cuts off least of it."""
     sizes = list_crop_sizes(data)

@@ -12,7 +12,6 @@ from configs.solve.hardware import GIB, MARGIN, Hardware
 from configs.solve.memory import estimate_checkpoint
 
 GPU_PROCESS = 2 * GIB  # Python, torch, CUDA's libraries and the kernels that they load
-SAMPLE = 381  # bytes of one sample in a process that has read the list (measured on Python 3.12)
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,6 @@ class HostMemory:
     checkpoint_buffers: int  # what a save copies the states to, of which it is written
     loading: int  # while weights are read; over before training begins
     workers: int  # processes that decode images
-    samples: int  # the dataset's list, which each rank reads, and which each of its workers soon has for itself
     offload: int  # model states that offload keeps here
     device: int  # what a rank would hold on its GPU, where ranks compute on CPUs
 
@@ -44,10 +42,9 @@ def estimate_host_memory(
     size: PipelineSize,
     device: DeviceMemory,
     hardware: Hardware,
-    samples: int,
 ) -> HostMemory | None:
-    """Of one node of the shape, which has a rank for each GPU; `samples` are the dataset's. None where the model's size
-    is not known."""
+    """Of one node of the shape, which has a rank for each GPU; the dataset's index is on disk, and shared. None where
+    the model's size is not known."""
     states = estimate_states(config, batch_plan, size)
     parameters = size.parameters.get("unet")
     if states is None or parameters is None:
@@ -61,7 +58,6 @@ def estimate_host_memory(
         checkpoint_buffers=ranks * math.ceil(estimate_checkpoint(config, parameters) / world),
         loading=ranks * parameters,  # a quarter of the UNet in fp32 beside what stays
         workers=ranks * workers * WORKER,
-        samples=ranks * (1 + workers) * SAMPLE * samples,
         offload=ranks * states.cpu if hardware.gpus else 0,
         device=0 if hardware.gpus else ranks * ((device.total or 0) - device.runtime),
     )

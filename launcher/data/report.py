@@ -61,7 +61,9 @@ class DatasetReport:
     short_sides: Spread  # in pixels
     enlarged: int  # images with fewer pixels than what they are trained as
     ratios: list[int]  # images in each of RATIO_NAMES
-    captions: CaptionLengths
+    captions: int
+    lengths: CaptionLengths | None
+    uncounted: str  # why there are no lengths
     bad_samples: list[BadSample]
     duplicates: list[DuplicateImages] | None  # None where nobody looked
     sheet: Path | None
@@ -70,9 +72,11 @@ class DatasetReport:
 def make_report(config: RunConfig, *, duplicates: bool, sheet: Path | None) -> DatasetReport:
     """Look at the dataset of `config`: build its index, as submit does, and what else is wanted.
 
-    Raises UserError where a source or the tokenizer cannot be had, no sample is good, or the sheet cannot be drawn.
+    Raises UserError where a source cannot be had, no sample is good, or the sheet cannot be drawn.
     """
-    tokenizer = resolve_tokenizer(config.model)
+    if sheet is not None and not sheet.absolute().parent.is_dir():
+        raise UserError(f"{sheet}: its folder is not there; name another file with --sheet")
+    tokenizer, uncounted = _find_tokenizer(config)
     kept = index_dataset(config)
     index = kept.index
     if not len(index):
@@ -87,7 +91,9 @@ def make_report(config: RunConfig, *, duplicates: bool, sheet: Path | None) -> D
         short_sides=Spread(int(short.min()), int(np.median(short)), int(short.max())),
         enlarged=int((short < least).sum()),
         ratios=ratios.tolist(),
-        captions=_inspect(config, kept, tokenizer, sheet),
+        captions=sum(len(sample.captions) for sample in index),
+        lengths=_inspect(config, kept, tokenizer, sheet),
+        uncounted=uncounted,
         bad_samples=kept.bad_samples,
         duplicates=find_duplicates(index) if duplicates else None,
         sheet=sheet,
@@ -102,12 +108,24 @@ def _list_sources(config: RunConfig, index: Index) -> list[SourceReport]:
     return reports
 
 
-def _inspect(config: RunConfig, kept: KeptIndex, tokenizer: Path, sheet: Path | None) -> CaptionLengths:
-    """By a process of its own, since this package imports no torch; what is wrong is printed there."""
+def _find_tokenizer(config: RunConfig) -> tuple[Path | None, str]:
+    """The folder of the model's tokenizer, or why it cannot be had: all the rest can be told without it."""
+    try:
+        return resolve_tokenizer(config.model), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _inspect(config: RunConfig, kept: KeptIndex, tokenizer: Path | None, sheet: Path | None) -> CaptionLengths | None:
+    """By a process of its own, since this package imports no torch."""
+    if tokenizer is None and sheet is None:
+        return None
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
         file, lengths = Path(folder, "run.yaml"), Path(folder, "lengths.json")
         file.write_text(dump_config(config))
-        words = [str(file), str(kept.path), str(tokenizer), str(lengths)]
+        words = [str(file), str(kept.path)]
+        if tokenizer is not None:
+            words += ["--tokenizer", str(tokenizer), "--lengths", str(lengths)]
         if sheet is not None:
             words += ["--sheet", str(sheet.absolute())]
         quiet = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -116,4 +134,4 @@ def _inspect(config: RunConfig, kept: KeptIndex, tokenizer: Path, sheet: Path | 
         if done.returncode:
             error = UserError if done.returncode == UserError.exit_code else LockstepError
             raise error(done.stderr.strip())
-        return CaptionLengths.read(lengths)
+        return CaptionLengths.read(lengths) if tokenizer is not None else None

@@ -36,7 +36,8 @@ def report_to_json(report: DatasetReport) -> dict[str, Any]:
         "short_side": vars(report.short_sides),
         "enlarged": report.enlarged,
         "aspect_ratios": dict(zip(RATIO_NAMES, report.ratios, strict=True)),
-        "caption_tokens": vars(report.captions),
+        "captions": report.captions,
+        "caption_tokens": None if report.lengths is None else vars(report.lengths),
         "bad_samples": [{"sample": bad.name, "reason": bad.problem} for bad in report.bad_samples],
         "duplicates": None if found is None else [same.names for same in found],
         "sheet": None if report.sheet is None else str(report.sheet),
@@ -74,9 +75,11 @@ def _render_spread(spread: Spread) -> str:
 
 
 def _render_captions(report: DatasetReport) -> list[str]:
-    found, limit = report.captions, report.config.data.caption_tokens
-    spread = Spread(found.least, found.median, found.most)
-    lines = [f"captions     {format_count(found.captions, 'caption')} of {_render_spread(spread)} tokens"]
+    found, limit = report.lengths, report.config.data.caption_tokens
+    count = f"captions     {format_count(report.captions, 'caption')}"
+    if found is None:
+        return [f"{count}; their tokens are not counted: {report.uncounted}"]
+    lines = [f"{count} of {_render_spread(Spread(found.least, found.median, found.most))} tokens"]
     if found.cut_off:
         longer = "" if limit == 225 else ", or write a larger data.caption_tokens"
         lines.append(f"             {found.cut_off:,} are cut off after {limit} tokens; shorten them{longer}")

@@ -50,7 +50,8 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
     if uncopied is not None:
         copied = f"{format_size(uncopied.size)} of images to {uncopied.folder}"
         note = f"submit, and lockstep data, copy {copied}; a row of a parquet file cannot be read alone"
-        return DataPlan(uncopied.samples, uncopied.samples, notes=[note])
+        sizes = uncopied.source_sizes
+        return DataPlan(sum(sizes), count_epoch(config.data, sizes), notes=[note])
     kept = plan_dataset(config)
     index = kept.index
     check_bad_samples(config.data, kept.bad_samples, len(index))

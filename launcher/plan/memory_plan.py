@@ -31,8 +31,8 @@ class MemoryPlan:
         return self.device.fits(self.capacity)
 
 
-def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize, samples: int) -> MemoryPlan:
-    """Of the run as it is settled, on a dataset of so many samples."""
+def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize) -> MemoryPlan:
+    """Of the run as it is settled."""
     config, batch_plan = settled.config, settled.batch_plan
     parameters = size.parameters.get("unet")
     alternatives = []
@@ -46,7 +46,7 @@ def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize, sample
         states=estimate_states(config, batch_plan, size),
         device=device,
         alternatives=alternatives,
-        host=estimate_host_memory(config, batch_plan, size, device, hardware, samples),
+        host=estimate_host_memory(config, batch_plan, size, device, hardware),
         checkpoint=None if parameters is None else estimate_checkpoint(config, parameters),
         hardware=hardware,
         capacity=hardware.measure_device(batch_plan.shape.gpus_per_node),

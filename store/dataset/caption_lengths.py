@@ -9,7 +9,6 @@ from store.run.records import Record
 class CaptionLengths(Record):
     """In tokens, without the first and the last one of a chunk."""
 
-    captions: int
     least: int
     median: int
     most: int

@@ -101,6 +101,11 @@ class Index:
         """The bytes of the image. Raises OSError where they cannot be read."""
         return open_image_file(self.roots[sample.source], sample)
 
+    @property
+    def has_sizes(self) -> bool:
+        """Whether widths and heights are known, which earlier versions did not look at."""
+        return len(self) > 0 and self[0].width > 0
+
     @cached_property
     def widths(self) -> NDArray[np.int32]:
         """Of all upright images, in pixels. The file's own bytes, not a copy, up to 1,048,576 samples."""

@@ -5,6 +5,7 @@ newest counts. Runs that began with an older one have it in their run directory.
 """
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from store.run.run_dir import sync_directory
 _NUMBER = re.compile(r"[0-9]{4,}")
 _BUILDING = ".building-"
 _ABANDONED = 7 * 24 * 3600  # seconds after which nobody builds there any more
-_KEPT = 2  # the newest, and the one before it, which another command may just be opening
+_REPLACED = 24 * 3600  # seconds: a submit that just read an index has to link it yet
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def keep_index(folder: Path, write: Callable[[Path], list[BadSample]], watched: 
             _write_durably(place / "bad-samples.jsonl", format_bad_samples(bad_samples))
             _write_durably(place / "watched.json", json.dumps({str(path): at for path, at in watched.items()}))
             path = _rename_to_next(place, folder)
-        _remove_older(folder)
     except OSError as error:
         cure = "name another folder with runs, or with data.cache_folder"
         raise UserError(f"{folder}: the index cannot be written ({error.strerror or error}); {cure}") from None
+    _remove_older(folder)
     return KeptIndex(Index.open_file(path / "dataset.arrow"), bad_samples, path / "dataset.arrow")
 
 
@@ -105,13 +106,20 @@ def _rename_to_next(place: Path, folder: Path) -> Path:
 
 
 def _remove_older(folder: Path) -> None:
-    paths = [folder / number for number in _list_numbers(folder)[:-_KEPT]]
-    for path in folder.glob(f"{_BUILDING}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                paths.append(path)
+    """What was left behind, and indexes that have had a newer one for so long that no command still reads them."""
+    numbers = _list_numbers(folder)
+    followed = {folder / older: folder / newer for older, newer in itertools.pairwise(numbers)}
+    paths = [older for older, newer in followed.items() if _measure_age(newer) > _REPLACED]
+    paths += [path for path in folder.glob(f"{_BUILDING}*") if _measure_age(path) > _ABANDONED]
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)  # another user's stays
+
+
+def _measure_age(path: Path) -> float:
+    """In seconds; 0 where it is gone."""
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
 
 
 def _list_numbers(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from store.run.run_dir import Attempt, RunDir, write_json
 
 @dataclass(frozen=True)
 class Submission(Record):
-    """Beside `run.yaml` and `dataset.jsonl`: what those two mean on this cluster."""
+    """Beside `run.yaml` and `dataset.arrow`: what those two mean on this cluster."""
 
     model_folder: str  # the pipeline folder; a hub id's snapshot, whose name is the commit
     dataset_size: int

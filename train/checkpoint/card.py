@@ -7,6 +7,7 @@ from huggingface_hub import ModelCardData
 
 from configs.pipelines import read_pipeline_class
 from configs.schema import RunConfig
+from configs.solve.buckets import describe_crop_sizes
 from configs.solve.captions import describe_captions
 from configs.solve.engine import name_sharding
 from store.checkpoint.manifest import Manifest
@@ -56,7 +57,7 @@ image = pipeline("a prompt").images[0]
 | precision | {config.precision} |
 | sharding | {name_sharding(manifest.zero)} |
 | captions | {describe_captions(config.data)} |
-| resolution | {config.data.resolution} px |
+| resolution | {describe_crop_sizes(config.data)} |
 | seed | {config.seed} |
 | diffusers | {__version__} |
 """

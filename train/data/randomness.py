@@ -5,9 +5,12 @@ seed and the purpose; the position is the top word of its 256-bit counter, and w
 one, so no two positions ever share a draw.
 """
 
+import threading
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
@@ -37,9 +40,38 @@ def make_generator(seed: int, purpose: Purpose, position: int, part: int = 0) ->
 
 def draw_uniform(seed: int, purpose: Purpose, position: int) -> float:
     """One number in [0, 1)."""
-    return float(make_generator(seed, purpose, position).random())
+    return float(_LOCAL.turn_to(seed, purpose, position).random())
 
 
-def draw_normal(seed: int, purpose: Purpose, position: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal values, fp32."""
-    return make_generator(seed, purpose, position).standard_normal(shape, dtype=np.float32)
+def draw_normals(seed: int, purpose: Purpose, positions: Sequence[int], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal values of each position, (positions, *shape), fp32."""
+    values = np.empty((len(positions), *shape), np.float32)
+    for row, position in zip(values, positions, strict=True):
+        _LOCAL.turn_to(seed, purpose, position).standard_normal(dtype=np.float32, out=row)
+    return values
+
+
+class _Local(threading.local):
+    """One generator for each thread, set to another draw each time: a new one asks the system for a seed first."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox()
+        self.generator = np.random.Generator(self.philox)
+        self.key, self.counter = np.zeros(2, np.uint64), np.zeros(4, np.uint64)
+
+    def turn_to(self, seed: int, purpose: Purpose, position: int) -> np.random.Generator:
+        """As `make_generator`, good until it is called again."""
+        self.key[:] = seed, purpose
+        self.counter[3] = position
+        self.philox.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": self.counter, "key": self.key},
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,  # nothing is left in it
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self.generator
+
+
+_LOCAL = _Local()

@@ -26,7 +26,7 @@ from train.data.crops import draw_crop
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
 from train.data.images import Crop, describe_crop, load_crop
 from train.data.order import SamplePlace, make_order
-from train.data.randomness import Purpose, draw_normal, draw_uniform
+from train.data.randomness import Purpose, draw_normals, draw_uniform
 from train.data.workers import count_workers
 
 
@@ -75,13 +75,21 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         self.bad: list[BadDecode] = []  # what did not decode since somebody emptied it
 
     def __getitem__(self, micro_batch: range) -> dict[str, torch.Tensor]:
-        places = self.order.find_places(micro_batch)
+        seed, places = self.seed, self.order.find_places(micro_batch)
         samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
-        return collate_samples(samples)
+        shape = self.latent_shapes[places[0].bucket.size]  # a micro-batch lies in one grain
+        timesteps = [self.timestep(draw_uniform(seed, Purpose.TIMESTEP, position)) for position in micro_batch]
+        return {
+            **collate_samples(samples),
+            "posterior": torch.from_numpy(draw_normals(seed, Purpose.POSTERIOR, micro_batch, shape)),
+            "noise": torch.from_numpy(draw_normals(seed, Purpose.NOISE, micro_batch, shape)),
+            "timestep": torch.tensor(timesteps),
+            "position": torch.tensor(micro_batch),
+        }
 
     def sample(self, position: int) -> dict[str, torch.Tensor]:
         """The sample at `position`, as `__getitem__` has it in a micro-batch."""
-        return self._draw(position, self._find_place(position))
+        return {key: value[0] for key, value in self[range(position, position + 1)].items()}
 
     def image_at(self, position: int) -> str:
         """The image that stands at `position`, relative to the dataset's folder."""
@@ -91,18 +99,11 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         return self.order.find_places([position])[0]
 
     def _draw(self, position: int, place: SamplePlace) -> dict[str, torch.Tensor]:
+        """What depends on the sample at `place`: pixels or moments, the model's inputs or states."""
         image, crop, captions = self._load(position, place)
         inputs = self.inputs(choose_caption(captions, self.data, self.seed, position), crop)
         states = self.encodings.find_states(inputs)
-        shape = self.latent_shapes[place.bucket.size]
-        return {
-            **image,
-            **(inputs if states is None else {"states": states}),
-            "posterior": torch.from_numpy(draw_normal(self.seed, Purpose.POSTERIOR, position, shape)),
-            "noise": torch.from_numpy(draw_normal(self.seed, Purpose.NOISE, position, shape)),
-            "timestep": torch.tensor(self.timestep(draw_uniform(self.seed, Purpose.TIMESTEP, position))),
-            "position": torch.tensor(position),
-        }
+        return {**image, **(inputs if states is None else {"states": states})}
 
     def _load(self, position: int, place: SamplePlace) -> tuple[dict[str, torch.Tensor], Crop, tuple[str, ...]]:
         """Pixels or moments, crop and captions of the sample at `place`, or, with `on_bad_sample: skip`, of the next

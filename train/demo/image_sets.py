@@ -14,7 +14,7 @@ class ImageSet:
     """One of them; its fine-tune is NAME.yaml beside this file."""
 
     write: Callable[[Path], int]  # an imagefolder; answers how many images
-    side: int  # pixels, of an image
+    side: int  # pixels, of a picture
     prompts: Sequence[str]
     measure: Callable[[Sequence[Image.Image]], float]  # what the pictures of the prompts have learned
     enough: float  # of it, after the fine-tune
@@ -48,7 +48,7 @@ SETS = {
     ),
     "openmoji": ImageSet(
         write=openmoji.write_drawings,
-        side=openmoji.SIDE,
+        side=shapes.SIZE,
         prompts=openmoji.EMOJI_PROMPTS,
         measure=openmoji.measure_colourfulness,
         enough=10.0,

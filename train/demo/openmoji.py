@@ -19,7 +19,7 @@ from PIL import Image
 from configs.errors import UserError
 
 LICENCE = "all emojis designed by OpenMoji (openmoji.org), the open-source emoji and icon project; licence CC BY-SA 4.0"
-SIDE = 64  # pixels, of the demo's
+SIDE = 64  # pixels, of the demo's images
 JOINERS = {0x200D, 0xFE0F}  # code points that make one emoji of several, and that ask for its coloured form
 NAMES = "rose trophy deer church books anchor tangerine sunflower snowman umbrella rocket accordion guitar hamburger"
 EMOJI_PROMPTS = [f"an emoji of {name}" for name in (*NAMES.split(), "blue heart", "fox face")]

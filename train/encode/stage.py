@@ -32,7 +32,7 @@ from store.encodings.maps import (
 from store.encodings.rate import EncodingRate
 from store.encodings.shards import ShardReader
 from train.context import RankContext
-from train.data.encodings import Encodings, KeptEncodings
+from train.data.encodings import NOTHING_KEPT, Encodings, KeptEncodings
 from train.data.workers import count_workers
 from train.encode.encoders import CaptionEncoder, Encoder, ImageEncoder, SampleInputs
 from train.encode.progress_line import ProgressLine
@@ -54,6 +54,8 @@ def encode_dataset(context: RankContext, model: DiffusionModel, index: Index) ->
     """
     config = context.config
     encoders: list[Encoder] = []
+    if not index.has_sizes:  # SLURM requeued a run of an earlier version; the next submit looks at them
+        return NOTHING_KEPT
     if config.data.cached != "off":
         encoders.append(ImageEncoder(config, model, index, count_workers(config.data.workers)))
     if config.data.cached == "all":

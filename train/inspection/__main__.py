@@ -1,5 +1,5 @@
-"""`python -P -m lockstep train.inspection CONFIG INDEX TOKENIZER LENGTHS [--sheet FILE]`: writes the captions' lengths,
-and the contact sheet."""
+"""`python -P -m lockstep train.inspection CONFIG INDEX`, with `--tokenizer FOLDER --lengths FILE`: lengths of captions; with
+`--sheet FILE`: samples as training will see them."""
 
 import argparse
 import sys
@@ -27,13 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -P -m lockstep train.inspection")
     parser.add_argument("config", type=Path)
     parser.add_argument("index", type=Path)
-    parser.add_argument("tokenizer", type=Path, help="the model's folder")
-    parser.add_argument("lengths", type=Path, help="file to write the captions' lengths to")
+    parser.add_argument("--tokenizer", type=Path, help="the model's folder")
+    parser.add_argument("--lengths", type=Path, help="file to write the captions' lengths to")
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
     config, index = load_config(args.config), Index.open_file(args.index)
-    tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer, subfolder="tokenizer")
-    measure_captions(tokenizer, index, config.data.caption_tokens).write(args.lengths)
+    if args.tokenizer is not None:
+        tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer, subfolder="tokenizer")
+        measure_captions(tokenizer, index, config.data.caption_tokens).write(args.lengths)
     if args.sheet is not None:
         write_sheet(config, index, args.sheet)
 
@@ -46,7 +47,7 @@ def measure_captions(tokenizer: CLIPTokenizer, index: Index, limit: int) -> Capt
         counted += count_tokens(tokenizer, chunk)
     lengths: NDArray[np.int64] = np.array(counted)
     cut_off = int((lengths > limit).sum())
-    return CaptionLengths(len(lengths), int(lengths.min()), int(np.median(lengths)), int(lengths.max()), cut_off)
+    return CaptionLengths(int(lengths.min()), int(np.median(lengths)), int(lengths.max()), cut_off)
 
 
 def write_sheet(config: RunConfig, index: Index, path: Path) -> None:

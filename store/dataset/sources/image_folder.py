@@ -18,6 +18,9 @@ from store.dataset.sources.metadata import METADATA_NAMES, ImageRecord, read_met
 from store.dataset.sources.walk import IMAGE_SUFFIXES, FolderContent, walk_folder
 from store.dataset.threads import map_in_threads
 
+# What people take for images and this does not read, at least not without being told to
+_OTHER_PICTURES = {".avif", ".gif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"}
+
 
 class ImageFolder:
     """The `Source` of data.images. A part is an image with its captions."""
@@ -107,11 +110,12 @@ class ImageFolder:
 
     def _describe_orphan(self, caption: str, others: list[str]) -> str:
         place = format_path(self.root / caption)
-        if not others:
+        pictures = [name for name in others if PurePosixPath(name).suffix.lower() in _OTHER_PICTURES]
+        if not pictures:
             return f"{place}: the image it captions is missing"
-        suffix = PurePosixPath(others[0]).suffix
-        cure = f"convert {format_path(others[0])} to one of {', '.join(sorted(IMAGE_SUFFIXES))}"
-        return f"{place}: the image it captions is missing, and {suffix or 'no suffix'} is none of an image; {cure}"
+        suffix = PurePosixPath(pictures[0]).suffix
+        cure = f"convert {format_path(pictures[0])} to one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+        return f"{place}: the image it captions is missing, and {suffix} is not read; {cure}"
 
     def _describe_uncaptioned(self, image: str, others: list[str]) -> str:
         name = format_path(PurePosixPath(f"{_stem(image)}.txt").name)

@@ -56,7 +56,7 @@ def _read_csv(file: Path, text: str) -> Iterator[tuple[str, object]]:
         for record in reader:
             yield f"{file}:{reader.line_num}", {key: value for key, value in record.items() if value is not None}
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}: is no line of CSV ({error}); quote texts with commas") from None
+        raise UserError(f"{file}:{reader.line_num + 1}: is no line of CSV ({error}); quote texts with commas") from None
 
 
 def _parse_record(place: str, record: object, column: str | None) -> ImageRecord:

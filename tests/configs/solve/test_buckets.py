@@ -15,6 +15,7 @@ from configs.solve.buckets import (
     choose_crop_size,
     choose_crop_sizes,
     choose_grain,
+    describe_crop_sizes,
     list_crop_sizes,
     measure_cropped,
 )
@@ -28,6 +29,8 @@ def test_the_sizes_of_512_pixels() -> None:
     assert list(map(str, list_crop_sizes(data()))) == ["384×640", "448×576", "512×512", "576×448", "640×384"]
     assert list_crop_sizes(DataConfig(images="i", resolution=768)) == [CropSize(768, 768)]
     assert data(side=768).resolution == 768
+    assert describe_crop_sizes(data()) == "512 px, in 5 shapes from 384×640 to 640×384"
+    assert describe_crop_sizes(data(max_ratio=1)) == "512 px"
     assert list_crop_sizes(data(max_ratio=1)) == [CropSize(512, 512)]
 
 

@@ -1,11 +1,14 @@
-import numpy as np
+from concurrent.futures import ThreadPoolExecutor
 
-from train.data.randomness import Purpose, draw_normal, draw_uniform
+import numpy as np
+import pytest
+
+from train.data.randomness import Purpose, draw_normals, draw_uniform, make_generator
 
 
 def test_golden_values():
     """These numbers are a promise: other draws would be another run."""
-    assert draw_normal(0, Purpose.NOISE, 0, (3,)).tolist() == [
+    assert draw_normals(0, Purpose.NOISE, [0], (3,))[0].tolist() == [
         -1.0101170539855957,
         0.8902162313461304,
         1.798369288444519,
@@ -14,7 +17,7 @@ def test_golden_values():
 
 
 def test_noise_is_fp32_and_standard_normal():
-    noise = draw_normal(1, Purpose.NOISE, 5, (4, 64, 64))
+    noise = draw_normals(1, Purpose.NOISE, [5], (4, 64, 64))
     assert noise.dtype == np.float32
     assert abs(noise.mean()) < 0.03
     assert abs(noise.std() - 1) < 0.03
@@ -22,7 +25,7 @@ def test_noise_is_fp32_and_standard_normal():
 
 def test_seed_purpose_and_position_each_give_other_draws():
     draws = [
-        draw_normal(seed, purpose, position, (8,)).tobytes()
+        draw_normals(seed, purpose, [position], (8,)).tobytes()
         for seed in (0, 1, 2**32, 2**32 + 1, 2**63)  # seeds 2³² apart are the same to torch's CPU generator
         for purpose in (Purpose.NOISE, Purpose.POSTERIOR)
         for position in (0, 1, 2**32, 2**40)
@@ -32,5 +35,23 @@ def test_seed_purpose_and_position_each_give_other_draws():
 
 def test_neighbouring_positions_share_no_draws():
     """A position's draws must not run into the next one's: its counter has a word of its own."""
-    long = [draw_normal(0, Purpose.NOISE, position, (20_000,)) for position in (7, 8)]
+    long = draw_normals(0, Purpose.NOISE, [7, 8], (20_000,))
     assert not set(long[0].tolist()) >= set(long[1][:50].tolist())
+
+
+@pytest.mark.parametrize(("seed", "position"), [(0, 0), (2**64 - 1, 2**63 - 1), (7, 2**40)])
+def test_a_draw_is_that_of_a_generator_of_its_own(seed, position):
+    """Whatever was drawn before: a number is drawn by half of what the generator makes at a time."""
+    make_generator(seed, Purpose.CROP, position).integers(9, dtype=np.uint32)
+    draws = [draw_uniform(seed, Purpose.FLIP, position), draw_normals(seed, Purpose.NOISE, [position, 3], (5, 7))]
+    assert draws[0] == make_generator(seed, Purpose.FLIP, position).random()
+    for row, at in zip(draws[1], (position, 3), strict=True):
+        alone = make_generator(seed, Purpose.NOISE, at).standard_normal((5, 7), dtype=np.float32)
+        assert row.tobytes() == alone.tobytes()
+
+
+def test_threads_do_not_draw_from_each_other():
+    expected = [draw_uniform(3, Purpose.FLIP, position) for position in range(4000)]
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda position: draw_uniform(3, Purpose.FLIP, position), range(4000)))
+    assert drawn == expected

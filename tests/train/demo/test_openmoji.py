@@ -10,9 +10,10 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.reading.load import load_config
+from configs.solve.buckets import CropSize
 from store.dataset.build import build_index
 from store.dataset.sources.image_folder import ImageFolder
-from train.data.images import load_square
+from train.data.images import load_crop
 from train.demo import image_sets, openmoji
 from train.demo.__main__ import HERE
 
@@ -42,8 +43,8 @@ def test_a_drawing_is_shown_on_white(drawings):
     recipe = shutil.copy(HERE / "openmoji.yaml", drawings.parent / "demo.yaml")
     data = load_config(recipe).data
     with open(drawings / "1F339.png", "rb") as file:
-        pixels, _ = load_square(file, data, (0.5, 0.5), flip=False)
-    assert pixels.shape == (3, 64, 64)
+        pixels, _ = load_crop(file, data, CropSize(32, 32), (0.5, 0.5), flip=False)
+    assert pixels.shape == (3, 32, 32)
     assert pixels[:, 0, 0].tolist() == [255, 255, 255]
     assert (pixels[0].astype(int) - pixels[1] > 100).any()  # the rose is red
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,3 +261,146 @@ def test_whatever_pillow_raises_is_a_bad_sample(tmp_path: Path, name: str) -> No
     assert checked.samples == []
     [problem] = checked.problems
     assert problem.startswith(f"{tmp_path}/{name}: does not decode as an image (")
+
+
+def test_csv_is_metadata_too(tmp_path: Path) -> None:
+    image(tmp_path / "b.png")
+    image(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text('\ufefffile_name,text\nb.png,"one, two\nlines"\na.png,\n', encoding="utf-8")
+    found = [(sample.name, sample.captions) for sample in index(tmp_path).samples]
+    assert found == [("b.png", ("one, two\nlines",)), ("a.png", ("",))]
+    (tmp_path / "metadata.csv").write_text("file_name,text\nb.png\n")
+    with pytest.raises(UserError, match=r"metadata\.csv:2: has no text or caption"):
+        index(tmp_path)
+    (tmp_path / "metadata.csv").write_text('file_name,text\nb.png,"a"b\n')
+    with pytest.raises(UserError, match=r"metadata\.csv:2: is no line of CSV"):
+        index(tmp_path)
+
+
+def test_a_sample_may_have_several_captions(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    metadata(tmp_path, {"file_name": "a.png", "text": ["one", "two"]})
+    [sample] = index(tmp_path).samples
+    assert sample.captions == ("one", "two")
+    for wrong in ([], ["a", 1], 3, {"a": "b"}):
+        metadata(tmp_path, {"file_name": "a.png", "text": wrong})
+        with pytest.raises(UserError, match=r"metadata\.jsonl:1: text is .* and must be text, or a list of texts"):
+            index(tmp_path)
+
+
+def test_the_column_of_captions_may_be_named(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    metadata(tmp_path, {"file_name": "a.png", "blip": "b", "caption": "c"})
+    assert [sample.captions for sample in index(tmp_path).samples] == [("c",)]
+    assert [sample.captions for sample in index(tmp_path, "blip").samples] == [("b",)]
+    with pytest.raises(UserError, match=r"metadata\.jsonl:1: has no text; "):
+        index(tmp_path, "text")
+
+
+def test_an_image_that_is_listed_twice_is_two_samples(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png")
+    lines = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png", "a.png")]
+    metadata(tmp_path, *lines)
+    for _ in range(2):
+        kept = build_index([ImageFolder(tmp_path)], tmp_path / ".cache")
+        assert [sample.name for sample in kept.index] == ["a.png", "b.png", "a.png"]
+    metadata(tmp_path, *lines[:2])
+    kept = build_index([ImageFolder(tmp_path)], tmp_path / ".cache")
+    assert [sample.name for sample in kept.index] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["../out.png", "sub/../../out.png", "/etc/passwd"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    image(tmp_path / "out.png")
+    image(tmp_path / "images/a.png")
+    metadata(tmp_path / "images", {"file_name": "a.png", "text": "a"}, {"file_name": name, "text": "a"})
+    with pytest.raises(UserError, match=rf"metadata\.jsonl:2: {re.escape(name)} lies outside of .*/images; put"):
+        index(tmp_path / "images")
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.AVIF", "a.heic", "a.svg"])
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, name: str) -> None:
+    image(tmp_path / "good.png").with_suffix(".txt").write_text("good")
+    for other in ("a.dat", name, "a.zip"):
+        (tmp_path / other).write_bytes(b"")
+    (tmp_path / "a.txt").write_text("a")
+    [problem] = index(tmp_path).problems
+    kind = name.removeprefix("a")
+    assert f"a.txt: the image it captions is missing, and {kind} is not read; convert {name} to" in problem
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.caption", "a.json"])
+def test_a_caption_of_another_kind_is_named_for_what_it_is(tmp_path: Path, name: str) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "good.png").with_suffix(".txt").write_text("good")
+    (tmp_path / name).write_text("a")
+    assert index(tmp_path).problems == [
+        f"{tmp_path}/a.png: has no caption; {name} is none that is read; save it as a.txt"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("metadata.parquet", "is no list of captions that is read; write metadata.jsonl or metadata.csv, or one .txt"),
+        ("sub/metadata.jsonl", "is read only at the top of the images' folder; name .*/sub in data.images"),
+    ],
+)
+def test_a_list_that_would_be_passed_over_is_named(tmp_path: Path, name: str, cure: str) -> None:
+    image(tmp_path / "sub/a.png")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"/{name}: {cure}"):
+        index(tmp_path)
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    image(tmp_path / "\x1b[31m.png")
+    [problem] = index(tmp_path).problems
+    assert "\x1b" not in problem
+    assert r"/\x1b[31m.png: has no caption; write \x1b[31m.txt beside it" in problem
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
+    """As another user, from whom one file, one list or one folder is kept."""
+    folder = tmp_path / "images"
+    for name in ("image.png", "caption.png", "sub/x.png", "good.png"):
+        image(folder / name).with_suffix(".txt").write_text("a")
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_mode & 0o005 != 0o005:
+            parent.chmod(0o755)
+
+    def problems() -> str:
+        reader, writer = os.pipe()
+        if not (child := os.fork()):
+            os.setuid(65534)
+            try:
+                text = "\n".join(index(folder).problems)
+            except UserError as error:
+                text = f"refused: {error}"
+            os.write(writer, text.encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as pipe:
+            text = pipe.read()
+        assert os.waitpid(child, 0)[1] == 0
+        return text
+
+    (folder / "image.png").chmod(0)
+    (folder / "caption.txt").chmod(0)
+    assert problems().splitlines() == [
+        f"{folder}/caption.txt: cannot be read (Permission denied)",
+        f"{folder}/image.png: cannot be read (Permission denied)",
+    ]
+    (folder / "sub").chmod(0)
+    assert problems().startswith(f"refused: {folder}/sub: cannot be listed (Permission denied), so nobody knows")
+    metadata(folder, {"file_name": "good.png", "text": "a"})
+    (folder / "metadata.jsonl").chmod(0)
+    assert problems() == f"refused: {folder}/metadata.jsonl: cannot be read (Permission denied)"
+    folder.chmod(0)
+    assert problems().startswith(f"refused: {folder}")
+    folder.chmod(0o755)
+    tmp_path.chmod(0)
+    assert problems() == f"refused: {folder}: cannot be read (Permission denied)"
+    tmp_path.chmod(0o755)
