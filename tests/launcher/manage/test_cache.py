@@ -10,6 +10,7 @@ from configs.pipelines import SD1
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
 from launcher.encodings import describe_encodings, plan_encodings
+from store.encodings.family import Family, FamilyFolder
 from store.encodings.rate import EncodingRate
 from tests.launcher.desk import Desk
 from tests.launcher.runs import LOCAL, end_of, make_run
@@ -60,9 +61,11 @@ def test_plan_does_not_guess_how_long_it_takes(tmp_path: Path) -> None:
     )
     rates = [(8.0, "NVIDIA H100", "mine"), (500.0, "NVIDIA H100", "mine"), (9.0, "NVIDIA H100", "other")]
     for number, (speed, device, model) in enumerate([*rates, (2.0, "cpu", "mine")]):
-        path = tmp_path / "encodings" / f"moments-{number}" / "rate.json"
-        EncodingRate(speed, device, model).write(path)
-        os.utime(path, (number, number))
+        kind = Family("moments", {"weights": str(number)}, {"model": model})
+        family = FamilyFolder.for_family(tmp_path, kind)
+        family.make(kind)
+        EncodingRate(speed, device).write(family.rate_path)
+        os.utime(family.rate_path, (number, number))
     plan = plan_encodings(config, SD1, hardware, 6_000_000, None)
     assert plan is not None
     assert plan.count_minutes(8) == pytest.approx(12_000_000 / 500 / 8 / 60)
