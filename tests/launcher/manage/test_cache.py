@@ -2,17 +2,23 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.pipelines import SD1
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
 from launcher.encodings import describe_encodings, plan_encodings
-from store.encodings.family import Family, FamilyFolder
+from store.encodings.access import check_room
+from store.encodings.family import Family, FamilyFolder, find_families
 from store.encodings.rate import EncodingRate
-from tests.launcher.desk import Desk
+from store.encodings.shards import measure_shards, write_shard
+from store.run.submission import Submission
+from tests.launcher.desk import Desk, running
 from tests.launcher.runs import LOCAL, end_of, make_run
 from tests.shell import lockstep
 
@@ -103,3 +109,31 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_queued(mod
     assert f"{folder / 'encodings'}: cannot be written by" in done.stderr
     assert "name another folder with data.cache_folder, or write data.cache: off" in done.stderr
     assert not run.path.exists()
+
+
+def test_a_job_that_only_encodes_is_not_taken_for_one_that_trains(desk: Desk) -> None:
+    run = desk.submitted("7")
+    submission = Submission.read(run.submission_path)
+    replace(submission, only_encode=True).write(run.submission_path)
+    desk.knows(running("7"))
+    code, text = desk.lockstep("submit", desk.file)
+    assert code == 2
+    assert "is job 7, which only encodes its data" in text
+    assert "submit it when that is done, or cancel it first" in text
+    code, text = desk.lockstep("cache", desk.file)
+    assert (code, "is job 7 already" in text) == (0, True), text
+    assert desk.queued() == []
+
+
+def test_room_is_asked_for_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 48 << 20))
+    check_room(tmp_path, 48 << 20)
+    with pytest.raises(UserError, match=r"0\.1 GB of encodings are to be written, and 0\.1 GB are free; free some"):
+        check_room(tmp_path, 96 << 20)
+    kind = Family("moments", {"weights": "a"}, {"model": "mine"})
+    family = FamilyFolder.for_family(tmp_path, kind)
+    family.make(kind)
+    write_shard(family.shards_path, "F32", (1,), [(bytes(16), bytes(4))])
+    assert [found.path for found in find_families(tmp_path, "mine")] == [family.path]
+    assert find_families(tmp_path, "another") == []
+    assert measure_shards(family) > 4
