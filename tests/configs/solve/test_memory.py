@@ -93,3 +93,11 @@ def test_the_formulas_against_real_engines(tmp_path: Path, zero: int) -> None:
     run_ranks(1, Path(__file__).with_name("count_states.py"), zero, "bf16", tmp_path / "counted")
     states = estimate_model_states(settings(zero=zero, precision="bf16"), 1000, 1)
     assert float((tmp_path / "counted").read_text()) == pytest.approx(states.gpu / 1000, rel=0.02)
+
+
+def test_zero_0_sums_micro_batches_up_beside_the_buckets_of_several_ranks() -> None:
+    """DistributedDataParallel's buckets stay, and a step begins without gradients: those of `no_sync` are others."""
+    config = settings(zero=0, precision="fp32")
+    once = {world: estimate_model_states(config, 1000, world).gpu for world in (1, 2)}
+    more = {world: estimate_model_states(config, 1000, world, accumulation=3).gpu for world in (1, 2)}
+    assert more == {1: once[1], 2: once[2] + 4 * 1000}
