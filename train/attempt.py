@@ -13,6 +13,7 @@ from configs.solve.engine import choose_engine
 from configs.solve.settle import check_precision
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
+from store.dataset.identity import identify_dataset
 from store.dataset.index import Index
 from store.dataset.run_index import open_run_index
 from store.run.attempt_plan import AttemptPlan
@@ -138,7 +139,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
 def _open_index(context: RankContext) -> Index:
     """Raises LockstepError where it is not the one that the attempt was planned with."""
     index = open_run_index(context.run, context.config)
-    if index.digest != context.plan.dataset_digest:
+    if identify_dataset(context.config.data, index) != context.plan.dataset_digest:
         raise LockstepError(f"{context.run.dataset_path}: is not the dataset this attempt was planned with")
     return index
 

@@ -20,6 +20,7 @@ from launcher.encodings import check_encodings_room
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
+from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
 from store.dataset.run_index import place_run_index
 from store.run.attempt_plan import AttemptPlan
@@ -75,11 +76,12 @@ def prepare_run(
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
-    meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
+    digest = identify_dataset(config.data, index)
+    meanings = _meanings(config, model, digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
     sizes = index.source_sizes
-    submission = Submission(model, len(index), index.digest, content, inputs.hardware, sizes, only_encode)
+    submission = Submission(model, len(index), digest, content, inputs.hardware, sizes, only_encode)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready

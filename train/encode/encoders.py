@@ -78,7 +78,7 @@ class ImageEncoder:
         except OSError as error:
             return self._leave_out(path, error)
         digest = hashlib.sha256(content).digest()[:KEY_BYTES]
-        views = {make_moments_key(digest, view): view for view in list_views(self.data, self.seed, number, sample)}
+        views = {make_moments_key(digest, view): view for view in list_views(self.data, self.seed, sample)}
         unknown = {key: view for key, view in views.items() if not is_known(key)}
         try:
             loaded = {key: self._load(content, view) for key, view in unknown.items()}
@@ -120,7 +120,7 @@ class CaptionEncoder:
         sample = self.index[number]
         inputs: dict[bytes, Batch | None] = {}
         for caption in (*sample.captions, *([""] if number == 0 else [])):
-            view = next(list_views(self.data, self.seed, number, sample))
+            view = next(list_views(self.data, self.seed, sample))
             crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
@@ -134,9 +134,9 @@ class CaptionEncoder:
         return self.model.states(batch)
 
 
-def list_views(data: DataConfig, seed: int, number: int, sample: Sample) -> Iterator[View]:
-    """All that training may show of sample number `number`."""
+def list_views(data: DataConfig, seed: int, sample: Sample) -> Iterator[View]:
+    """All that training may show of a sample."""
     size = choose_crop_size(data, sample.width, sample.height)
-    for crop_at in list_crops(data, seed, number):
+    for crop_at in list_crops(data, seed, sample.name):
         for mirrored in (False, True) if data.flip else (False,):
             yield View(*size, crop_at, mirrored)
