@@ -52,7 +52,8 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     plan = AttemptPlan.read(attempt.plan_path)
     config = plan.settle_config(load_config(run.config_path))
     engine_class = import_engine(choose_engine(config))
-    engine_class.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
+    if not plan.only_encode:
+        engine_class.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     process_group.keep_flight_recorder(attempt.flight_recorder_path)
     timeout = process_group.choose_timeout(config.hang_seconds)
     world = process_group.init_process_group(plan.batch_plan.shape.world_size, timeout)
