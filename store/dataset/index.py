@@ -42,7 +42,6 @@ class Index:
     """Made by `open_file` or `from_samples`."""
 
     digest: str  # the identity of the dataset: SHA-256 of its samples' names, captions and lengths
-    sized_digest: str  # the identity of the dataset and of the images' widths and heights
     version: str  # changes also with the size or the time of any file
     roots: list[Path]  # of each source: the folder that its files are relative to
     source_sizes: list[int]  # samples of each source
@@ -55,7 +54,6 @@ class Index:
         last, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         facts = json.loads(metadata[b"facts"])
         self.digest = facts["digest"]
-        self.sized_digest = facts["sized_digest"]
         self.version = facts["version"]
         self.roots = [Path(root) for root in facts["roots"]]
         self.source_sizes = facts["source_sizes"]
@@ -147,7 +145,7 @@ def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) ->
 
 
 def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], roots: Sequence[Path]) -> None:
-    digest, shapes, stamps = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    digest, stamps = hashlib.sha256(), hashlib.sha256()
     sizes = [0] * len(roots)
     rows = iter(samples)
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
@@ -156,13 +154,11 @@ def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], root
                 if sample.source and not sizes[sample.source]:
                     digest.update(f'{{"source": {sample.source}}}\n'.encode())
                 digest.update(format_sample(sample).encode())
-                shapes.update(b"%d %d\n" % (sample.width, sample.height))
                 stamps.update(sample.stamp)
                 sizes[sample.source] += 1
             writer.write_batch(_make_batch(chunk))
         facts = {
             "digest": digest.hexdigest(),
-            "sized_digest": hashlib.sha256(digest.digest() + shapes.digest()).hexdigest(),
             "version": hashlib.sha256(digest.digest() + stamps.digest()).hexdigest(),
             "roots": [str(root) for root in roots],
             "source_sizes": sizes,

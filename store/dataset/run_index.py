@@ -24,12 +24,6 @@ def open_run_index(run: RunDir, config: RunConfig) -> Index:
     return Index.open_file(run.dataset_path)
 
 
-def identify_dataset(index: Index, config: RunConfig) -> str:
-    """The digest of what a run trains on, and in which order. With buckets the images' sizes decide that, too: one that
-    was turned in its header has as many bytes as before."""
-    return index.sized_digest if config.data.buckets else index.digest
-
-
 def place_run_index(run: RunDir, kept: KeptIndex) -> None:
     """Give `run` the index, as one file with the kept one where the file system allows it. Raises OSError."""
     assert kept.path is not None

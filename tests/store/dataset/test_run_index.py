@@ -10,8 +10,9 @@ from PIL import Image
 from configs.errors import LockstepError
 from configs.schema import RunConfig
 from store.dataset.build import build_index
+from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
-from store.dataset.run_index import identify_dataset, open_run_index, place_run_index
+from store.dataset.run_index import open_run_index, place_run_index
 from store.dataset.sample import format_sample
 from store.dataset.sources.image_folder import ImageFolder
 from store.run.run_dir import RunDir
@@ -113,7 +114,7 @@ def test_an_image_that_is_turned_in_its_header_is_another_dataset_only_with_buck
             RunConfig(name="r", model="m", data={"images": str(tmp_path)} | more)
             for more in ({}, {"buckets": {"side": 64}})
         ]
-        identities.append([identify_dataset(index, config) for config in configs])
+        identities.append([identify_dataset(config.data, index) for config in configs])
     (plain, sized), (turned, turned_sized) = identities
     assert plain == turned
     assert len({plain, sized, turned_sized}) == 3
