@@ -27,8 +27,9 @@ length   10,000 samples → 39.06 steps/epoch; 20 epochs → 782 steps (192 samp
 lr       0 → 1e-5 at step 100, then constant
 memory   ZeRO-2: 14.3 GiB/GPU = 3.6 model states + 7.0 activations + 0.4 frozen models + 3.3 CUDA
          and NCCL; fits into 79.6 GiB
-host     31.7 GiB/node for 4 ranks; fits into 500.0 GiB
+host     31.6 GiB/node for 4 ranks; fits into 500.0 GiB
 disk     12.8 GiB per checkpoint, keeps 3; 900.0 GiB free
+cache    20,000 moments, 1.2 GiB, to encode; the time is not known before the first are
 shapes   1×4: 8×8 | 2×4: 8×4 ← | 4×4: 8×2 | 8×4: 8×1
 pictures /scratch/me/runs/pokemon/pictures
 next     lockstep submit pokemon.yaml
