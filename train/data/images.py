@@ -80,6 +80,8 @@ def _cut(image: Image.Image, size: CropSize, crop_at: tuple[float, float]) -> tu
     Only what it shows is resized: all of a thin image, resized, would be thousands of squares.
     """
     x, y = _span_both(image.width, image.height, size, crop_at)
+    if image.size == (size.width, size.height):
+        return image, (y.start, x.start)  # Pillow would copy it three times
     shown = image.crop((x.first, y.first, x.last, y.last))
     # Across, then down: given both, Pillow takes either first, depending on the sizes and on its release.
     across = shown.resize((size.width, shown.height), LANCZOS, (x.begin, 0, x.end, shown.height))
