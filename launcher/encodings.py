@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from configs.solve.model_size import read_model_size
 from launcher.format import format_size
 from store.dataset.index import Index
 from store.encodings.access import check_room
-from store.encodings.family import find_map_name, list_path
+from store.encodings.family import find_families, find_map_name, list_path
 from store.encodings.rate import EncodingRate
+from store.encodings.shards import measure_shards
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def plan_encodings(
 def describe_encodings(plan: EncodingsPlan, ranks: int) -> str:
     """For a person, one sentence."""
     if plan.sizes is None:
-        return f"unknown, because the model's files are not here → {plan.folder}"
+        return "unknown, because the model's files are not here"
     kinds = [f"{size.count:,} {size.kind}, {format_size(size.bytes)}" for size in plan.sizes]
     minutes = plan.count_minutes(ranks)
     time = "to encode; the time is not known before the first are"
@@ -66,7 +68,7 @@ def describe_encodings(plan: EncodingsPlan, ranks: int) -> str:
     elif minutes is not None:
         speed = f"at {plan.per_second:.3g} per second and rank, as measured on {plan.device}"
         time = f"to encode where none are there, about {minutes:.0f} min {speed}"
-    return f"{' and '.join(kinds)}, {time} → {plan.folder}"
+    return f"{' and '.join(kinds)}, {time}"
 
 
 def encodings_to_json(plan: EncodingsPlan, ranks: int) -> dict[str, object]:
@@ -76,28 +78,26 @@ def encodings_to_json(plan: EncodingsPlan, ranks: int) -> dict[str, object]:
 
 
 def check_encodings_room(config: RunConfig, index: Index, model: Path, hardware: Hardware) -> None:
-    """Raises UserError where the run must encode and its encodings cannot be written, or have no room."""
-    if config.data.cached == "off":
-        return
-    if _is_encoded(config, index.version):  # whoever did it
+    """Raises UserError where the run must encode and its encodings cannot be written, or have no room beside those of
+    its model that are there: which of these it needs, its ranks find out."""
+    if config.data.cached == "off" or _is_encoded(config, index.version):
         return
     sizes = estimate_encodings(config, read_model_size(str(model)), hardware, len(index)) or []
-    check_room(config.cache_folder, sum(size.bytes for size in sizes))
+    there = sum(measure_shards(family) for family in find_families(config.cache_folder, config.model))
+    check_room(config.cache_folder, max(0, sum(size.bytes for size in sizes) - there))
 
 
 def _is_encoded(config: RunConfig, version: str) -> bool:
     """Whether there are moments of this version of the index; by which VAE, the ranks find out."""
     name = find_map_name(config, version)
-    return any(list_path(config.cache_folder).glob(f"moments-*/maps/{name}/map.safetensors"))
+    families = find_families(config.cache_folder, config.model)
+    return any(family.map_path(name).is_file() for family in families)
 
 
 def _read_rates(config: RunConfig) -> Iterator[EncodingRate]:
     """Of this model, oldest first."""
-    paths = sorted(list_path(config.cache_folder).glob("moments-*/rate.json"), key=lambda path: path.stat().st_mtime)
-    for path in paths:
-        try:
-            rate = EncodingRate.read(path)
-        except LockstepError:  # half of one tells nothing
-            continue
-        if rate.model == config.model:
-            yield rate
+    families = find_families(config.cache_folder, config.model)
+    paths = [family.rate_path for family in families if family.path.name.startswith("moments-")]
+    for path in sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime):
+        with suppress(LockstepError):  # half of one tells nothing
+            yield EncodingRate.read(path)

@@ -8,6 +8,7 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
+from store.dataset.identity import identify_dataset
 from store.dataset.index import Index, write_index
 from store.run.run_dir import Attempt, RunDir, write_atomic
 from store.run.submission import Submission, open_attempt
@@ -44,8 +45,9 @@ def next_attempt(run: RunDir, ranks: int, *, only_encode: bool = False, **change
     config = load_config(run.config_path).model_copy(update=changes)
     write_atomic(run.config_path, dump_config(config))
     index = Index.open_file(run.dataset_path)
+    digest = identify_dataset(config.data, index)
     submission = Submission(
-        config.model, len(index), index.digest, content="", only_encode=only_encode, source_sizes=index.source_sizes
+        config.model, len(index), digest, content="", only_encode=only_encode, source_sizes=index.source_sizes
     )
     submission.write(run.submission_path)
     return open_attempt(run, config, solve_batch(config, Shape(1, ranks)))

@@ -13,6 +13,7 @@ from configs.solve.engine import choose_engine
 from configs.solve.settle import check_precision
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
+from store.dataset.identity import identify_dataset
 from store.dataset.index import Index
 from store.dataset.run_index import open_run_index
 from store.run.attempt_plan import AttemptPlan
@@ -51,7 +52,8 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
     plan = AttemptPlan.read(attempt.plan_path)
     config = plan.settle_config(load_config(run.config_path))
     engine_class = import_engine(choose_engine(config))
-    engine_class.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
+    if not plan.only_encode:
+        engine_class.prepare(process_group.choose_device())  # before the ranks join, which wait for it only so long
     process_group.keep_flight_recorder(attempt.flight_recorder_path)
     timeout = process_group.choose_timeout(config.hang_seconds)
     world = process_group.init_process_group(plan.batch_plan.shape.world_size, timeout)
@@ -137,7 +139,7 @@ def _prepare_torch(config: RunConfig, world: process_group.World) -> None:
 def _open_index(context: RankContext) -> Index:
     """Raises LockstepError where it is not the one that the attempt was planned with."""
     index = open_run_index(context.run, context.config)
-    if index.digest != context.plan.dataset_digest:
+    if identify_dataset(context.config.data, index) != context.plan.dataset_digest:
         raise LockstepError(f"{context.run.dataset_path}: is not the dataset this attempt was planned with")
     return index
 

@@ -20,6 +20,7 @@ from launcher.encodings import check_encodings_room
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
+from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
 from store.dataset.run_index import place_run_index
 from store.run.attempt_plan import AttemptPlan
@@ -69,20 +70,37 @@ def prepare_run(
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
     check_precision(config.precision, inputs.hardware.compute_capability)
+    config = _keep_commits(config, run, inputs)
     dataset = inputs.index_dataset(config)
     index = dataset.index
     total_steps = solve_length(config, batch_plan.batch, count_epoch(config.data, index.source_sizes)).steps
     model = inputs.resolve_model(config.model)
     check_objective(config, Path(model))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
-    meanings = _meanings(config, model, index.digest, batch_plan, total_steps)
+    digest = identify_dataset(config.data, index)
+    meanings = _meanings(config, model, digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
     sizes = index.source_sizes
-    submission = Submission(model, len(index), index.digest, content, inputs.hardware, sizes, only_encode)
+    submission = Submission(model, len(index), digest, content, inputs.hardware, sizes, only_encode)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready
+
+
+def _keep_commits(config: RunConfig, run: RunDir, inputs: RunInputs) -> RunConfig:
+    """`config` with the commits of its data sets on the hub: those that the run began with, whatever came since."""
+    sources = config.data.sources or []
+    if all(source.hub is None or source.revision is not None for source in sources):
+        return config
+    begun = load_config(run.config_path).data.listed_sources if run.config_path.is_file() else []
+    known = {source.hub: source.revision for source in begun}
+    kept = []
+    for source in sources:
+        if source.hub is not None and source.revision is None:
+            source = source.model_copy(update={"revision": known.get(source.hub) or inputs.find_commit(source)})
+        kept.append(source)
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": kept})})
 
 
 def _meanings(

@@ -10,6 +10,7 @@ from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import PreparedRun, is_finished, prepare_run
 from store.run.end import FINISHED, ON_NOTICE
 from store.run.run_dir import RunDir
+from store.run.submission import Submission
 
 
 def start_run(config: RunConfig, backend: Backend, *, only_encode: bool = False) -> int:
@@ -57,7 +58,8 @@ def check_job(prepared: PreparedRun, backend: Backend) -> tuple[str | None, Back
 
     Raises UserError where the run lives elsewhere than `backend` would start it, LockstepError where nobody can tell.
     """
-    if is_finished(prepared):
+    only_encode = prepared.submission.only_encode
+    if is_finished(prepared) and not only_encode:
         return f"is finished; its pipeline is {prepared.run.pipeline_path}", None
     active = find_backend_job(prepared.run, besides_lock=True)
     if active is None:
@@ -68,4 +70,7 @@ def check_job(prepared: PreparedRun, backend: Backend) -> tuple[str | None, Back
         raise UserError(f"{prepared.run.path}: is {job.name} ({job.describe()}); {cure}")
     if job.held:
         return None, job
+    if not only_encode and Submission.read(prepared.run.submission_path).only_encode:
+        cure = "submit it when that is done, or cancel it first"
+        raise UserError(f"{prepared.run.path}: is {job.name}, which only encodes its data ({job.describe()}); {cure}")
     return f"is {job.name} already: {job.describe()}", None

@@ -81,6 +81,19 @@ def list_path(cache_folder: Path) -> Path:
     return cache_folder / "encodings"
 
 
+def find_families(cache_folder: Path, model: str) -> list[FamilyFolder]:
+    """Those that `model`, as its runs' configs name it, has encoded. A family that cannot be read is none."""
+    found = []
+    for path in sorted(list_path(cache_folder).glob("*/family.json")):
+        try:
+            about = json.loads(path.read_bytes())["about"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if about.get("model") == model:
+            found.append(FamilyFolder(path.parent))
+    return found
+
+
 def find_map_name(config: RunConfig, version: str) -> str:
     """The name of the maps of the moments of one version of an index: of that, and of what decides which views of its
     images are encoded."""

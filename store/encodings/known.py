@@ -1,6 +1,6 @@
 """All encodings of a family, found by their keys: what another index, another run or a killed one left is taken up."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -17,13 +17,13 @@ class KnownEncodings:
         self._reader, self._verify = ShardReader(folder.shards_path), verify
         self._names: list[str] = []
         keys, shards = [], []
-        for name in sorted(self._reader.list_names()):
+        for name in _sort_newest_first(folder, self._reader.list_names()):  # what was damaged was written anew
             try:
                 shard = Shard(folder.shards_path / name)
+                keys.append(shard.read_keys())
             except DamagedEncoding as problem:
                 print(f"{problem}: what it held is encoded anew", flush=True)
                 continue
-            keys.append(shard.keys)
             shards.append(np.full(shard.count, len(self._names), np.uint32))
             self._names.append(name)
         rows = [np.arange(len(each), dtype=np.uint32) for each in shards]
@@ -42,11 +42,13 @@ class KnownEncodings:
         """Where the encoding of `key` lies; None where there is none that can be used."""
         if key in self._added:
             return self._added[key]
-        first = int(np.searchsorted(self._keys, np.bytes_(key)))
-        if first == len(self._keys) or self._keys[first : first + 1].tobytes() != key:
-            return None
-        place = ShardRow(self._names[self._shards[first]], int(self._rows[first]))
-        return place if not self._verify or self.is_whole(key, place) else None
+        at = int(np.searchsorted(self._keys, np.bytes_(key)))
+        while at < len(self._keys) and self._keys[at : at + 1].tobytes() == key:
+            place = ShardRow(self._names[self._shards[at]], int(self._rows[at]))
+            if not self._verify or self.is_whole(key, place):
+                return place
+            at += 1
+        return None
 
     def is_whole(self, key: bytes, place: ShardRow) -> bool:
         """Whether the encoding of `key` lies there as it was written."""
@@ -56,3 +58,8 @@ class KnownEncodings:
             print(f"{problem}: it is encoded anew", flush=True)
             return False
         return True
+
+
+def _sort_newest_first(folder: FamilyFolder, names: Iterable[str]) -> list[str]:
+    times = {name: (folder.shards_path / name).stat().st_mtime_ns for name in names}
+    return sorted(times, key=lambda name: (-times[name], name))

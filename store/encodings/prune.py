@@ -36,13 +36,17 @@ def _prune_family(family: FamilyFolder) -> Pruned:
     now, pruned, used = time.time(), Pruned(family.path), set[str]()
     for maps in family.maps_path.iterdir() if family.maps_path.is_dir() else ():
         whole = family.map_path(maps.name)
-        if now - (whole if whole.exists() else maps).stat().st_mtime > UNUSED:
+        found = (whole if whole.exists() else maps).stat()
+        if now - max(found.st_mtime, found.st_atime) > UNUSED:  # who may not write there only reads
             size = sum(path.stat().st_size for path in maps.rglob("*") if path.is_file())
             _remove(maps, pruned, size, is_map=True)
         else:
             used |= _list_shards(family, maps.name)
     for shard in family.shards_path.iterdir() if family.shards_path.is_dir() else ():
-        found = shard.stat()
+        try:
+            found = shard.stat()
+        except FileNotFoundError:  # renamed as it was complete, or pruned by another
+            continue
         if shard.name not in used and now - found.st_mtime > UNFINISHED:
             _remove(shard, pruned, found.st_size, is_map=False)
     return pruned
@@ -68,6 +72,8 @@ def _remove(path: Path, pruned: Pruned, size: int, *, is_map: bool) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     except PermissionError:
         pruned.refused.append(path)
+        return
+    except FileNotFoundError:  # another was quicker
         return
     pruned.maps += is_map
     pruned.shards += not is_map

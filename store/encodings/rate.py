@@ -13,4 +13,3 @@ class EncodingRate(Record):
 
     per_second: float  # encodings of one rank
     device: str  # cpu, or the GPU's name
-    model: str  # as its run's config names it

@@ -7,6 +7,7 @@ bfloat16, and because single rows are read by their place in the file.
 import json
 import os
 import secrets
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,13 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from store.encodings.family import KEY_BYTES
+from store.encodings.family import KEY_BYTES, FamilyFolder
 from store.run.run_dir import sync_directory
 
 SUFFIX = ".safetensors"
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of one value, by safetensors' name of its dtype
-_OPENED = 256  # shards that one reader holds open
+_OPENED = 512  # shards that one reader holds open, of the 1,024 files that a process may
 _LONGEST_HEADER = 1 << 20
 _ENCODINGS, _KEYS, _CHECKSUMS = "encodings", "keys", "checksums"
 
@@ -83,6 +83,13 @@ def _checksum(key: bytes, values: bytes | bytearray) -> int:
     return zlib.crc32(values, zlib.crc32(key))
 
 
+def measure_shards(family: FamilyFolder) -> int:
+    """Bytes of all encodings of a family."""
+    if not family.shards_path.is_dir():
+        return 0
+    return sum(path.stat().st_size for path in family.shards_path.iterdir())
+
+
 class Shard:
     """One file, open. Raises DamagedEncoding where it is none of ours, or not whole."""
 
@@ -104,10 +111,10 @@ class Shard:
         self.shape: tuple[int, ...] = tuple(shape)
         self._width = WIDTHS[self.dtype] * int(np.prod(shape))
         self._begin = 8 + length + encodings["data_offsets"][0]
-        # Read whole, as they are small beside what they stand for.
-        self.keys = bytes(self._read(8 + length + keys["data_offsets"][0], self.count * KEY_BYTES))
-        sums = self._read(8 + length + checksums["data_offsets"][0], 4 * self.count)
-        self._checksums: NDArray[np.uint32] = np.frombuffer(sums, "<u4")
+        self._keys, self._checksums = (8 + length + entry["data_offsets"][0] for entry in (keys, checksums))
+        size = os.fstat(self._file.fileno()).st_size
+        if size != 8 + length + checksums["data_offsets"][1]:
+            raise ValueError("it is cut off")
 
     def _read(self, begin: int, length: int) -> bytearray:
         values = bytearray(length)
@@ -119,20 +126,29 @@ class Shard:
             rest = rest[count:]
         return values
 
+    def read_keys(self) -> bytes:
+        """All of them, in the order of the rows. Raises DamagedEncoding."""
+        try:
+            return bytes(self._read(self._keys, self.count * KEY_BYTES))
+        except (OSError, ValueError) as error:
+            raise DamagedEncoding(f"{self.path}: cannot be read ({error})") from None
+
     def list_keys(self) -> Iterator[bytes]:
-        """In the order of the rows."""
-        for begin in range(0, len(self.keys), KEY_BYTES):
-            yield self.keys[begin : begin + KEY_BYTES]
+        keys = self.read_keys()
+        for begin in range(0, len(keys), KEY_BYTES):
+            yield keys[begin : begin + KEY_BYTES]
 
     def read(self, row: int, key: bytes) -> Encoding:
         """The encoding in `row`, which is to be that of `key`."""
-        if self.keys[row * KEY_BYTES : (row + 1) * KEY_BYTES] != key:
-            raise DamagedEncoding(f"{self.path}: row {row} has another key")
         try:
+            stored_key = self._read(self._keys + row * KEY_BYTES, KEY_BYTES)
+            checksum = int.from_bytes(self._read(self._checksums + 4 * row, 4), "little")
             values = self._read(self._begin + row * self._width, self._width)
         except (OSError, ValueError) as error:
             raise DamagedEncoding(f"{self.path}: row {row} cannot be read ({error})") from None
-        if _checksum(key, values) != self._checksums[row]:
+        if stored_key != key:
+            raise DamagedEncoding(f"{self.path}: row {row} has another key")
+        if _checksum(key, values) != checksum:
             raise DamagedEncoding(f"{self.path}: row {row} is damaged (its checksum is another)")
         return Encoding(self.dtype, self.shape, values)
 
@@ -143,15 +159,17 @@ class ShardReader:
     def __init__(self, folder: Path):
         self.folder = folder
         self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, name: str, row: int, key: bytes) -> Encoding:
         """Raises DamagedEncoding."""
-        shard = self._open.get(name)
-        if shard is None:
-            shard = self._open[name] = Shard(self.folder / name)
-            if len(self._open) > _OPENED:
-                self._open.popitem(last=False)  # which closes it
-        self._open.move_to_end(name)
+        with self._lock:  # threads may share it
+            shard = self._open.get(name)
+            if shard is None:
+                shard = self._open[name] = Shard(self.folder / name)
+                if len(self._open) > _OPENED:
+                    self._open.popitem(last=False)  # which is closed once nobody reads it
+            self._open.move_to_end(name)
         return shard.read(row, key)
 
     def list_names(self) -> set[str]:

@@ -453,7 +453,7 @@ def test_largest_count_that_keeps_the_batch(cluster: Cluster) -> None:
 
 def test_its_data_is_encoded_alone_and_trained_by_the_next_submit(cluster: Cluster) -> None:
     data = {"images": str(cluster.images), "resolution": 32, "cache": "all", "workers": 0}
-    run = cluster.new_run("encoded", data=data, steps=4)
+    run = cluster.new_run("encoded", data=data, steps=4, engine="fsdp2", zero="auto")
     done = cluster.lockstep("cache", run.file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run.finish() == "COMPLETED", run.story()

@@ -111,7 +111,8 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         size = place.bucket.size
         for offset in range(len(place.bucket.rows)):
             row = place.row(offset)
-            sample, view = self.index[row], self._choose_view(position, size, row)
+            sample = self.index[row]
+            view = self._choose_view(position, size, sample.name)
             moments = self.encodings.find_moments(row, view)
             if moments is not None:
                 crop = describe_crop(sample.width, sample.height, size, view.crop_at)
@@ -132,10 +133,10 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         count = len(place.bucket.rows)
         raise UserError(f"{source}: not one of {count} images decodes that are cut to {size} pixels")
 
-    def _choose_view(self, position: int, size: CropSize, row: int) -> View:
-        """What `position` shows of the sample in this row of the index."""
+    def _choose_view(self, position: int, size: CropSize, name: str) -> View:
+        """What `position` shows of the sample of this name."""
         flip = self.data.flip and draw_uniform(self.seed, Purpose.FLIP, position) < 0.5
-        return View(*size, draw_crop(self.data, self.seed, position, row), flip)
+        return View(*size, draw_crop(self.data, self.seed, position, name), flip)
 
 
 def micro_batches(

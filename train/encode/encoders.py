@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -60,11 +61,11 @@ class ImageEncoder:
 
     kind, noun = "moments", "images"
 
-    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int):
+    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int, facts: Mapping[str, str]):
         self.data, self.model, self.index, self.threads = config.data, model, index, threads
         self.seed = config.seed
         decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
-        facts = model.describe_encoder(self.kind) | decoder | {"background": self.data.background}
+        facts = {**facts, **decoder, "background": self.data.background}
         self.family = Family(self.kind, facts, {"model": config.model})
         self.map_name = find_map_name(config, index.version)
 
@@ -74,18 +75,24 @@ class ImageEncoder:
         try:
             with self.index.open(sample) as file:
                 content = file.read()
-            digest = hashlib.sha256(content).digest()[:KEY_BYTES]
-            inputs: dict[bytes, Batch | None] = {}
-            for view in list_views(self.data, self.seed, number, sample):
-                key = make_moments_key(digest, view)
-                inputs[key] = None if is_known(key) else self._load(content, view)
-            return SampleInputs(digest, inputs)
+        except OSError as error:
+            return self._leave_out(path, error)
+        digest = hashlib.sha256(content).digest()[:KEY_BYTES]
+        views = {make_moments_key(digest, view): view for view in list_views(self.data, self.seed, sample)}
+        unknown = {key: view for key, view in views.items() if not is_known(key)}
+        try:
+            loaded = {key: self._load(content, view) for key, view in unknown.items()}
         except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything)
-            check_machine(path, error)
-            if self.data.on_bad_sample == "error":
-                cure = "fix or remove it, or write data.on_bad_sample: skip"
-                raise UserError(f"{path}: does not decode ({error}); {cure}") from None
-            return SampleInputs(None, {})  # the stream says so when it comes to it
+            return self._leave_out(path, error)
+        return SampleInputs(digest, {key: loaded.get(key) for key in views})
+
+    def _leave_out(self, path: Path, error: Exception) -> SampleInputs:
+        """Of a bad sample nothing is encoded. Where they are skipped, the stream says so when it comes to it."""
+        check_machine(path, error)
+        if self.data.on_bad_sample == "error":
+            cure = "fix or remove it, or write data.on_bad_sample: skip"
+            raise UserError(f"{path}: does not decode ({error}); {cure}") from None
+        return SampleInputs(None, {})
 
     def _load(self, content: bytes, view: View) -> Batch:
         pixels, _ = load_crop(BytesIO(content), self.data, CropSize(view.height, view.width), view.crop_at, view.flip)
@@ -104,16 +111,16 @@ class CaptionEncoder:
 
     kind, noun, threads = "states", "captions", 0  # tokenizers are not made for threads
 
-    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index):
+    def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, facts: Mapping[str, str]):
         self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
-        self.family = Family(self.kind, model.describe_encoder(self.kind), {"model": config.model})
+        self.family = Family(self.kind, facts, {"model": config.model})
         self.map_name = name_map(index.digest, [])
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         sample = self.index[number]
         inputs: dict[bytes, Batch | None] = {}
         for caption in (*sample.captions, *([""] if number == 0 else [])):
-            view = next(list_views(self.data, self.seed, number, sample))
+            view = next(list_views(self.data, self.seed, sample))
             crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
@@ -127,9 +134,9 @@ class CaptionEncoder:
         return self.model.states(batch)
 
 
-def list_views(data: DataConfig, seed: int, number: int, sample: Sample) -> Iterator[View]:
-    """All that training may show of sample number `number`."""
+def list_views(data: DataConfig, seed: int, sample: Sample) -> Iterator[View]:
+    """All that training may show of a sample."""
     size = choose_crop_size(data, sample.width, sample.height)
-    for crop_at in list_crops(data, seed, number):
+    for crop_at in list_crops(data, seed, sample.name):
         for mirrored in (False, True) if data.flip else (False,):
             yield View(*size, crop_at, mirrored)

@@ -11,6 +11,7 @@ class ProgressLine:
     def __init__(self, noun: str, total: int):
         self.noun, self.total = noun, total
         self.began = self.shown = time.monotonic()
+        self.is_over = False
         self.first: int | None = None  # samples that were done at the first look
 
     def show(self, done: int) -> None:
@@ -18,8 +19,10 @@ class ProgressLine:
         now = time.monotonic()
         if self.first is None:
             self.first = done
-        if now - self.shown < PERIOD and done < self.total:
+        is_due = now - self.shown >= PERIOD or done == self.total
+        if not is_due or self.is_over:
             return
+        self.is_over = done == self.total
         self.shown = now
         speed = (done - self.first) / max(now - self.began, 1e-9)
         left = f", {speed:.3g} per second, {_format_time((self.total - done) / speed)} left" if speed else ""

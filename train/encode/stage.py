@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import torch
 
+from configs.errors import LockstepError
 from store.dataset.index import Index
 from store.encodings.access import explain_failed_write
 from store.encodings.family import FamilyFolder
@@ -57,9 +58,10 @@ def encode_dataset(context: RankContext, model: DiffusionModel, index: Index) ->
     if not index.has_sizes:  # SLURM requeued a run of an earlier version; the next submit looks at them
         return NOTHING_KEPT
     if config.data.cached != "off":
-        encoders.append(ImageEncoder(config, model, index, count_workers(config.data.workers)))
+        facts = _describe_encoder(context, model, "moments")
+        encoders.append(ImageEncoder(config, model, index, count_workers(config.data.workers), facts))
     if config.data.cached == "all":
-        encoders.append(CaptionEncoder(config, model, index))
+        encoders.append(CaptionEncoder(config, model, index, _describe_encoder(context, model, "states")))
     kept = {}
     for encoder in encoders:
         stage = _Stage(context, encoder, len(index))
@@ -90,41 +92,51 @@ class _Stage:
         self.reader = ShardReader(self.folder.shards_path)
         self.shards = set[str]()
         self.changed = False
+        self.encoded, self.seconds = 0, 0.0  # by this rank, in chunks of which nothing was known
         self.waited_since: float | None = None  # for other ranks, time.monotonic
         self.looked = 0.0  # at what others have done, time.monotonic
 
     def run(self) -> KeptEncodings | None:
         """None where a notice came before all was done."""
         try:
-            if self.verify or not self._is_map_whole():
+            is_whole = self._is_map_whole()
+            if self.verify or not is_whole:
                 self._encode_missing()
             self.context.progress.set_activity(f"{WAITING_FOR_OTHERS} to encode {self.encoder.noun}")
             stopped, changed = self.world.any_rank([self.context.stop.received, self.changed])
             if stopped:
                 return None
-            if self.world.is_main_process and changed:
+            if self.line is not None and changed:
+                self.line.show(self.chunks[-1].stop)
                 self._write_map()
             self.world.barrier()
-            kept = KeptEncodings(self.folder, self.encoder.map_name)
-            if self.world.is_main_process:
-                self._note_use()
-            return kept
         except OSError as error:
             raise explain_failed_write(error, self.folder.path) from None
+        try:
+            kept = KeptEncodings(self.folder, self.encoder.map_name)
+        except (OSError, ValueError) as error:
+            raise LockstepError(f"{self.map_path}: cannot be read ({error})") from None
+        if self.world.is_main_process:
+            self._note_use()
+        return kept
 
     def _note_use(self) -> None:
-        """For whoever prunes. What is another user's is theirs to keep."""
-        with suppress(PermissionError):
+        """For whoever prunes, where this user may: the cache may be another's, or on a disk that is read-only."""
+        with suppress(OSError):
             os.utime(self.map_path)
 
     def _is_map_whole(self) -> bool:
-        """Whether the map of all samples is there, with all shards that it names."""
+        """Whether the map of all samples is there, with all shards that it names.
+
+        Looked up in its folder: a client of NFS that asks for a file before it is there may go on to say so for a while
+        after another node has written it.
+        """
         try:
-            names = EncodingMap(self.map_path).shards
+            is_there = self.map_path.name in os.listdir(self.map_path.parent)
+            names = EncodingMap(self.map_path).shards if is_there else None
         except (OSError, ValueError):
-            self.changed = True
-            return False
-        self.changed = not self.reader.list_names().issuperset(names)
+            names = None
+        self.changed = names is None or not self.reader.list_names().issuperset(names)
         return not self.changed
 
     def _encode_missing(self) -> None:
@@ -132,7 +144,7 @@ class _Stage:
         self.folder.make(self.encoder.family)
         self.chunks_path.mkdir(parents=True, exist_ok=True)
         known = KnownEncodings(self.folder, verify=self.verify)
-        encoded, longest, began = 0, LOOK_PERIOD, time.monotonic()
+        longest = LOOK_PERIOD
         with ThreadPoolExecutor(max(1, self.encoder.threads)) as pool:
             for number in self._list_order():
                 if self._has_stopped():
@@ -141,12 +153,12 @@ class _Stage:
                     self._wait_for_owner(number, longest)
                 if not self._is_done(number, known):
                     chunk_began = time.monotonic()
-                    encoded += self._encode_chunk(number, known, pool)
-                    self.changed, longest = True, max(longest, time.monotonic() - chunk_began)
-        if encoded >= LEAST_MEASURED and self.world.is_main_process:
-            rate = EncodingRate(
-                encoded / (time.monotonic() - began), _describe(self.world.device), self.context.config.model
-            )
+                    encoded = self._encode_chunk(number, known, pool)
+                    seconds = time.monotonic() - chunk_began
+                    self.changed, longest = True, max(longest, seconds)
+                    self.encoded, self.seconds = self.encoded + encoded, self.seconds + seconds * bool(encoded)
+        if self.encoded >= LEAST_MEASURED and self.world.is_main_process:
+            rate = EncodingRate(self.encoded / self.seconds, _describe(self.world.device))
             rate.write(self.folder.rate_path)
 
     def _list_order(self) -> list[int]:
@@ -189,7 +201,8 @@ class _Stage:
         return self.shards.issuperset(names)
 
     def _encode_chunk(self, number: int, known: KnownEncodings, pool: ThreadPoolExecutor) -> int:
-        """Encode what is not known of a chunk's samples, and write its map; how many encodings that were. Given up
+        """Encode what is not known of a chunk's samples, and write its map; how many encodings that were, or 0
+        where some were known. Given up
         where a notice comes, or, for a chunk without a map, another's."""
         maker = ShardMaker(self.encoder, self.folder, self.world.device)
         contents, places = [], dict[bytes, ShardRow]()
@@ -205,13 +218,14 @@ class _Stage:
             if time.monotonic() - self.looked > LOOK_PERIOD:
                 done = self._look_around()
                 if number in done and not had_map:
-                    return len(maker.places)
+                    return 0
                 if self._has_stopped():
-                    return len(maker.finish())
+                    maker.finish()
+                    return 0
         known.add(maker.finish())
         write_chunk_map(self.chunks_path, number, ChunkMap.from_places(contents, places | maker.places))
         self._look_around()
-        return len(maker.places)
+        return 0 if places else len(maker.places)
 
     def _read_ahead(
         self, chunk: range, known: KnownEncodings, pool: ThreadPoolExecutor
@@ -246,10 +260,22 @@ class _Stage:
         return done
 
     def _write_map(self) -> None:
-        """Of what all ranks and jobs have found. A chunk whose map was removed meanwhile is encoded as it is used."""
+        """Of what all ranks and jobs have found."""
         maps = [read_chunk_map(self.chunks_path, number) for number in range(len(self.chunks))]
-        missing = [ChunkMap.from_places([None] * len(chunk), {}) for chunk in self.chunks]
-        write_map(self.map_path, [found or empty for found, empty in zip(maps, missing, strict=True)])
+        if None in maps:
+            raise LockstepError(
+                f"{self.chunks_path}: the map of chunk {maps.index(None)} went while others were encoded; the next "
+                "attempt encodes it again"
+            )
+        write_map(self.map_path, [found for found in maps if found is not None])
+
+
+def _describe_encoder(context: RankContext, model: DiffusionModel, kind: str) -> dict[str, str]:
+    """As rank 0 found it, which alone reads the weights through."""
+    facts: dict[str, str] = context.world.broadcast(
+        model.describe_encoder(kind) if context.world.is_main_process else None
+    )
+    return facts
 
 
 def _describe(device: torch.device) -> str:

@@ -2,16 +2,23 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.pipelines import SD1
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
 from launcher.encodings import describe_encodings, plan_encodings
+from store.encodings.access import check_room
+from store.encodings.family import Family, FamilyFolder, find_families
 from store.encodings.rate import EncodingRate
-from tests.launcher.desk import Desk
+from store.encodings.shards import measure_shards, write_shard
+from store.run.submission import Submission
+from tests.launcher.desk import Desk, running
 from tests.launcher.runs import LOCAL, end_of, make_run
 from tests.shell import lockstep
 
@@ -36,7 +43,7 @@ def test_a_run_is_encoded_alone_and_then_trained_without_encoding(model: Path) -
     assert "runs" not in lockstep("status", file.parent / "runs").stdout.replace(str(file.parent), "")
 
     plan = " ".join(lockstep("plan", file).stdout.split())
-    assert "cache 40 moments, 81.9 KiB and 21 states, 405.2 KiB, encoded already →" in plan
+    assert "cache 40 moments, 81.9 KiB and 21 states, 405.2 KiB, encoded already" in plan
 
     done = lockstep("submit", file, "--local")
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -60,9 +67,11 @@ def test_plan_does_not_guess_how_long_it_takes(tmp_path: Path) -> None:
     )
     rates = [(8.0, "NVIDIA H100", "mine"), (500.0, "NVIDIA H100", "mine"), (9.0, "NVIDIA H100", "other")]
     for number, (speed, device, model) in enumerate([*rates, (2.0, "cpu", "mine")]):
-        path = tmp_path / "encodings" / f"moments-{number}" / "rate.json"
-        EncodingRate(speed, device, model).write(path)
-        os.utime(path, (number, number))
+        kind = Family("moments", {"weights": str(number)}, {"model": model})
+        family = FamilyFolder.for_family(tmp_path, kind)
+        family.make(kind)
+        EncodingRate(speed, device).write(family.rate_path)
+        os.utime(family.rate_path, (number, number))
     plan = plan_encodings(config, SD1, hardware, 6_000_000, None)
     assert plan is not None
     assert plan.count_minutes(8) == pytest.approx(12_000_000 / 500 / 8 / 60)
@@ -100,3 +109,31 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_queued(mod
     assert f"{folder / 'encodings'}: cannot be written by" in done.stderr
     assert "name another folder with data.cache_folder, or write data.cache: off" in done.stderr
     assert not run.path.exists()
+
+
+def test_a_job_that_only_encodes_is_not_taken_for_one_that_trains(desk: Desk) -> None:
+    run = desk.submitted("7")
+    submission = Submission.read(run.submission_path)
+    replace(submission, only_encode=True).write(run.submission_path)
+    desk.knows(running("7"))
+    code, text = desk.lockstep("submit", desk.file)
+    assert code == 2
+    assert "is job 7, which only encodes its data" in text
+    assert "submit it when that is done, or cancel it first" in text
+    code, text = desk.lockstep("cache", desk.file)
+    assert (code, "is job 7 already" in text) == (0, True), text
+    assert desk.queued() == []
+
+
+def test_room_is_asked_for_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 48 << 20))
+    check_room(tmp_path, 48 << 20)
+    with pytest.raises(UserError, match=r"0\.1 GB of encodings are to be written, and 0\.1 GB are free; free some"):
+        check_room(tmp_path, 96 << 20)
+    kind = Family("moments", {"weights": "a"}, {"model": "mine"})
+    family = FamilyFolder.for_family(tmp_path, kind)
+    family.make(kind)
+    write_shard(family.shards_path, "F32", (1,), [(bytes(16), bytes(4))])
+    assert [found.path for found in find_families(tmp_path, "mine")] == [family.path]
+    assert find_families(tmp_path, "another") == []
+    assert measure_shards(family) > 4

@@ -102,6 +102,16 @@ def test_what_another_index_left_is_known_but_not_what_is_damaged(family):
     assert known.find(KEYS[5]) == ShardRow("new", 3)
 
 
+def test_of_twins_the_whole_one_is_found(family):
+    old, new = (write_shard(family.shards_path, "F32", (1,), [(KEYS[0], b"abcd")]) for _ in range(2))
+    os.utime(family.shards_path / old, (1, 1))
+    assert KnownEncodings(family).find(KEYS[0]) == ShardRow(new, 0)
+    raw = bytearray((family.shards_path / new).read_bytes())
+    raw[raw.index(b"abcd")] ^= 1
+    (family.shards_path / new).write_bytes(raw)
+    assert KnownEncodings(family, verify=True).find(KEYS[0]) == ShardRow(old, 0)
+
+
 def test_every_fact_makes_another_family(tmp_path):
     one = Family("moments", {"weights": "abc", "dtype": "fp32"}, {"model": "a"})
     assert one.digest == Family("moments", {"dtype": "fp32", "weights": "abc"}, {"model": "b"}).digest

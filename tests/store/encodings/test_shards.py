@@ -1,6 +1,7 @@
 """Shards: what is written is read back, and nothing else ever is."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +74,15 @@ def test_more_shards_than_stay_open_are_read(tmp_path, monkeypatch):
     reader = ShardReader(tmp_path)
     for name, key in [*zip(names, KEYS, strict=True)] * 2:
         assert reader.read(name, 0, key).dtype == "BF16"
+
+
+def test_threads_may_share_a_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr("store.encodings.shards._OPENED", 2)
+    names = [write_shard(tmp_path, "F32", (1,), [(key, b"abcd")]) for key in KEYS]
+    reader = ShardReader(tmp_path)
+
+    def read(number: int) -> bytes:
+        return bytes(reader.read(names[number % 3], 0, KEYS[number % 3]).values)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(5000))) == {b"abcd"}

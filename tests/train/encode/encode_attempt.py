@@ -2,8 +2,9 @@
 
 Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}. An event is an encoding, a file or folder
 made durable, or a file renamed, in the stage that encodes: {"kill_at": [n, …]} kills each rank at its n-th one,
-{"stop_at": [rank, n]} lets a notice come there, {"full_at": n} lets the disk be full there. How many were encoded goes
-to `encoded-<attempt>-<rank>` in the run's folder, and each part that is loaded is named in the log.
+{"stop_at": [rank, n]} lets a notice come there, {"full_at": n} lets the disk be full there. {"read_only": true} is a
+disk on which no file's time may be set. How many were encoded goes to `encoded-<attempt>-<rank>` in the run's folder,
+and each part that is loaded is named in the log.
 """
 
 import errno
@@ -74,6 +75,10 @@ class Events:
         shard_maker.write_shard = counted
 
 
+def refuse(path, *_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
 def tell_loads() -> None:
     original = frozen.load_part
 
@@ -91,6 +96,8 @@ def main(run_dir: str, attempt: str, fault: str) -> int:
     events.watch_stage()
     events.watch_shards()
     tell_loads()
+    if events.fault.get("read_only"):
+        os.utime = refuse
     for owner, name in (
         (ImageEncoder, "encode"),
         (CaptionEncoder, "encode"),

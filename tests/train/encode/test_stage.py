@@ -112,6 +112,17 @@ def test_one_changed_image_encodes_one_image(tmp_path, pipeline_folder, images, 
     assert len(content(cache).keys() - content(built).keys()) == 2
 
 
+def test_a_lost_map_is_made_anew_of_what_its_chunks_say(tmp_path, pipeline_folder, images, built):
+    cache = tmp_path / "cache"
+    shutil.copytree(built, cache)
+    for path in list_path(cache).glob("*/maps/*/map.safetensors"):
+        path.unlink()
+    run = make_run(tmp_path / "run", pipeline_folder, images, cache)
+    assert attempt(run, 1) == [0], log(run, 1)
+    assert count_encoded(run, 1) == 0
+    assert content(cache) == content(built)
+
+
 def flip_bits(cache: Path) -> int:
     """One in each encoding of the first shard of moments; of how many."""
     path = min(list_path(cache).glob("moments-*/shards/*"))
@@ -175,6 +186,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, p
 
 
 def test_ranks_load_only_what_is_not_cached_and_say_so_where_pictures_need_it(tmp_path, pipeline_folder, images, built):
+    """From a cache that is complete, on a disk that is read-only."""
     pictures = {"prompts": ["a fox"], "timesteps": 1}
     told = "loading {0}, which the cache had spared, for sample pictures"
     for name, changes, loaded in (
@@ -183,5 +195,5 @@ def test_ranks_load_only_what_is_not_cached_and_say_so_where_pictures_need_it(tm
         ("drawing", {"pictures": pictures}, [told.format("vae"), "load_part vae", told.format("text_encoder")]),
     ):
         run = make_run(tmp_path / name, pipeline_folder, images, built, steps=1, **changes)
-        assert attempt(run, 1, only_encode=False) == [0], log(run, 1)
+        assert attempt(run, 1, {"read_only": True}, only_encode=False) == [0], log(run, 1)
         assert [line for line in log(run, 1).splitlines() if line.startswith("load")][:3] == loaded

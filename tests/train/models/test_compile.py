@@ -52,14 +52,16 @@ def test_what_is_compiled_learns_the_same_in_every_engine(
 
 @pytest.mark.faults
 def test_every_size_of_the_buckets_is_compiled(tmp_path: Path, pipeline_folder: Path, image_folder: Path) -> None:
-    """Micro-batches of three sizes in a run learn what they do uncompiled."""
+    """Micro-batches of several sizes in a run learn what they do uncompiled."""
     data = make_bucket_data(tmp_path)
     data["buckets"] |= {"grain": 2}
     run_ranks(2, PROGRAM, tmp_path, pipeline_folder, image_folder, json.dumps([{"engine": "fsdp2", "data": data}]))
     eager, compiled = (json.loads((tmp_path / f"0-{how}.json").read_text()) for how in ("eager", "compiled"))
     assert compiled["losses"] == pytest.approx(eager["losses"], rel=1e-5)
     assert (eager["graphs"], compiled["breaks"]) == ([0, 0], 0)
-    assert 0 < compiled["graphs"][0] < compiled["graphs"][1]
+    assert len(set(eager["sizes"])) > 1
+    seen = [len(set(compiled["sizes"][: 2 * step])) for step in (1, 2)]  # of two micro-batches in each step
+    assert 0 < compiled["graphs"][0] * seen[1] == compiled["graphs"][1] * seen[0], "as many graphs for each size"
 
 
 def test_no_size_of_the_buckets_is_left_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,14 @@ def train(world, folder: Path, pipeline: Path, images: Path, changes: dict) -> d
     assert [name for name, _ in model.denoiser.named_parameters()] == names
     engine = import_engine(choose_engine(config)).for_attempt(model.denoiser, model.weights, config, attempt, world)
     trainer = Trainer(model, objective, engine, None, world.device)
-    batches = micro_batches(stream, plan.batch_plan, world.rank, STEPS, pin_memory=False)
+    drawn = list(micro_batches(stream, plan.batch_plan, world.rank, STEPS, pin_memory=False))
+    batches = iter(drawn)
     losses, graphs = [], []
     for step in STEPS:
         losses.append(trainer.step(step, 1e-4, batches, lambda: None).loss.item())
         graphs.append(counters["stats"]["unique_graphs"])
-    return {"losses": losses, "graphs": graphs, "breaks": sum(counters["graph_break"].values())}
+    sizes = [str(tuple(micro_batch["pixels"].shape[2:])) for micro_batch in drawn]
+    return {"losses": losses, "sizes": sizes, "graphs": graphs, "breaks": sum(counters["graph_break"].values())}
 
 
 def main(root: str, pipeline: str, images: str, cases: str) -> None:
