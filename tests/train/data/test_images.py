@@ -206,6 +206,14 @@ def test_what_shows_through_has_the_bits_of_alpha_compositing() -> None:
         assert (shown == np.asarray(Image.alpha_composite(ground, image).convert("RGB"))).all()
 
 
+def test_the_next_image_is_decoded_into_the_memory_of_the_last_one(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (64, 64), (255, 0, 0)), tmp_path / "image.png")
+    levels(path)
+    before = Image.core.get_stats()["reused_blocks"]  # type: ignore[attr-defined]
+    levels(path)
+    assert Image.core.get_stats()["reused_blocks"] > before  # type: ignore[attr-defined]
+
+
 def test_one_grey_of_16_bits_may_be_transparent(tmp_path: Path) -> None:
     """Only that one: its neighbour, which is the same in 8 bits, stays."""
     grey = np.zeros((8, 8), np.uint16)
