@@ -145,9 +145,11 @@ def test_two_runs_encode_into_one_cache_at_once(model: Path, tmp_path: Path) -> 
     shutil.rmtree(files[1].parent / "images")
     shutil.copytree(files[0].parent / "images", files[1].parent / "images")  # other times: another version, equal keys
     folder = f"data.cache_folder={tmp_path / 'cache'}"
-    with started(tmp_path / "a", "cache", files[0], *LOCAL, 2, folder) as first:
-        with started(tmp_path / "b", "cache", files[1], *LOCAL, 2, folder) as second:
-            assert (first.wait(240), second.wait(240)) == (0, 0), (tmp_path / "a").read_text()
+    with (
+        started(tmp_path / "a", "cache", files[0], *LOCAL, 2, folder) as first,
+        started(tmp_path / "b", "cache", files[1], *LOCAL, 2, folder) as second,
+    ):
+        assert (first.wait(240), second.wait(240)) == (0, 0), (tmp_path / "a").read_text()
     for file in files:
         done = lockstep("cache", file, *LOCAL, 2, folder)
         assert (done.returncode, "anew" in done.stdout, "encoding" in done.stdout) == (0, False, False), done.stdout

@@ -3,8 +3,8 @@
 Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}. An event is an encoding, a file or folder
 made durable, or a file renamed, in the stage that encodes: {"kill_at": [n, …]} kills each rank at its n-th one,
 {"stop_at": [rank, n]} lets a notice come there, {"full_at": n} lets the disk be full there. {"read_only": true} is a
-disk on which the time of no map may be set. How many were encoded goes to `encoded-<attempt>-<rank>` in the run's folder,
-and each part that is loaded is named in the log.
+disk on which the time of no map may be set. How many were encoded goes to `encoded-<attempt>-<rank>` in the run's
+folder, and each part that is loaded is named in the log.
 """
 
 import errno
