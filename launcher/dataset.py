@@ -61,11 +61,15 @@ def find_uncopied(config: RunConfig) -> UncopiedDataset | None:
     size = sum(source.count_bytes_to_copy() for source in copying)
     if not size:
         return None
-    sizes = [
-        source.count_samples() if isinstance(source, CopyingSource) else len(build_index([source], None).index)
-        for source in sources
-    ]
-    return UncopiedDataset(sizes, size, copying[0].root)
+    return UncopiedDataset([_count_samples(source, config) for source in sources], size, copying[0].root)
+
+
+def _count_samples(source: Source, config: RunConfig) -> int:
+    """Of a source alone, whose index is kept for the next plan."""
+    if isinstance(source, CopyingSource):
+        return source.count_samples()
+    folder = name_index_folder(config.cache_folder, source.identity, config.data.check)
+    return len(build_index([source], folder if _may_write(config.cache_folder) else None).index)
 
 
 def _find_folder(config: RunConfig, *, fetch: bool) -> tuple[list[Source], Path]:

@@ -1,7 +1,6 @@
 """From names on the hub to files on this machine, before anything starts: ranks then run offline."""
 
 import fnmatch
-import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +89,12 @@ def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
     return SourceConfig.model_validate({files.kind: str(folder / files.pattern), **settings})
 
 
+def find_commit(source: SourceConfig) -> str:
+    """The commit of a data set of the hub that `source` means now; fetches it. Raises UserError as `resolve_source`."""
+    assert source.hub is not None
+    return _fetch_dataset(source.hub, source.revision, fetch=True).name
+
+
 def _fetch_dataset(repo: str, revision: str | None, fetch: bool) -> Path:
     """The folder of its snapshot."""
     from huggingface_hub import HfApi, snapshot_download
@@ -100,13 +105,12 @@ def _fetch_dataset(repo: str, revision: str | None, fetch: bool) -> Path:
             find = partial(snapshot_download, repo, repo_type="dataset", revision=revision, local_files_only=True)
             folder = Path(find(allow_patterns=[]))
             files = choose_hub_files(repo, _list_names(folder))
-            find(allow_patterns=files.pattern.replace("**/", "*"))  # raises where the client knows of files that lack
+            find(allow_patterns=files.wanted)  # raises where the client knows of files that lack
             _check_whole(repo, folder, cure)
             return folder
         listed = HfApi().dataset_info(repo, revision=revision).siblings or []
-        names = choose_hub_files(repo, [file.rfilename for file in listed]).names
-        patterns = [glob.escape(name) for name in names]
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        wanted = choose_hub_files(repo, [file.rfilename for file in listed]).wanted
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
 
 
 def _list_names(folder: Path) -> list[str]:

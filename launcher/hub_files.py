@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from configs.errors import UserError
+from store.dataset.sources.tar_shards import SUFFIXES
+from store.dataset.sources.walk import IMAGE_SUFFIXES
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-TARS = (".tar", ".tar.gz", ".tgz")
 _OTHER_SPLITS = re.compile(r"(.*[/_.-])?(test|val|valid|validation|dev|eval)([/_.-].*)?")
 # Where a train split lies, as datasets has it: patterns of paths without suffix, and expressions; the first that fits.
 _TRAIN = {
@@ -28,13 +28,20 @@ class HubFiles:
     pattern: str
     names: list[str]
 
+    @property
+    def wanted(self) -> str | None:
+        """What to ask the hub's client for, whose * fits / as well: one pattern, as it holds each file against each."""
+        if self.kind == "images":
+            return f"{self.pattern}/*" if self.pattern else None
+        return self.pattern.replace("**/", "*")
+
 
 def choose_hub_files(repo: str, names: Sequence[str]) -> HubFiles:
     """The parquet files among `names`, else the tar shards, else the images; of the train split where there are splits.
 
     Raises UserError where there is nothing of all this, or the files are of several subsets.
     """
-    for kind, suffixes in (("parquet", (".parquet",)), ("tars", TARS)):
+    for kind, suffixes in (("parquet", (".parquet",)), ("tars", SUFFIXES)):
         found = sorted(name for name in names if name.endswith(suffixes))
         if found:
             pattern, chosen = _choose_split(repo, found)
@@ -42,7 +49,7 @@ def choose_hub_files(repo: str, names: Sequence[str]) -> HubFiles:
             files = HubFiles(kind, f"{pattern}{suffix}", chosen)  # type: ignore[arg-type]
             _check_subsets(repo, files)
             return files
-    if any(name.lower().endswith(IMAGES) for name in names):
+    if any(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for name in names):
         below = [name for name in names if name.startswith("train/")]
         return HubFiles("images", "train" if below else "", below or list(names))
     listed = ", ".join(sorted(names)[:5]) or "none"

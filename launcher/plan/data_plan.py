@@ -45,7 +45,7 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
     for source in config.data.listed_sources:
         if source.kind == "images" and not Path(source.place).is_dir():
             cure = "correct it, or pass --samples N to plan before the data is there"
-            raise UserError(f"data.images: {source.place}: no such folder; {cure}")
+            raise UserError(f"{source.place}: no such folder; {cure}")
     uncopied = find_uncopied(config)
     if uncopied is not None:
         copied = f"{format_size(uncopied.size)} of images to {uncopied.folder}"

@@ -3,6 +3,7 @@
 import textwrap
 from itertools import zip_longest
 
+from configs.solve.captions import describe_captions
 from launcher.format import format_amount, format_count, format_rate
 from launcher.plan.plan import RunPlan
 from launcher.plan.plan_text import format_equation
@@ -36,7 +37,11 @@ def _batch_words(plan: RunPlan) -> list[tuple[str, str]]:
     if accumulation > 1:
         summed = "their gradients are summed before any weight changes"
     return [
-        ("sample", f"One image with its caption. The dataset has {format_amount(plan.data.samples)}."),
+        (
+            "sample",
+            f"One image with its caption, which is read so: {describe_captions(plan.config.data)}. The dataset has "
+            f"{format_amount(plan.data.samples)}.",
+        ),
         (
             "micro-batch",
             f"{format_count(micro_batch, 'sample')}: what one rank puts through one forward and backward pass. It "

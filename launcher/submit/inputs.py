@@ -2,10 +2,10 @@
 
 from functools import cached_property
 
-from configs.schema import RunConfig
+from configs.schema import RunConfig, SourceConfig
 from configs.solve.hardware import Hardware
 from launcher.dataset import index_dataset
-from launcher.hub import check_model, resolve_model
+from launcher.hub import check_model, find_commit, resolve_model
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version
@@ -19,6 +19,7 @@ class RunInputs:
         self._datasets: dict[str, KeptIndex] = {}
         self._checked_models: set[str] = set()
         self._models: dict[str, str] = {}
+        self._commits: dict[str, str] = {}
 
     def index_dataset(self, config: RunConfig) -> KeptIndex:
         """The samples to train on. Raises UserError where they cannot be had, or bad ones are not to be skipped."""
@@ -29,6 +30,13 @@ class RunInputs:
         kept = self._datasets[key]
         check_bad_samples(data, kept.bad_samples, len(kept.index))
         return kept
+
+    def find_commit(self, source: SourceConfig) -> str:
+        """The commit of a data set of the hub, as a run that begins now has it."""
+        assert source.hub is not None
+        if source.hub not in self._commits:
+            self._commits[source.hub] = find_commit(source)
+        return self._commits[source.hub]
 
     def check_model(self, model: str) -> None:
         """Raises UserError where `model` is none that this version trains."""

@@ -70,6 +70,7 @@ def prepare_run(
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
     check_precision(config.precision, inputs.hardware.compute_capability)
+    config = _keep_commits(config, run, inputs)
     dataset = inputs.index_dataset(config)
     index = dataset.index
     total_steps = solve_length(config, batch_plan.batch, count_epoch(config.data, index.source_sizes)).steps
@@ -85,6 +86,21 @@ def prepare_run(
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready
+
+
+def _keep_commits(config: RunConfig, run: RunDir, inputs: RunInputs) -> RunConfig:
+    """`config` with the commits of its data sets on the hub: those that the run began with, whatever came since."""
+    sources = config.data.sources or []
+    if all(source.hub is None or source.revision is not None for source in sources):
+        return config
+    begun = load_config(run.config_path).data.listed_sources if run.config_path.is_file() else []
+    known = {source.hub: source.revision for source in begun}
+    kept = []
+    for source in sources:
+        if source.hub is not None and source.revision is None:
+            source = source.model_copy(update={"revision": known.get(source.hub) or inputs.find_commit(source)})
+        kept.append(source)
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": kept})})
 
 
 def _meanings(

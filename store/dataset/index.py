@@ -9,7 +9,6 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +22,7 @@ from store.dataset.image_file import open_image_file
 from store.dataset.sample import Sample, format_sample
 
 _FORMAT = b"1"
-_BATCH_ROWS = 2**20  # of every record batch but the last: where a row lies follows from its number
+_BATCH_ROWS = 2**16  # of every record batch but the last: where a row lies follows from its number
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.large_string(), nullable=False),
@@ -67,7 +66,7 @@ class Index:
         """The index in `path`, memory-mapped. Raises LockstepError where it is damaged or of a newer version."""
         try:
             return cls(pa.memory_map(str(path)))
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             cure = "submit the run again, which writes it anew"
             raise LockstepError(f"{path}: is damaged, or of another version of Lockstep ({error}); {cure}") from None
 
@@ -106,17 +105,17 @@ class Index:
         """Whether widths and heights are known, which earlier versions did not look at."""
         return len(self) > 0 and self[0].width > 0
 
-    @cached_property
+    @property
     def widths(self) -> NDArray[np.int32]:
-        """Of all upright images, in pixels. The file's own bytes, not a copy, up to 1,048,576 samples."""
+        """Of all upright images, in pixels. A copy, which the index does not keep: 4 bytes for each."""
         return self._read_numbers("width")
 
-    @cached_property
+    @property
     def heights(self) -> NDArray[np.int32]:
         """As `widths`."""
         return self._read_numbers("height")
 
-    @cached_property
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Of all images' files, in bytes; as `widths`."""
         return self._read_numbers("length")
@@ -130,7 +129,7 @@ class Index:
 
     def _read_numbers(self, column: str) -> NDArray[Any]:
         parts = [batch.column(column).to_numpy() for batch in self._batches]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
+        return np.concatenate([np.empty(0, np.int32), *parts])
 
 
 def write_index(path: Path, samples: Iterable[Sample], roots: Sequence[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from configs.schema import RunConfig
 from store.dataset.bad_samples import format_bad_samples
-from store.dataset.index import Index
+from store.dataset.index import Index, write_index
 from store.dataset.kept_index import KeptIndex
 from store.dataset.sample import parse_samples
 from store.run.run_dir import RunDir, write_atomic
@@ -32,7 +32,7 @@ def place_run_index(run: RunDir, kept: KeptIndex) -> None:
         try:
             os.link(kept.path, temporary)
         except OSError:  # another file system, one without such links, or another user's file
-            shutil.copyfile(kept.path, temporary)
+            _copy(kept, temporary)
         os.replace(temporary, run.dataset_path)
     finally:
         temporary.unlink(missing_ok=True)  # also after a rename to what is the same file already, which does nothing
@@ -40,3 +40,11 @@ def place_run_index(run: RunDir, kept: KeptIndex) -> None:
         write_atomic(run.bad_samples_path, format_bad_samples(kept.bad_samples))
     else:
         run.bad_samples_path.unlink(missing_ok=True)
+
+
+def _copy(kept: KeptIndex, path: Path) -> None:
+    assert kept.path is not None
+    try:
+        shutil.copyfile(kept.path, path)
+    except FileNotFoundError:  # removed since it was opened: fetching a model may take days
+        write_index(path, kept.index, kept.index.roots)

@@ -9,13 +9,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = 16
-_MOST_AT_ONCE = 64  # items that a thread takes: one at a time, handing them over would cost more than the look
-_AHEAD = 4 * _THREADS  # chunks that are read and not taken yet
+_AHEAD = 2 * _THREADS  # chunks that are read and not taken yet
 
 
-def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`function` of each item, in order, a little ahead of whoever takes them. Raises what it raises."""
-    size = max(1, min(_MOST_AT_ONCE, len(items) // _AHEAD))
+def map_in_threads(function: Callable[[T], R], items: Sequence[T], at_once: int = 1) -> Iterator[R]:
+    """`function` of each item, in order, a little ahead of whoever takes them. Raises what it raises.
+
+    at_once: items that a thread takes, where handing over each would cost more than the look.
+    """
+    size = max(1, min(at_once, len(items) // _AHEAD))
 
     def read_chunk(start: int) -> list[R]:
         return [function(item) for item in items[start : start + size]]

@@ -17,6 +17,7 @@ class FakeHub:
     def __init__(self, repo: str, model: Path, kind: str = "models"):
         self.repo, self.model, self.kind = repo, model, kind
         self.gated = False
+        self.commit = COMMIT
         self.requested: list[str] = []  # files of the model, as often as they were asked for
         self.address = ""
 
@@ -58,10 +59,10 @@ class FakeHub:
                 return 404, {"X-Error-Code": "EntryNotFound"}, b""
             body = (self.model / name).read_bytes()
             digest = hashlib.sha1(body, usedforsecurity=False).hexdigest()
-            return 200, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}, body
+            return 200, {"ETag": f'"{digest}"', "X-Repo-Commit": self.commit}, body
         if not path.startswith(f"/api/{self.kind}/{self.repo}"):
             return 404, {"X-Error-Code": "RepoNotFound"}, b""
-        found: object = {"id": self.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in listed]}
+        found: object = {"id": self.repo, "sha": self.commit, "siblings": [{"rfilename": name} for name in listed]}
         if "/tree/" in path:
             sizes = {name: (self.model / name).stat().st_size for name in listed}
             found = [{"type": "file", "path": name, "size": size, "oid": "b" * 40} for name, size in sizes.items()]

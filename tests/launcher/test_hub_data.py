@@ -117,6 +117,32 @@ def test_what_cannot_be_had(folder: Path, hub: FakeHub) -> None:
     assert "data set me/mine: cannot be fetched: check the name, or run `hf auth login`" in index(folder, hub)
 
 
+PREPARE = """
+import sys
+from configs.reading.load import load_config
+from configs.solve.hardware import Hardware
+from launcher.submit.inputs import RunInputs
+from launcher.submit.prepare import prepare_run
+prepared = prepare_run(load_config(sys.argv[1], sys.argv[2:]), RunInputs(Hardware()))
+prepared.write()
+print(prepared.config.data.sources[0].revision)
+"""
+
+
+def test_a_run_keeps_the_commit_that_it_began_with(folder: Path, hub: FakeHub) -> None:
+    def prepare(*overrides: str) -> str:
+        command = [sys.executable, "-c", PREPARE, str(folder / "my.yaml"), "precision=fp32", *overrides]
+        shell = subprocess.run(
+            command, env=ENVIRONMENT | environment(folder, hub), capture_output=True, text=True, check=False
+        )
+        return shell.stdout.strip() or shell.stderr
+
+    assert prepare() == COMMIT
+    hub.commit = "b" * 40
+    assert prepare() == COMMIT
+    assert prepare("name=another") == hub.commit
+
+
 PARQUET = [f"data/{split}-0000{number}-of-00002.parquet" for split in ("train", "test") for number in (0, 1)]
 
 

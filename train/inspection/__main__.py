@@ -1,5 +1,5 @@
-"""`python -P -m lockstep train.inspection CONFIG INDEX`, with `--tokenizer FOLDER --lengths FILE`: lengths of captions; with
-`--sheet FILE`: samples as training will see them."""
+"""`python -P -m lockstep train.inspection CONFIG INDEX`, with `--tokenizer FOLDER --lengths FILE` for how long captions
+are, and with `--sheet FILE` for samples as training will see them."""
 
 import argparse
 import sys

@@ -14,6 +14,7 @@ from configs.errors import UserError
 from store.dataset.bad_samples import BadSampleError, check_machine, describe_unreadable, format_path
 from store.dataset.sample import BadSample, Sample
 from store.dataset.sources.base import Part, make_stamp
+from store.dataset.sources.captions import is_unicode
 from store.dataset.sources.metadata import METADATA_NAMES, ImageRecord, read_metadata
 from store.dataset.sources.walk import IMAGE_SUFFIXES, FolderContent, walk_folder
 from store.dataset.threads import map_in_threads
@@ -45,7 +46,7 @@ class ImageFolder:
         path = self.root / part.name
         try:
             captions = part.captions or (_read_caption(path.with_suffix(".txt")),)
-            if not all(map(_is_unicode, captions)):
+            if not all(map(is_unicode, captions)):
                 raise BadSampleError(f"{path}: its caption holds half a character (a lone surrogate); write it anew")
             yield Sample(0, part.name, part.name, 0, _stat_file(str(path)).st_size, 0, 0, captions)
         except FileNotFoundError as error:  # gone since it was listed
@@ -81,7 +82,7 @@ class ImageFolder:
                 record.place,
             )
 
-        return map_in_threads(look_at, numbered)
+        return map_in_threads(look_at, numbered, 64)
 
     def _list_pairs(self) -> Iterator[Part | BadSample]:
         content = walk_folder(self.root)
@@ -106,7 +107,7 @@ class ImageFolder:
                 return BadSample(image, str(problem))
             return Part(image, make_stamp(image, *facts))
 
-        yield from map_in_threads(look_at, sorted(content.images, key=_by_parts))
+        yield from map_in_threads(look_at, sorted(content.images, key=_by_parts), 64)
 
     def _describe_orphan(self, caption: str, others: list[str]) -> str:
         place = format_path(self.root / caption)
@@ -156,17 +157,8 @@ def _check_inside(record: ImageRecord, root: Path) -> None:
 
 
 def _check_name(path: str, name: str) -> None:
-    if not _is_unicode(name):
+    if not is_unicode(name):
         raise BadSampleError(f"{format_path(path)}: its name is not UTF-8; rename it")
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written to the index: no bytes of another encoding, no half of a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_caption(path: Path) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from configs.errors import UserError
 from store.dataset.bad_samples import describe_unreadable
+from store.dataset.sources.captions import CAPTION_KEYS
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")  # the first that is there is read
-_CAPTION_COLUMNS = ("text", "caption")  # the first that a record has, where the config names none
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _read_csv(file: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _parse_record(place: str, record: object, column: str | None) -> ImageRecord:
-    columns = (column,) if column is not None else _CAPTION_COLUMNS
+    columns = (column,) if column is not None else CAPTION_KEYS
     if not isinstance(record, dict):
         raise UserError(f"{place}: is no JSON object; {_example(columns[0])}")
     if "file_name" not in record:

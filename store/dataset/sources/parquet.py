@@ -15,7 +15,7 @@ from store.dataset.sources.base import Part, make_stamp
 from store.dataset.sources.captions import read_captions
 from store.dataset.sources.copied_images import CopiedImage, count_copied_groups, is_copied, list_copies, write_copies
 from store.dataset.sources.parquet_file import ParquetImages
-from store.dataset.sources.places import find_files, stat_file
+from store.dataset.sources.places import find_files, read_times, stat_file
 
 
 class ParquetFiles:
@@ -28,25 +28,31 @@ class ParquetFiles:
         self.root = copies
         self.identity = repr(("parquet", place, caption))
         self._caption = caption
+        self._copies: dict[str, str] = {}  # of each file, the folder of its copies
+        self._times: dict[Path, int] = {}
         self._folder, self._names = find_files("parquet", place, (".parquet",))
 
     def list_parts(self) -> Iterator[Part | BadSample]:
         """Copies what is not copied yet. Raises UserError where the copies cannot be written."""
+        self._times = read_times(self._folder, self._names)  # before anything that takes long
+        self._copies = {name: self._name_copies(self._folder / name) for name in self._names}
         self._copy_images()
-        for name in self._names:
-            found = stat_file(self._folder / name)
-            yield Part(name, make_stamp(name, found.st_size, found.st_mtime_ns))
+        for name, copies in self._copies.items():
+            yield Part(name, make_stamp(name, copies))
 
     def read_part(self, part: Part) -> Iterator[Sample | BadSample]:
-        path = self._folder / part.name
-        copies = self._name_copies(path)
+        """Raises UserError where the file was written since it was listed."""
+        path, copies = self._folder / part.name, self._copies[part.name]
         captions = ParquetImages(path, self._caption).read_captions()
+        if self._name_copies(path) != copies:
+            raise UserError(
+                f"{format_path(path)}: was written while it was read; run the command again once it is whole"
+            )
         for row, (image, caption) in enumerate(zip(list_copies(self.root / copies), captions, strict=True)):
             yield self._make_sample(f"{part.name}:{row}", copies, image, caption)
 
     def list_watched(self) -> dict[Path, int]:
-        paths = [self._folder, *(self._folder / name for name in self._names)]
-        return {path: stat_file(path).st_mtime_ns for path in paths}
+        return self._times
 
     def count_samples(self) -> int:
         """The rows of all files, good and bad; looks at their footers."""

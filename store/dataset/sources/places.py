@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from pathlib import Path
 
 from configs.errors import UserError
@@ -23,14 +24,26 @@ def find_files(key: str, place: str, suffixes: tuple[str, ...]) -> tuple[Path, l
         what = f"holds no {suffixes[0]} file"
     else:
         root, pattern = _split_pattern(path)
-        found = glob.iglob(str(pattern), root_dir=root, recursive=True) if pattern.parts else iter(())
-        names = [name for name in found if os.path.isfile(root / name)]
-        what = "no such file or folder" if len(pattern.parts) == 0 else "no file fits this pattern"
+        names = _list_matches(root, pattern) if pattern.parts else []
+        what = "no file fits this pattern" if pattern.parts else "no such file or folder"
     if not names:
         raise UserError(
             f"{format_path(place)}: {what}; {key} names a {suffixes[0]} file, a folder of them, or a pattern"
         )
+    for name in names:
+        if format_path(name) != name:
+            raise UserError(f"{format_path(root / name)}: its name is not UTF-8, or does not print; rename it")
     return root, sorted(names)
+
+
+def _list_matches(root: Path, pattern: Path) -> list[str]:
+    """All but folders: a link that leads nowhere is refused by whoever reads it, and not passed over."""
+    try:
+        os.listdir(root)  # glob itself takes a folder that cannot be listed for an empty one
+    except OSError as error:
+        raise UserError(describe_unreadable(root, error)) from None
+    found = glob.iglob(str(pattern), root_dir=root, recursive=True)
+    return [name for name in found if not os.path.isdir(root / name)]
 
 
 def _split_pattern(path: Path) -> tuple[Path, Path]:
@@ -47,7 +60,22 @@ def _split_pattern(path: Path) -> tuple[Path, Path]:
 
 
 def stat_file(path: Path) -> os.stat_result:
-    """Of a file that was there a moment ago. Raises UserError where it cannot be looked at."""
+    """Of a file that was there a moment ago. Raises UserError where it cannot be looked at, or would be waited on."""
+    found = _stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{format_path(path)}: is no regular file")
+    return found
+
+
+def read_times(root: Path, names: list[str]) -> dict[Path, int]:
+    """The times, in ns, of the files `names` below `root` and of the folders that they lie in: they tell when one came,
+    went or was written again."""
+    paths = {root / name for name in names}
+    folders = {root, *(root / parent for name in names for parent in Path(name).parents)}
+    return {path: _stat(path).st_mtime_ns for path in sorted(paths | folders)}
+
+
+def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:

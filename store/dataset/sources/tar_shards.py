@@ -6,7 +6,6 @@ rest is the member's kind; what has no kind belongs to no sample.
 """
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from store.dataset.bad_samples import BadSampleError, describe_unreadable, forma
 from store.dataset.sample import BadSample, Sample
 from store.dataset.sources.base import Part, make_stamp
 from store.dataset.sources.captions import CAPTION_KEYS, is_unicode, read_captions
-from store.dataset.sources.places import find_files, stat_file
+from store.dataset.sources.places import find_files, read_times, stat_file
 from store.dataset.sources.walk import IMAGE_SUFFIXES
 
 # Compressed ones are found, too, so that they are refused and not left out.
@@ -47,10 +46,12 @@ class TarShards:
         """`place`: a tar, a folder of them, or a pattern; `caption`: a key of the samples' .json. Raises UserError
         where there is no tar."""
         self.caption = caption
+        self._times: dict[Path, int] = {}
         self.root, self._names = find_files("tars", place, SUFFIXES)
         self.identity = repr(("tars", place, caption))
 
     def list_parts(self) -> Iterator[Part | BadSample]:
+        self._times = read_times(self.root, self._names)
         for name in self._names:
             found = stat_file(self.root / name)
             yield Part(name, make_stamp(name, found.st_size, found.st_mtime_ns))
@@ -66,8 +67,7 @@ class TarShards:
             raise UserError(describe_unreadable(path, error)) from None
 
     def list_watched(self) -> dict[Path, int]:
-        paths = [self.root, *(self.root / name for name in self._names)]
-        return {path: stat_file(path).st_mtime_ns for path in paths}
+        return self._times
 
     def _make_sample(self, file: BinaryIO, shard: str, members: list[_Member]) -> Sample | BadSample:
         by_kind = {member.kind: member for member in members}
@@ -117,13 +117,9 @@ def _read_text(file: BinaryIO, member: _Member) -> str:
 
 
 def _list_members(file: BinaryIO, path: Path) -> Iterator[_Member]:
-    """The members that belong to samples. Raises UserError where the tar is not whole."""
-    size = os.fstat(file.fileno()).st_size
+    """The members that belong to samples. Raises UserError where the tar is not whole: one that ends within a member
+    has no header after it."""
     for info in _list_headers(file, path):
-        if info.offset_data + info.size > size:
-            raise UserError(
-                f"{format_path(path)}: ends within {format_path(info.name)}, at byte {size:,}; it was cut off, {_AGAIN}"
-            )
         if info.issparse():
             raise UserError(
                 f"{format_path(path)}: holds {format_path(info.name)} in pieces (sparse); write it without --sparse"

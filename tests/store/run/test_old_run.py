@@ -19,10 +19,16 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from configs.reading.load import load_config
+from configs.solve.batch import Shape
+from store.run.run_dir import RunDir
+from store.run.submission import open_attempt, plan_batch
 from tests.launcher.folders import FakeSlurm
+from tests.ranks import ROOT, run_ranks
 from tests.shell import lockstep, started, until
 
 ARCHIVE = Path(__file__).with_name("old_run.tar.xz")
+FAULTY_ATTEMPT = ROOT / "tests/train/faulty_attempt.py"
 FOLDER = b"@FOLDER@"  # in the archive: wherever it is unpacked
 # SHA-256 of the names and elements of each state in old-local's checkpoint of step 38
 DIGESTS = {
@@ -83,7 +89,9 @@ def digest(tensors: Tensors) -> str:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    """All but locks and the index of the images, which a refused submit leaves for the next one."""
+    paths = (path for path in folder.rglob("*") if path.name != "lock" and ".lockstep" not in path.parts)
+    files = (path for path in paths if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -259,3 +267,18 @@ def test_a_fork_starts_from_the_old_weights(old: Path) -> None:
     unet = load_file(old / "runs/forked/base/unet/diffusion_pytorch_model.safetensors")
     assert digest({name: tensor.ravel() for name, tensor in unet.items()}) == DIGESTS["weights"]
     assert content_of(old / "runs/old-local") == before
+
+
+def test_ranks_that_slurm_requeues_go_on_without_a_submit(old: Path) -> None:
+    """They find the earlier version's list of samples, in which no image was measured."""
+    run = RunDir(old / "runs/old-local")
+    config = load_config(run.config_path)
+    run.stop_request_path.unlink(missing_ok=True)
+    attempt = open_attempt(run, config, plan_batch(run, config, Shape(1, 2)))
+    run_ranks(2, FAULTY_ATTEMPT, run.path, attempt.number, "{}")
+    end = json.loads(attempt.end_path.read_text())
+    assert (end["reason"], end["step"]) == ("finished", 60)
+    reports = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    went_on = [report["loss/train"] for report in reports if report["step"] in (40, 42)]
+    assert went_on == pytest.approx([0.5373699, 0.3076237], rel=1e-3), "as the old version itself went on"
+    assert not run.dataset_path.exists()

@@ -167,6 +167,15 @@ def test_two_that_copy_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [read(sample, place) for sample in samples] == IMAGES
 
 
+def test_a_file_that_is_written_while_it_is_copied(tmp_path: Path) -> None:
+    place = write_parquet(tmp_path / "a.parquet")
+    source = ParquetFiles(str(place), None, copies(place))
+    [part] = source.list_parts()
+    write_parquet(place, [b"new"], text=["new"])
+    with pytest.raises(UserError, match=r"a\.parquet: was written while it was read; run the command again"):
+        list(source.read_part(part))
+
+
 @pytest.mark.parametrize(
     ("columns", "caption", "said"),
     [
