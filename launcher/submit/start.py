@@ -70,7 +70,8 @@ def check_job(prepared: PreparedRun, backend: Backend) -> tuple[str | None, Back
         raise UserError(f"{prepared.run.path}: is {job.name} ({job.describe()}); {cure}")
     if job.held:
         return None, job
-    if not only_encode and Submission.read(prepared.run.submission_path).only_encode:
+    submitted = Submission.read_if_written(prepared.run.submission_path)
+    if not only_encode and submitted is not None and submitted.only_encode:
         cure = "submit it when that is done, or cancel it first"
         raise UserError(f"{prepared.run.path}: is {job.name}, which only encodes its data ({job.describe()}); {cure}")
     return f"is {job.name} already: {job.describe()}", None
