@@ -38,7 +38,7 @@ from bench.turns import Player
 from configs.schema import DataConfig
 from configs.solve.buckets import CropSize
 from train.data.images import load_crop
-from train.data.randomness import Purpose, draw_normal
+from train.data.randomness import Purpose, draw_normals
 from train.demo.openmoji import write_drawings
 
 MODEL = {"unet": (32, 32, 32, 32), "vae": (8, 16, 32, 32), "text": (64, 2), "groups": 8}
@@ -185,7 +185,7 @@ def measure_decoding(sides: Sides) -> dict[str, float]:
 
     def draw(file: Path) -> None:
         for purpose in (Purpose.POSTERIOR, Purpose.NOISE):
-            draw_normal(0, purpose, 0, (4, sides.args.side // 8, sides.args.side // 8))
+            draw_normals(0, purpose, [0], (4, sides.args.side // 8, sides.args.side // 8))
 
     found = {}
     for images in ("PNG", "JPEG"):

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow  # noqa: F401  (what is imported when it is first needed is here, too, before the clock runs)
 import torch
 
+import store.dataset.headers  # noqa: F401
 import train.data.stream
 from bench.turns import Turns
 from configs.schema import RunConfig
@@ -102,8 +104,7 @@ def measure_encoding(args: SimpleNamespace) -> dict[str, float]:
 def feed(args: SimpleNamespace, turns: Turns) -> None:
     """Micro-batches of consecutive positions, until nobody asks for more; without the noise of each position, which the
     other side does not have, either."""
-    nothing = np.zeros(0, np.float32)
-    train.data.stream.draw_normal = lambda *_: nothing
+    train.data.stream.draw_normals = lambda *_: np.zeros(0, np.float32)
     config, index = make_config(args), keep_index_of(args).index
     model = load_model(config, Path(args.model), torch.device("cpu"))
     encodings = encode(args, config, model, index) if args.encoded else NOTHING_KEPT
@@ -111,6 +112,7 @@ def feed(args: SimpleNamespace, turns: Turns) -> None:
     plan = BatchPlan(Shape(1, 1), args.batch, 1)
     for batch in micro_batches(stream, plan, 0, itertools.count(1), pin_memory=False):
         turns.before_step()
+        assert not batch["noise"].numel()
         if not args.encoded:
             scale_pixels(batch["pixels"])
 

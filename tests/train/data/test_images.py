@@ -162,6 +162,7 @@ def test_of_several_frames_the_first_is_shown(tmp_path: Path, suffix: str) -> No
     assert np.abs(levels(path) - [255, 0, 0]).max() <= 4
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets what the module ignores
 @pytest.mark.parametrize("size", [(9500, 9500), (20_000, 10_000)])
 def test_an_image_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     """Also those of which Pillow only warns: 200 bytes of them fill a rank's memory."""
@@ -203,6 +204,14 @@ def test_what_shows_through_has_the_bits_of_alpha_compositing() -> None:
         ground = Image.new("RGBA", image.size, (level, level, level))
         shown = np.asarray(flatten_colours(image, f"rgb({level}, {level}, {level})"))
         assert (shown == np.asarray(Image.alpha_composite(ground, image).convert("RGB"))).all()
+
+
+def test_the_next_image_is_decoded_into_the_memory_of_the_last_one(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (64, 64), (255, 0, 0)), tmp_path / "image.png")
+    levels(path)
+    before = Image.core.get_stats()["reused_blocks"]  # type: ignore[attr-defined]
+    levels(path)
+    assert Image.core.get_stats()["reused_blocks"] > before  # type: ignore[attr-defined]
 
 
 def test_one_grey_of_16_bits_may_be_transparent(tmp_path: Path) -> None:
