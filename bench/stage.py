@@ -26,6 +26,7 @@ from train.context import RankContext
 from train.data.stream import Stream, list_positions
 from train.demo.make_base import make_tokenizer
 from train.engines.base import DTYPES, Engine, load_parameters
+from train.models.frozen import FrozenPart
 from train.models.stable_diffusion import StableDiffusion
 from train.objective import make_objective
 from train.objective.loss import Objective
@@ -44,6 +45,16 @@ class InMemory(StableDiffusion):
         return self.told
 
 
+class MadePart(FrozenPart):
+    """A frozen part that lies in no folder."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+
+    def load(self, reason: str) -> torch.nn.Module:
+        return self.module
+
+
 def make_model(args: SimpleNamespace, frozen: torch.device) -> StableDiffusion:
     """Stable Diffusion 1.5 with random weights: VAE and text encoder in full size on `frozen` (torch's meta device
     where nobody calls them), the UNet as args."""
@@ -60,8 +71,9 @@ def make_model(args: SimpleNamespace, frozen: torch.device) -> StableDiffusion:
         folder=Path(),
         denoiser=unet,
         weights=RandomWeights(unet),
-        vae=parts[0],
-        text_encoder=parts[1],
+        vae_part=MadePart(parts[0]),
+        vae_config=dict(parts[0].config),
+        text_part=MadePart(parts[1]),
         tokenizer=tokenizer,
         noise_scheduler=DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
         dtype=dtype,

@@ -83,8 +83,8 @@ def check_encodings_room(config: RunConfig, index: Index, model: Path, hardware:
     if config.data.cached == "off" or _is_encoded(config, index.version):
         return
     sizes = estimate_encodings(config, read_model_size(str(model)), hardware, len(index)) or []
-    there = sum(measure_shards(family) for family in find_families(config.cache_folder, config.model))
-    check_room(config.cache_folder, max(0, sum(size.bytes for size in sizes) - there))
+    present = sum(measure_shards(family) for family in find_families(config.cache_folder, config.model))
+    check_room(config.cache_folder, max(0, sum(size.bytes for size in sizes) - present))
 
 
 def _is_encoded(config: RunConfig, version: str) -> bool:

@@ -61,6 +61,7 @@ _INTERRUPTIONS: list[tuple[CauseKind, str, str]] = [  # SLURM's own words, in th
 ]
 _DIED = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (?!Exited with exit code)(.*)")
 _TERMINATED = re.compile(r"Terminating StepId|forcing job termination")  # from here on srun itself kills
+_BEFORE_STEPS = ("loading", "encoding", "verifying")  # how begins what a rank is doing before the first step
 _OOM_KILL = re.compile(r"oom-kill|Out Of Memory")
 
 
@@ -226,4 +227,4 @@ def _when(beat: HeartbeatRecord | None) -> str:
     """What the rank was at, by its last sign of life."""
     if beat is None:
         return " before its first sign of life"
-    return " while loading" if beat.doing == "loading" else f" in step {beat.step + 1}"
+    return f" while {beat.doing}" if beat.doing.startswith(_BEFORE_STEPS) else f" in step {beat.step + 1}"

@@ -92,13 +92,19 @@ def read_chunk_map(folder: Path, chunk: int) -> ChunkMap | None:
     return ChunkMap(contents, keys, tensors["shards"], tensors["rows"], names)
 
 
-def write_map(path: Path, parts: Sequence[ChunkMap]) -> None:
-    """The map of `parts`, those of all chunks in order, sorted by key. Whole or not at all. Raises OSError."""
+def write_map(path: Path, parts: Sequence[ChunkMap], order: NDArray[np.intp] | None = None) -> None:
+    """The map of `parts`, those of all chunks in order, sorted by key. Whole or not at all. Raises OSError.
+
+    `order`: the samples that the chunks have one after the other; None: all as the index has them.
+    """
     names = sorted({name for part in parts for name in part.names})
     numbers = {name: number for number, name in enumerate(names)}
     shards = [np.array([numbers[name] for name in part.names], np.uint32)[part.shards] for part in parts]
     keys, first = np.unique(np.concatenate([part.keys for part in parts]), return_index=True)
     contents = np.concatenate([part.contents for part in parts])
+    if order is not None:
+        in_chunks, contents = contents, np.empty_like(contents)
+        contents[order] = in_chunks
     rows = np.concatenate([part.rows for part in parts])
     write_atomic(path, _render(ChunkMap(contents, keys, np.concatenate(shards)[first], rows[first], names)))
 

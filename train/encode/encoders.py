@@ -8,11 +8,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from configs.errors import UserError
 from configs.schema import DataConfig, RunConfig
-from configs.solve.buckets import CropSize, choose_crop_size
+from configs.solve.buckets import CropSize, choose_crop_size, choose_crop_sizes, list_crop_sizes
 from configs.solve.device_memory import VAE_SLICE_PIXELS
 from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
@@ -44,6 +46,7 @@ class Encoder(Protocol):
     family: Family
     map_name: str
     threads: int  # that may read at once
+    order: NDArray[np.intp] | None  # in which samples are encoded; None: as the index has them
 
     def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
         """Of sample `number`. Raises UserError where it is bad and the run does not skip bad samples."""
@@ -64,6 +67,7 @@ class ImageEncoder:
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, threads: int, facts: Mapping[str, str]):
         self.data, self.model, self.index, self.threads = config.data, model, index, threads
         self.seed = config.seed
+        self.order = _sort_by_size(config.data, index)
         decoder = {"decoder": f"{DECODER}, Pillow {version('pillow').partition('.')[0]}"}
         facts = {**facts, **decoder, "background": self.data.background}
         self.family = Family(self.kind, facts, {"model": config.model})
@@ -110,6 +114,7 @@ class CaptionEncoder:
     """Every caption of a sample, and with the first sample the empty one, to the text encoders' states."""
 
     kind, noun, threads = "states", "captions", 0  # tokenizers are not made for threads
+    order: NDArray[np.intp] | None = None
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, facts: Mapping[str, str]):
         self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
@@ -140,3 +145,11 @@ def list_views(data: DataConfig, seed: int, sample: Sample) -> Iterator[View]:
     for crop_at in list_crops(data, seed, sample.name):
         for mirrored in (False, True) if data.flip else (False,):
             yield View(*size, crop_at, mirrored)
+
+
+def _sort_by_size(data: DataConfig, index: Index) -> NDArray[np.intp] | None:
+    """With buckets those of one size one after the other: a batch has one size, and so has a shard."""
+    sizes = list_crop_sizes(data)
+    if len(sizes) == 1:
+        return None
+    return np.argsort(choose_crop_sizes(sizes, index.widths, index.heights), kind="stable")

@@ -235,12 +235,14 @@ class _Stage:
         def read(number: int) -> SampleInputs:
             return self.encoder.read(number, lambda key: known.find(key) is not None)
 
+        order = self.encoder.order
+        rows = chunk if order is None else order[chunk.start : chunk.stop].tolist()
         if not self.encoder.threads:
-            yield from map(read, chunk)
+            yield from map(read, rows)
             return
         futures = deque[Future[SampleInputs]]()
         try:
-            for number in chunk:
+            for number in rows:
                 futures.append(pool.submit(read, number))
                 if len(futures) > AHEAD:
                     yield futures.popleft().result()
@@ -267,7 +269,7 @@ class _Stage:
                 f"{self.chunks_path}: the map of chunk {maps.index(None)} went while others were encoded; the next "
                 "attempt encodes it again"
             )
-        write_map(self.map_path, [found for found in maps if found is not None])
+        write_map(self.map_path, [found for found in maps if found is not None], self.encoder.order)
 
 
 def _describe_encoder(context: RankContext, model: DiffusionModel, kind: str) -> dict[str, str]:

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from configs.pipelines import SD1, SD2, SDXL
+from configs.schema import RunConfig
 from configs.solve.activations import count_activations
-from configs.solve.device_memory import VAE_TENSORS
+from configs.solve.device_memory import VAE_TENSORS, count_sample
 
 TINY = {  # as tests/tiny.py makes them, with the heads of Stable Diffusion 2
     "mid_block_type": None,
@@ -146,6 +147,13 @@ def test_long_captions_are_counted(recomputed: bool) -> None:
     counted = count_activations(TINY, 8, width=4, recomputed=recomputed, tokens=231)
     assert counted is not None
     assert counted.kept == pytest.approx(measure(dict(TINY), 8, torch.float32, recomputed, tokens=231), rel=0.01)
+
+
+def test_a_run_is_counted_with_the_tokens_that_it_reads() -> None:
+    config = RunConfig(name="a", model="b", precision="bf16", data={"images": "-", "caption_tokens": 225})
+    assert count_sample(config, SD1) == count_activations(
+        SD1.configs["unet"], 64, width=2, recomputed=False, tokens=231
+    )
 
 
 @pytest.mark.parametrize(

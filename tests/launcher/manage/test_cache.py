@@ -20,7 +20,7 @@ from store.encodings.shards import measure_shards, write_shard
 from store.run.submission import Submission
 from tests.launcher.desk import Desk, running
 from tests.launcher.runs import LOCAL, end_of, make_run
-from tests.shell import lockstep
+from tests.shell import lockstep, started
 
 CONFIG = """\
 model: ../model
@@ -137,3 +137,19 @@ def test_room_is_asked_for_what_is_not_there_yet(tmp_path: Path, monkeypatch: py
     assert [found.path for found in find_families(tmp_path, "mine")] == [family.path]
     assert find_families(tmp_path, "another") == []
     assert measure_shards(family) > 4
+
+
+@pytest.mark.faults
+def test_two_runs_encode_into_one_cache_at_once(model: Path, tmp_path: Path) -> None:
+    files = [make_run(model, name, CONFIG)[0] for name in ("first", "second")]
+    shutil.rmtree(files[1].parent / "images")
+    shutil.copytree(files[0].parent / "images", files[1].parent / "images")  # other times: another version, equal keys
+    folder = f"data.cache_folder={tmp_path / 'cache'}"
+    with (
+        started(tmp_path / "a", "cache", files[0], *LOCAL, 2, folder) as first,
+        started(tmp_path / "b", "cache", files[1], *LOCAL, 2, folder) as second,
+    ):
+        assert (first.wait(240), second.wait(240)) == (0, 0), (tmp_path / "a").read_text()
+    for file in files:
+        done = lockstep("cache", file, *LOCAL, 2, folder)
+        assert (done.returncode, "anew" in done.stdout, "encoding" in done.stdout) == (0, False, False), done.stdout

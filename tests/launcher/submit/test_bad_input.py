@@ -164,7 +164,7 @@ def test_a_caption_file_that_names_a_missing_image(file: Path) -> None:
     metadata.write_text('{"file_name": "0.png", "text": "a"}\n{"file_name": "9.png", "text": "b"}\n')
     assert f"{metadata}:2: 9.png is missing from {file.parent}/images" in refusal(file)
     metadata.write_text('{"file_name": "0.png"}\n')
-    assert refusal(file).startswith(f"{metadata}:1: has no 'text'; each line is")
+    assert refusal(file).startswith(f"{metadata}:1: has no text or caption; each line is")
 
 
 def test_an_empty_dataset(file: Path) -> None:

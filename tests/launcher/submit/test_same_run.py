@@ -98,6 +98,9 @@ def test_a_grain_is_the_same_whether_or_not_it_is_written(desk: Desk) -> None:
         content(desk.ready(f"data.buckets={{side: 32, step: 8, grain: {grain}}}")) for grain in ("null", 8, 4)
     )
     assert left_open == written != other
+    begun(desk.submitted("7", "data.buckets={side: 32, step: 8}"))
+    with pytest.raises(UserError, match=r"holds another run:\n  data.buckets.grain: 8 → 4\n"):
+        desk.ready("data.buckets={side: 32, step: 8, grain: 4}")
 
 
 def test_other_images_or_another_model_are_another_run(desk: Desk) -> None:

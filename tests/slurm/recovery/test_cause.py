@@ -1,12 +1,13 @@
 """What an attempt died of, in the words of CUDA, NCCL and srun; and whether its node is to blame."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slurm.recovery.cause import classify_error, find_cause
-from store.run.records import StuckRank
+from store.run.records import HeartbeatRecord, StuckRank
 from store.run.run_dir import Attempt
 from tests.launcher.folders import add_attempt, add_failure, make_run
 
@@ -118,3 +119,12 @@ def test_ranks_that_wait_for_each_other_are_the_programs_fault(attempt: Attempt)
     assert (cause.kind, cause.rank, cause.host) == ("hung", None, None)
     assert not cause.is_infrastructure
     assert not cause.suspects_node
+
+
+@pytest.mark.parametrize("doing", ["loading", "encoding images", "verifying captions"])
+def test_what_fails_before_the_first_step_is_in_none(attempt: Attempt, doing: str) -> None:
+    for rank in range(4):
+        beat = HeartbeatRecord.read(attempt.heartbeat_path(rank))
+        replace(beat, doing=doing).write(attempt.heartbeat_path(rank))
+    add_failure(attempt, 2, "node2", "no more", 1.0)
+    assert find_cause(attempt).sentence.startswith(f"rank 2 on node2 failed while {doing}: ")

@@ -1,6 +1,9 @@
 """The index: what was written is read again, by its rows and its bytes, and the identity tells datasets apart."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from store.dataset import index as index_module
 from store.dataset.image_file import open_image_file
 from store.dataset.index import Index, write_index
 from store.dataset.sample import Sample, format_sample, parse_samples
+from tests.sources import ROOT
 
 FIRST = Sample(0, "a.png", "a.png", 0, 5, 640, 480, ("line\nbreak \u2028 ü",))
 SECOND = Sample(0, "b.png", "b.png", 0, 6, 8, 9, ("", "several"))
@@ -115,3 +119,38 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
         writer.write_table(table)
     with pytest.raises(LockstepError, match="is damaged, or of another version"):
         Index.open_file(path)
+
+
+READER = """
+import random, re, sys
+from pathlib import Path
+import numpy
+from store.dataset.index import Index
+
+def anonymous():  # MB of this process that it shares with no other
+    return int(re.search(r"Anonymous:\\s+(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1]) / 1000
+
+before = anonymous()
+index = Index.open_file(Path(sys.argv[1]))
+opened = anonymous()
+rng = random.Random(1)
+for _ in range(int(sys.argv[2])):
+    row = rng.randrange(len(index))
+    assert index[row].captions == (f"photograph {row}",), row
+index.widths.sum()
+print(before, opened, anonymous())
+"""
+
+
+@pytest.mark.parametrize("samples", [10_000, pytest.param(1_000_000, marks=pytest.mark.faults)])
+def test_a_rank_that_reads_rows_holds_none(tmp_path: Path, samples: int) -> None:
+    path = tmp_path / "dataset.arrow"
+    rows = (Sample(0, f"{i}.jpg", f"{i}.jpg", 0, i, 512, 512, (f"photograph {i}",), bytes(16)) for i in range(samples))
+    write_index(path, rows, ROOTS[:1])
+    command = [sys.executable, "-P", "-c", READER, str(path), str(samples // 10)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    before, opened, after = map(float, done.stdout.split())
+    assert opened - before < 5
+    assert after - opened < 3
+    assert after < 30

@@ -10,7 +10,6 @@ from PIL import Image
 from configs.errors import LockstepError
 from configs.schema import RunConfig
 from store.dataset.build import build_index
-from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
 from store.dataset.run_index import open_run_index, place_run_index
 from store.dataset.sample import format_sample
@@ -98,23 +97,3 @@ def test_it_is_written_anew_where_the_kept_one_is_gone(run: RunDir, kept: KeptIn
     kept.path.unlink()
     place_run_index(run, kept)
     assert [*open_run_index(run, config_of(kept))] == [*kept.index]
-
-
-def test_an_image_that_is_turned_in_its_header_is_another_dataset_only_with_buckets(tmp_path: Path) -> None:
-    """The file has as many bytes as before, and lies in another bucket."""
-    exif = Image.Exif()
-    identities = []
-    for orientation in (1, 6):
-        exif[0x0112] = orientation
-        Image.new("RGB", (96, 64)).save(tmp_path / "a.jpg", exif=exif)
-        (tmp_path / "a.txt").write_text("a")
-        index = build_index([ImageFolder(tmp_path)], None).index
-        assert index[0].width == (96 if orientation == 1 else 64)
-        configs = [
-            RunConfig(name="r", model="m", data={"images": str(tmp_path)} | more)
-            for more in ({}, {"buckets": {"side": 64}})
-        ]
-        identities.append([identify_dataset(config.data, index) for config in configs])
-    (plain, sized), (turned, turned_sized) = identities
-    assert plain == turned
-    assert len({plain, sized, turned_sized}) == 3

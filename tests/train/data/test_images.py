@@ -162,6 +162,7 @@ def test_of_several_frames_the_first_is_shown(tmp_path: Path, suffix: str) -> No
     assert np.abs(levels(path) - [255, 0, 0]).max() <= 4
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets what the module ignores
 @pytest.mark.parametrize("size", [(9500, 9500), (20_000, 10_000)])
 def test_an_image_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     """Also those of which Pillow only warns: 200 bytes of them fill a rank's memory."""

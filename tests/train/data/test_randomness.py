@@ -1,3 +1,4 @@
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -50,7 +51,16 @@ def test_a_draw_is_that_of_a_generator_of_its_own(seed, position):
         assert row.tobytes() == alone.tobytes()
 
 
-def test_threads_do_not_draw_from_each_other():
+@pytest.fixture
+def busy_threads():
+    """Python goes from one thread to the next as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_do_not_draw_from_each_other(busy_threads):
     expected = [draw_uniform(3, Purpose.FLIP, position) for position in range(4000)]
     with ThreadPoolExecutor(8) as pool:
         drawn = list(pool.map(lambda position: draw_uniform(3, Purpose.FLIP, position), range(4000)))

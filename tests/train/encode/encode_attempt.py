@@ -3,8 +3,8 @@
 Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}. An event is an encoding, a file or folder
 made durable, or a file renamed, in the stage that encodes: {"kill_at": [n, …]} kills each rank at its n-th one,
 {"stop_at": [rank, n]} lets a notice come there, {"full_at": n} lets the disk be full there. {"read_only": true} is a
-disk on which no file's time may be set. How many were encoded goes to `encoded-<attempt>-<rank>` in the run's folder,
-and each part that is loaded is named in the log.
+disk on which the time of no map may be set. How many were encoded goes to `encoded-<attempt>-<rank>` in the run's
+folder, and each part that is loaded is named in the log.
 """
 
 import errno
@@ -75,8 +75,13 @@ class Events:
         shard_maker.write_shard = counted
 
 
-def refuse(path, *_):
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+def refuse_maps(utime: Callable) -> Callable:
+    def refused(path, *arguments, **options):
+        if str(path).endswith("map.safetensors"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        utime(path, *arguments, **options)
+
+    return refused
 
 
 def tell_loads() -> None:
@@ -97,7 +102,7 @@ def main(run_dir: str, attempt: str, fault: str) -> int:
     events.watch_shards()
     tell_loads()
     if events.fault.get("read_only"):
-        os.utime = refuse
+        os.utime = refuse_maps(os.utime)
     for owner, name in (
         (ImageEncoder, "encode"),
         (CaptionEncoder, "encode"),

@@ -1,6 +1,7 @@
 """The cache of encodings (contract 7) on real ranks: whoever builds it, and however often they are killed, it holds the
 same; training takes from it what it would have encoded itself, and needs none of it."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -110,6 +111,24 @@ def test_one_changed_image_encodes_one_image(tmp_path, pipeline_folder, images, 
     assert attempt(run, 2) == [0, 0], log(run, 1)
     assert count_encoded(run, 1) == 2
     assert len(content(cache).keys() - content(built).keys()) == 2
+
+
+def test_with_buckets_each_image_has_its_own_encodings(tmp_path, pipeline_folder, images):
+    """Of one shape a shard, as far as there are enough of it; training finds them all."""
+    buckets = {"resolution": 32, "buckets": {"side": 32, "step": 8, "max_ratio": 2}, "cache": "latents"}
+    wide = tmp_path / "images"
+    shutil.copytree(images, wide)
+    for number in range(0, COUNT, 3):
+        Image.open(wide / f"{number:03d}.png").resize((60, 36)).save(wide / f"{number:03d}.png")
+    run = make_run(tmp_path / "run", pipeline_folder, wide, tmp_path / "cache", data=buckets, steps=2)
+    assert attempt(run, 1, only_encode=False) == [0], log(run, 1)
+    assert count_encoded(run, 1) == 2 * COUNT
+    assert "not in it" not in log(run, 1)
+    [path] = list_path(tmp_path / "cache").glob("moments-*/maps/*/map.safetensors")
+    for number in range(COUNT):
+        digest = hashlib.sha256((wide / f"{number:03d}.png").read_bytes()).digest()
+        assert EncodingMap(path).content_at(number) == digest[:16]
+    assert len(list(path.parents[2].glob("shards/*"))) <= 6, "5 chunks, of which one has two shapes"
 
 
 def test_a_lost_map_is_made_anew_of_what_its_chunks_say(tmp_path, pipeline_folder, images, built):
