@@ -192,6 +192,7 @@ def measure_decoding(sides: Sides) -> dict[str, float]:
         files = sorted(sides.images[images].glob("*.[pj][np]g"))[:256]
         found[images] = round(time_alone(crop, files), 1)
         found[f"{images}, Pillow alone"] = round(time_alone(decode, files), 1)
+    found["noise of a position"] = round(time_alone(draw, files), 1)
     return found
 
 
