@@ -19,7 +19,8 @@ from configs.solve.hardware import Hardware
 from store.dataset.build import build_index
 from store.dataset.index import write_index
 from store.dataset.sources.image_folder import ImageFolder
-from store.run.run_dir import Attempt, RunDir, write_atomic
+from store.files import write_atomic
+from store.run.run_dir import Attempt, RunDir
 from store.run.submission import Submission, open_attempt
 from train.step import StepResult, Trainer
 from train.stop_signal import StopSignal

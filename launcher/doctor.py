@@ -24,7 +24,7 @@ from slurm.query import queue
 from slurm.query.partitions import warn_of_cancelling
 from slurm.query.survey import Partition, Survey, survey_cluster
 from slurm.site import Site, find_site, load_site, user_config_folder
-from store.run.run_dir import write_atomic
+from store.files import write_atomic
 
 POLL = 1.0  # seconds between two looks for a file of the job's
 SECOND_RANK = 60.0  # seconds that the second rank may start after the first

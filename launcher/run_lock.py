@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import psutil
 
 from configs.errors import LockstepError, UserError
+from store.files import open_to_append
 from store.run.records import Record, read_heartbeats
-from store.run.run_dir import RunDir, open_to_append
+from store.run.run_dir import RunDir
 
 PATIENCE = 1.0  # seconds: `status` tries the lock, too, and has it for an instant
 

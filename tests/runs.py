@@ -10,7 +10,8 @@ from configs.solve.batch import Shape, solve_batch
 from store.checkpoint import checkpoints
 from store.dataset.identity import identify_dataset
 from store.dataset.index import Index, write_index
-from store.run.run_dir import Attempt, RunDir, write_atomic
+from store.files import write_atomic
+from store.run.run_dir import Attempt, RunDir
 from store.run.submission import Submission, open_attempt
 from tests.indexes import index_images
 

@@ -21,10 +21,9 @@ MAY_IMPORT = {
 # nothing that stands behind it. A new one is put where it belongs; docs/design.md says what each is for.
 ORDER = {
     "configs": "errors scalars schema changes pipelines optimizers reading solve",
-    "store": "run dataset checkpoint encodings",
+    "store": "files run dataset checkpoint encodings",
     "slurm": "site query recovery job backend lab",
-    "launcher": "format run_lock hub_files hub dataset encodings data local backend plan monitor submit manage doctor "
-    "demo cli",
+    "launcher": "format run_lock hub data local backend plan monitor submit manage doctor demo cli",
     "train": "private_folder process_group progress stop_signal context engines data models inspection encode "
     "objective step step_totals resilience checkpoint reporting loop attempt demo __main__",
 }

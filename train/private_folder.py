@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from configs.errors import LockstepError
-from store.run.run_dir import own_folder
+from store.files import own_folder
 
 
 def private_folder() -> Path:

@@ -1,1 +1,1 @@
-"""`lockstep data`: what a config's dataset holds, before anything is trained on it."""
+"""What a config trains on: the index of its dataset, its encodings, and `lockstep data`, which shows what is there."""

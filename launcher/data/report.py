@@ -13,9 +13,9 @@ from configs.errors import LockstepError, UserError
 from configs.reading.load import dump_config
 from configs.schema import RunConfig, SourceConfig
 from configs.solve.buckets import list_crop_sizes
+from launcher.data.dataset import index_dataset
 from launcher.data.duplicates import DuplicateImages, find_duplicates
-from launcher.dataset import index_dataset
-from launcher.hub import resolve_tokenizer
+from launcher.hub.fetch import resolve_tokenizer
 from store.dataset.caption_lengths import CaptionLengths
 from store.dataset.index import Index
 from store.dataset.kept_index import KeptIndex

@@ -27,12 +27,13 @@ from launcher.local.live_log import LiveLog
 from launcher.run_lock import name_attempt
 from store.checkpoint import checkpoints
 from store.dataset.bad_samples import SHOWN
+from store.files import open_to_append
 from store.run import gpus
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.last_words import find_last_words
 from store.run.records import FailureReport, read_failures, read_heartbeats
-from store.run.run_dir import Attempt, RunDir, open_to_append
+from store.run.run_dir import Attempt, RunDir
 from store.run.submission import open_attempt
 
 if TYPE_CHECKING:  # preparing a run imports the backends, and so this

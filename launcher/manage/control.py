@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from configs.errors import LockstepError, UserError
 from configs.reading.load import load_config
 from launcher.backend import find_backend_job
+from store.files import write_atomic
 from store.run.liveness import find_training_attempt
 from store.run.records import EXPORTING, read_heartbeat
-from store.run.run_dir import Attempt, RunDir, write_atomic
+from store.run.run_dir import Attempt, RunDir
 
 POLL = 0.2
 _EXPORTS = "has made and saved its last step, and is exporting; it ends by itself"

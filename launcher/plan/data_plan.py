@@ -9,7 +9,7 @@ from configs.schema import RunConfig
 from configs.solve.batch import list_divisors
 from configs.solve.buckets import CropSize, choose_crop_sizes, choose_grain, list_crop_sizes, measure_cropped
 from configs.solve.length import count_epoch
-from launcher.dataset import find_uncopied, plan_dataset
+from launcher.data.dataset import find_uncopied, plan_dataset
 from launcher.format import format_count, format_size
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.index import Index

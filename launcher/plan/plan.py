@@ -26,7 +26,7 @@ from configs.solve.length import Length, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
-from launcher.encodings import EncodingsPlan, plan_encodings
+from launcher.data.encodings import EncodingsPlan, plan_encodings
 from launcher.format import format_rate
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory

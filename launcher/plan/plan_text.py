@@ -9,7 +9,7 @@ from configs.solve.captions import describe_captions
 from configs.solve.device_memory import DeviceMemory
 from configs.solve.hardware import GIB
 from configs.solve.memory import ModelStates, describe_layout
-from launcher.encodings import describe_encodings, encodings_to_json
+from launcher.data.encodings import describe_encodings, encodings_to_json
 from launcher.format import format_amount, format_count, format_rate, format_size
 from launcher.plan.data_plan import BucketPlan
 from launcher.plan.memory_plan import MemoryPlan

@@ -4,8 +4,8 @@ from functools import cached_property
 
 from configs.schema import RunConfig, SourceConfig
 from configs.solve.hardware import Hardware
-from launcher.dataset import index_dataset
-from launcher.hub import check_model, find_commit, resolve_model
+from launcher.data.dataset import index_dataset
+from launcher.hub.fetch import check_model, find_commit, resolve_model
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version

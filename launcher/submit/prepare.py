@@ -16,16 +16,17 @@ from configs.solve.buckets import choose_grain
 from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
-from launcher.encodings import check_encodings_room
+from launcher.data.encodings import check_encodings_room
 from launcher.format import format_count
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
 from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
 from store.dataset.run_index import place_run_index
+from store.files import write_atomic
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
-from store.run.run_dir import RunDir, write_atomic
+from store.run.run_dir import RunDir
 from store.run.submission import Submission, plan_batch, settle_run_precision
 
 

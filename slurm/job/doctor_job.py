@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from store.files import write_json
 from store.run.gpus import count_gpus
 from store.run.nvidia_smi import find_smallest, query_gpus
-from store.run.run_dir import write_json
 
 MINUTES, LEAD = 2, 60  # the job's time limit, and seconds before it at which the notice is asked for
 SIGNAL, WORD = "signal.json", "word"

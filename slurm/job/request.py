@@ -31,7 +31,8 @@ from slurm.job.record import ARRAY
 from slurm.query import queue
 from slurm.query.scontrol import AWAY
 from slurm.site import Site
-from store.run.run_dir import PRIVATE, RunDir, own_folder, write_atomic, write_json
+from store.files import PRIVATE, own_folder, write_atomic, write_json
+from store.run.run_dir import RunDir
 
 
 @dataclass(frozen=True)

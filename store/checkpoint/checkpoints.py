@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from configs.errors import LockstepError, UserError
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_file, digest_layout
+from store.files import sync_directory
 from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.records import ResumePoint, SavedCheckpoint
-from store.run.run_dir import RunDir, sync_directory
+from store.run.run_dir import RunDir
 
 if TYPE_CHECKING:
     from store.checkpoint.fragment_file import FragmentReader

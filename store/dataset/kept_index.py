@@ -22,7 +22,7 @@ from configs.errors import LockstepError, UserError
 from store.dataset.bad_samples import format_bad_samples, parse_bad_samples
 from store.dataset.index import Index
 from store.dataset.sample import BadSample
-from store.run.run_dir import sync_directory
+from store.files import sync_directory
 
 _NUMBER = re.compile(r"[0-9]{4,}")
 _BUILDING = ".building-"

@@ -10,7 +10,8 @@ from store.dataset.bad_samples import format_bad_samples
 from store.dataset.index import Index, write_index
 from store.dataset.kept_index import KeptIndex
 from store.dataset.sample import parse_samples
-from store.run.run_dir import RunDir, write_atomic
+from store.files import write_atomic
+from store.run.run_dir import RunDir
 
 
 def open_run_index(run: RunDir, config: RunConfig) -> Index:

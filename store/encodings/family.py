@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.schema import RunConfig
 from configs.solve.buckets import list_crop_sizes
-from store.run.run_dir import write_json
+from store.files import write_json
 
 FORMAT = 1  # of all files of the cache: another one is another family, which is written anew
 KEY_BYTES = 16

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from store.encodings.family import KEY_BYTES
-from store.run.run_dir import write_atomic
+from store.files import write_atomic
 
 _NO_CONTENT = bytes(KEY_BYTES)
 _KEY = f"S{KEY_BYTES}"  # NumPy sorts these as bytes; what it reads from one ends before its last zeros, if any

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from store.encodings.family import KEY_BYTES, FamilyFolder
-from store.run.run_dir import sync_directory
+from store.files import sync_directory
 
 SUFFIX = ".safetensors"
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of one value, by safetensors' name of its dtype

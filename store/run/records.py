@@ -13,7 +13,8 @@ from pydantic import AliasChoices, AliasPath, ConfigDict, Field, TypeAdapter, Va
 from pydantic_core import from_json
 
 from configs.errors import LockstepError
-from store.run.run_dir import Attempt, write_atomic
+from store.files import write_atomic
+from store.run.run_dir import Attempt
 
 EXPORTING = "exporting"  # what rank 0 does once all steps are made and saved
 REMOVE = "remove it"  # the cure of a damaged record that only watches

@@ -12,9 +12,10 @@ from configs.solve.hardware import Hardware
 from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import Settled, settle_memory, settle_precision
+from store.files import write_json
 from store.run.attempt_plan import AttemptPlan
 from store.run.records import Allocation, Record
-from store.run.run_dir import Attempt, RunDir, write_json
+from store.run.run_dir import Attempt, RunDir
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from store.checkpoint import checkpoints
 from store.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest
 from store.checkpoint.retention import steps_to_prune
+from store.files import sync_directory, write_atomic
 from store.run.records import SavedCheckpoint
-from store.run.run_dir import sync_directory, write_atomic
 from train.context import RankContext
 
 

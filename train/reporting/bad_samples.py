@@ -1,7 +1,7 @@
 """The samples that do not decode: each rank lists its own as it comes to them, and all ranks count them together."""
 
 from store.dataset.bad_decodes import BadDecode, list_bad_decodes
-from store.run.run_dir import open_to_append
+from store.files import open_to_append
 from train.context import RankContext
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from store.run.run_dir import PRIVATE, own_folder, write_atomic
+from store.files import PRIVATE, own_folder, write_atomic
 from train.context import RankContext
 from train.step_totals import StepTotals
 

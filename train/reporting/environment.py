@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from store.files import write_atomic, write_json
 from store.run.code_version import read_code_version
-from store.run.run_dir import Attempt, write_atomic, write_json
+from store.run.run_dir import Attempt
 from train import process_group
 
 PACKAGES = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")

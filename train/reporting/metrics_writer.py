@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from store.run.run_dir import Attempt, RunDir, open_to_append, write_atomic
+from store.files import open_to_append, write_atomic
+from store.run.run_dir import Attempt, RunDir
 
 # What tags were called when `checkpoint` was the first group that TensorBoard showed. A run that began so goes on so.
 FORMER_TAGS = {

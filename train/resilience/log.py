@@ -5,7 +5,8 @@ import io
 import os
 import sys
 
-from store.run.run_dir import Attempt, open_to_append
+from store.files import open_to_append
+from store.run.run_dir import Attempt
 
 
 class Log(io.TextIOBase):

@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+from store.files import write_atomic
 from store.run.records import HeartbeatRecord
-from store.run.run_dir import Attempt, write_atomic
+from store.run.run_dir import Attempt
 
 # What /proc/PID/status calls the state of a process.
 _STATES = {

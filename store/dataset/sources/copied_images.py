@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from store.run.run_dir import sync_directory, write_atomic
+from store.files import sync_directory, write_atomic
 
 SHARD_BYTES = 2**30  # a shard ends with the row group in which it becomes longer
 _ABANDONED = 3600  # seconds in which nobody wrote to a temporary file: its writer is gone

@@ -12,7 +12,7 @@ from configs.errors import UserError
 from configs.pipelines import SD1
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
-from launcher.encodings import describe_encodings, plan_encodings
+from launcher.data.encodings import describe_encodings, plan_encodings
 from store.encodings.access import check_room
 from store.encodings.family import Family, FamilyFolder, find_families
 from store.encodings.rate import EncodingRate

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from store.run.run_dir import Attempt, RunDir, write_atomic
+from store.files import write_atomic
+from store.run.run_dir import Attempt, RunDir
 from tests.launcher.runs import CONFIG, LOCAL, REPORT, STEPS, Trained, board_of, end_of, make_run, metrics_of
 from tests.shell import ENVIRONMENT, LOCKSTEP, ended, lockstep, processes_of, rank_of, started, until
 

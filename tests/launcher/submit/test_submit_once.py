@@ -10,8 +10,9 @@ from launcher.monitor import status
 from launcher.run_lock import hold_run, is_run_held
 from slurm.job.record import JobRecord, find_active_job
 from slurm.query import ask
+from store.files import write_json
 from store.run.end import End
-from store.run.run_dir import RunDir, write_json
+from store.run.run_dir import RunDir
 from tests.launcher.desk import AWAY, QUESTIONS, STEPS, SUBMIT, TEST_ONLY, Desk, begun, ended, running
 from tests.launcher.folders import make_run
 

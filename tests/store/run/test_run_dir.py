@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import LockstepError
-from store.run.run_dir import RunDir, open_to_append, write_atomic
+from store.files import open_to_append, write_atomic
+from store.run.run_dir import RunDir
 from tests.shell import as_colleague, two_users
 
 

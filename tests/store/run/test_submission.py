@@ -12,8 +12,9 @@ from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from configs.solve.hardware import Hardware
+from store.files import write_atomic
 from store.run.attempt_plan import AttemptPlan
-from store.run.run_dir import Attempt, RunDir, write_atomic
+from store.run.run_dir import Attempt, RunDir
 from store.run.submission import Submission, open_attempt, plan_batch
 
 RTX_3090 = Hardware(gpu_memory=24.0, compute_capability="8.6")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from store.checkpoint import checkpoints
+from store.files import write_atomic
 from store.run.end import End
 from store.run.records import Allocation, read_failures
-from store.run.run_dir import RunDir, write_atomic
+from store.run.run_dir import RunDir
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt
 

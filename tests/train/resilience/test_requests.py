@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from store.run.run_dir import RunDir, write_atomic
+from store.files import write_atomic
+from store.run.run_dir import RunDir
 from tests.shell import ORDINARY, as_colleague, two_users
 
 _POLL = """

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.launcher.folders import make_model_folder
-from tests.launcher.hub import FakeHub
+from tests.launcher.hub.fake_hub import FakeHub
 from tests.shell import ENVIRONMENT, lockstep
 
 XL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -92,7 +92,7 @@ def test_a_repository_that_holds_no_pipeline(folder: Path, hub: FakeHub) -> None
 
 def test_a_pipeline_that_can_be_trained_is_fetched_whole(folder: Path, hub: FakeHub) -> None:
     make_model_folder(hub.model)
-    command = [sys.executable, "-c", "from launcher.hub import resolve_model; print(resolve_model('me/mine'))"]
+    command = [sys.executable, "-c", "from launcher.hub.fetch import resolve_model; print(resolve_model('me/mine'))"]
     done = subprocess.run(
         command, env=ENVIRONMENT | environment(folder, hub), capture_output=True, text=True, check=True
     )

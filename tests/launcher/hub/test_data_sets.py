@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
-from launcher.hub_files import choose_hub_files
+from launcher.hub.files import choose_hub_files
 from store.dataset.sources.places import find_files
 from tests.launcher.folders import make_model_folder
-from tests.launcher.hub import COMMIT, FakeHub
+from tests.launcher.hub.fake_hub import COMMIT, FakeHub
 from tests.same_images import write_as_parquet
 from tests.shell import ENVIRONMENT
 
@@ -57,7 +57,7 @@ CODE = """
 import sys
 from configs.errors import UserError
 from configs.reading.load import load_config
-from launcher.dataset import index_dataset, plan_dataset
+from launcher.data.dataset import index_dataset, plan_dataset
 try:
     kept = (plan_dataset if "plan" in sys.argv else index_dataset)(load_config(sys.argv[1]))
 except UserError as error:

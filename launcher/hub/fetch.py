@@ -11,7 +11,7 @@ from typing import Literal
 from configs.errors import UserError
 from configs.pipelines import NO_INDEX, check_model_folder, check_pipeline_class, read_pipeline_class
 from configs.schema import SourceConfig
-from launcher.hub_files import choose_hub_files
+from launcher.hub.files import choose_hub_files
 
 # fp32 safetensors and what lies around them; not the single-file, fp16, ONNX or Flax copies of the same weights
 _NEEDED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 from configs.schema import RunConfig
-from launcher.hub import resolve_source
+from launcher.hub.fetch import resolve_source
 from store.dataset.build import build_index
 from store.dataset.kept_index import KeptIndex, is_index_current, name_index_folder, open_newest_index
 from store.dataset.sources import make_source

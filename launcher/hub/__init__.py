@@ -1,0 +1,1 @@
+"""From names on the hub to files on this machine."""
