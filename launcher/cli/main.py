@@ -160,12 +160,13 @@ def submit_config(config: str, overrides: tuple[str, ...], local: bool, ranks: i
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--local", is_flag=True, help="Encode on this machine, without SLURM.")
 @click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or share of the CPUs.")
-@click.option("--prune", is_flag=True, help="Remove what no run used for 30 days; CONFIG may be the cache's folder.")
+@click.option("--prune", is_flag=True, help="Encode nothing; remove what no run used for 30 days.")
 def encode_data(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, prune: bool) -> None:
     """Encode images and captions of a run, to train later.
 
     CONFIG is the run's YAML file; KEY=VALUE words override it. What is in the cache already is read through, and is
-    encoded again where it is damaged. lockstep submit encodes what is missing, and reads nothing through.
+    encoded again where it is damaged. lockstep submit encodes what is missing, and reads nothing through. With --prune
+    CONFIG may be the cache's folder, too.
     """
     from pathlib import Path
 
@@ -215,7 +216,9 @@ for _command in run_commands.COMMANDS:
 
 @cli.command("demo")
 @click.argument("folder", default="demo")
-@click.option("--images", type=click.Choice(["shapes", "openmoji"]), default="shapes", show_default=True)
+@click.option(
+    "--images", type=click.Choice(["shapes", "openmoji"]), default="shapes", show_default=True, help="What to learn."
+)
 def start_demo(folder: str, images: str) -> None:
     """Fine-tune a small model here: no GPU, SLURM or download.
 

@@ -1,5 +1,6 @@
 """What NVIDIA's tool tells of the GPUs, by a tool that answers what the real one does."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,6 @@ def test_this_machine_s_hardware(tool: Path, monkeypatch: pytest.MonkeyPatch) ->
     answers(tool, "81559, 9.0, 550.54.15")
     found = LocalBackend().find_hardware(CONFIG)
     assert found.host_memory is not None
-    assert found == Hardware(True, 79.6, "9.0", found.host_memory)
+    assert found == Hardware(True, 79.6, "9.0", found.host_memory, len(os.sched_getaffinity(0)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert LocalBackend().find_hardware(CONFIG) == Hardware(False, None, None, found.host_memory)
