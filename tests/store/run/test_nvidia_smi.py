@@ -57,8 +57,9 @@ def test_the_smallest_of_each_is_what_every_gpu_has() -> None:
 
 def test_this_machine_s_hardware(tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(tool, "81559, 9.0, 550.54.15")
-    found = LocalBackend().find_hardware(CONFIG)
+    found, cpus = LocalBackend().find_hardware(CONFIG), len(os.sched_getaffinity(0))
     assert found.host_memory is not None
-    assert found == Hardware(True, 79.6, "9.0", found.host_memory, len(os.sched_getaffinity(0)))
+    assert found == Hardware(True, 79.6, "9.0", found.host_memory, cpus)
+    assert LocalBackend(ranks=2 * cpus).find_hardware(CONFIG).cpus_per_rank == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert LocalBackend().find_hardware(CONFIG) == Hardware(False, None, None, found.host_memory)
+    assert LocalBackend().find_hardware(CONFIG) == Hardware(False, None, None, found.host_memory, cpus)
