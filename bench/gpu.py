@@ -53,6 +53,7 @@ NEEDED = {
     "numpy": "numpy",
     "PIL": "pillow",
     "psutil": "psutil",
+    "pyarrow": "pyarrow",
     "pydantic": "pydantic",
     "pydantic_core": "pydantic-core",
     "pytest": "pytest",
