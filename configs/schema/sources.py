@@ -62,7 +62,8 @@ class SourceConfig(Section):
     )
     repeats: float = Field(
         1,
-        gt=0,
+        ge=0.001,
+        le=1_000_000,
         examples=[2],
         description="how often each of its samples is seen while those of a source with repeats: 1 are seen once; "
         "0.5: half as often",

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from configs.pipelines import LatentShape, PipelineSize
 from configs.schema import RunConfig
+from configs.solve.activations import TEXT_TOKENS
 from configs.solve.device_memory import count_vae_width
 from configs.solve.hardware import Hardware
 from configs.solve.memory import count_width
 
-_TOKENS = 77  # that CLIP's text encoders read at a time
 _KEY = 48  # bytes beside each encoding: key, checksum, and its line of the map
 
 
@@ -22,9 +22,10 @@ class EncodingsSize:
 
 
 def estimate_encodings(
-    config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int
+    config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int, captions: int
 ) -> list[EncodingsSize] | None:
-    """What `data.cache` keeps of so many samples with a caption each; None where the model's parts are not known."""
+    """What `data.cache` keeps of so many samples, and of all their captions and the empty one, were no two the same;
+    None where the model's parts are not known."""
     data = config.data
     vae, unet = size.configs.get("vae"), size.configs.get("unet")
     if data.cached == "off":
@@ -36,6 +37,6 @@ def estimate_encodings(
     moments = 2 * shape.channels * shape.height * shape.width * count_vae_width(config, hardware)
     found = [EncodingsSize("moments", views * samples, views * samples * (moments + _KEY))]
     if data.cached == "all":
-        states = _TOKENS * data.caption_chunks * unet["cross_attention_dim"] * count_width(config)
-        found.append(EncodingsSize("states", samples + 1, (samples + 1) * (states + _KEY)))
+        states = TEXT_TOKENS * data.caption_chunks * unet["cross_attention_dim"] * count_width(config)
+        found.append(EncodingsSize("states", captions + 1, (captions + 1) * (states + _KEY)))
     return found

@@ -38,13 +38,13 @@ class EncodingsPlan:
 
 
 def plan_encodings(
-    config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int, version: str | None
+    config: RunConfig, size: PipelineSize, hardware: Hardware, samples: int, captions: int, version: str | None
 ) -> EncodingsPlan | None:
-    """Reads what the cache's folder says of earlier times, and no encoding; None where nothing is cached. `version`: of
-    the samples' index, where there is one."""
+    """Reads what the cache's folder says of earlier times, and no encoding; None where nothing is cached. `captions`:
+    of all samples; `version`: of their index, where there is one."""
     if config.data.cached == "off":
         return None
-    sizes = estimate_encodings(config, size, hardware, samples)
+    sizes = estimate_encodings(config, size, hardware, samples, captions)
     rates = [rate for rate in _read_rates(config) if (rate.device != "cpu") == hardware.gpus]
     newest = rates[-1] if rates else None
     return EncodingsPlan(
@@ -82,7 +82,8 @@ def check_encodings_room(config: RunConfig, index: Index, model: Path, hardware:
     its model that are there: which of these it needs, its ranks find out."""
     if config.data.cached == "off" or _is_encoded(config, index.version):
         return
-    sizes = estimate_encodings(config, read_model_size(str(model)), hardware, len(index)) or []
+    size, captions = read_model_size(str(model)), index.caption_count
+    sizes = estimate_encodings(config, size, hardware, len(index), captions) or []
     present = sum(measure_shards(family) for family in find_families(config.cache_folder, config.model))
     check_room(config.cache_folder, max(0, sum(size.bytes for size in sizes) - present))
 

@@ -30,6 +30,7 @@ class BucketPlan:
 class DataPlan:
     samples: int
     epoch: int | Fraction  # samples of one
+    captions: int  # of all samples; one of each where nothing is known of them
     buckets: BucketPlan | None = None  # None also where nothing is known of the images
     notes: list[str] = field(default_factory=list)
     version: str | None = None  # of the index; None where it was not looked at
@@ -41,7 +42,7 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
     Raises UserError where a source is not there, or bad samples are not to be skipped.
     """
     if samples is not None:
-        return DataPlan(samples, samples)
+        return DataPlan(samples, samples, samples)
     for source in config.data.listed_sources:
         if source.kind == "images" and not Path(source.place).is_dir():
             cure = "correct it, or pass --samples N to plan before the data is there"
@@ -51,7 +52,7 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         copied = f"{format_size(uncopied.size)} of images to {uncopied.folder}"
         note = f"submit, and lockstep data, copy {copied}; a row of a parquet file cannot be read alone"
         sizes = uncopied.source_sizes
-        return DataPlan(sum(sizes), count_epoch(config.data, sizes), notes=[note])
+        return DataPlan(sum(sizes), count_epoch(config.data, sizes), sum(sizes), notes=[note])
     kept = plan_dataset(config)
     index = kept.index
     check_bad_samples(config.data, kept.bad_samples, len(index))
@@ -60,7 +61,8 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         skipped = format_count(len(kept.bad_samples), "bad sample")
         notes.append(f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}")
     epoch = count_epoch(config.data, index.source_sizes)
-    return DataPlan(len(index), epoch, plan_buckets(config, batch, index), notes, index.version)
+    buckets = plan_buckets(config, batch, index)
+    return DataPlan(len(index), epoch, index.caption_count, buckets, notes, index.version)
 
 
 def plan_buckets(config: RunConfig, batch: int, index: Index) -> BucketPlan | None:

@@ -106,6 +106,11 @@ class Index:
         return len(self) > 0 and self[0].width > 0
 
     @property
+    def caption_count(self) -> int:
+        """Captions of all samples; each has one or more."""
+        return sum(len(batch.column("captions").flatten()) for batch in self._batches)
+
+    @property
     def widths(self) -> NDArray[np.int32]:
         """Of all upright images, in pixels. A copy, which the index does not keep: 4 bytes for each."""
         return self._read_numbers("width")

@@ -59,10 +59,10 @@ def test_plan_does_not_guess_how_long_it_takes(tmp_path: Path) -> None:
     data = {"images": "-", "cache_folder": str(tmp_path), "cache": "all", "flip": True, "caption_tokens": 150}
     config = RunConfig(name="a", model="mine", data=data, precision="bf16")
     hardware = Hardware(gpus=True)
-    plan = plan_encodings(config, SD1, hardware, 6_000_000, None)
+    plan = plan_encodings(config, SD1, hardware, 6_000_000, 9_000_000, None)
     assert plan is not None
     assert plan.count_minutes(8) is None
-    assert "12,000,000 moments, 733.0 GiB and 6,000,001 states, 1.3 TiB, to encode; the time is not known" in (
+    assert "12,000,000 moments, 733.0 GiB and 9,000,001 states, 1.9 TiB, to encode; the time is not known" in (
         describe_encodings(plan, 8)
     )
     rates = [(8.0, "NVIDIA H100", "mine"), (500.0, "NVIDIA H100", "mine"), (9.0, "NVIDIA H100", "other")]
@@ -72,7 +72,7 @@ def test_plan_does_not_guess_how_long_it_takes(tmp_path: Path) -> None:
         family.make(kind)
         EncodingRate(speed, device).write(family.rate_path)
         os.utime(family.rate_path, (number, number))
-    plan = plan_encodings(config, SD1, hardware, 6_000_000, None)
+    plan = plan_encodings(config, SD1, hardware, 6_000_000, 9_000_000, None)
     assert plan is not None
     assert plan.count_minutes(8) == pytest.approx(12_000_000 / 500 / 8 / 60)
     assert "about 50 min at 500 per second and rank, as measured on NVIDIA H100" in describe_encodings(plan, 8)

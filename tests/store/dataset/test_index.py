@@ -32,6 +32,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert [*index] == [FIRST, SECOND, SHARD]
         assert (index.widths.tolist(), index.heights.tolist()) == ([640, 8, 30], [480, 9, 40])
         assert (index.source_sizes, index.roots) == ([2, 1], ROOTS)
+        assert index.caption_count == sum(len(sample.captions) for sample in (FIRST, SECOND, SHARD))
         for number in (-1, 3):
             with pytest.raises(IndexError):
                 index[number]
