@@ -133,7 +133,8 @@ class Index:
             yield from part.to_pylist()
 
     def _read_numbers(self, column: str) -> NDArray[Any]:
-        parts = [batch.column(column).to_numpy() for batch in self._batches]
+        # to_numpy() would import pandas where that is installed: 30 MB of every rank
+        parts = [np.from_dlpack(batch.column(column)) for batch in self._batches]
         return np.concatenate([np.empty(0, np.int32), *parts])
 
 
