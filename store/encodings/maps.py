@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +34,19 @@ class ShardRow:
     row: int
 
 
+class SampleContent(NamedTuple):
+    """KEY_BYTES each; None where it is not known or does not matter."""
+
+    stamp: bytes | None  # of the sample's name, and of size and time of its file: as long as it stays, so does `digest`
+    digest: bytes | None  # of the bytes of its image
+
+
 @dataclass(frozen=True)
 class ChunkMap:
-    """What is known of some samples: the digest of each one's bytes, shortened to KEY_BYTES and zero where it is not
-    known or does not matter, and the place of each encoding, by its key: a row of one of `names`."""
+    """What is known of some samples: stamp and digest of each one's content, zero where it is None, and the place of
+    each encoding, by its key: a row of one of `names`."""
 
+    stamps: NDArray[np.bytes_]
     contents: NDArray[np.bytes_]
     keys: NDArray[np.bytes_]
     shards: NDArray[np.uint32]  # numbers in `names`
@@ -45,11 +54,12 @@ class ChunkMap:
     names: Sequence[str]
 
     @classmethod
-    def from_places(cls, contents: Sequence[bytes | None], places: Mapping[bytes, ShardRow]) -> "ChunkMap":
+    def from_places(cls, contents: Sequence[SampleContent], places: Mapping[bytes, ShardRow]) -> "ChunkMap":
         names = sorted({place.shard for place in places.values()})
         numbers = {name: number for number, name in enumerate(names)}
         return cls(
-            _join([_NO_CONTENT if content is None else content for content in contents]),
+            _join([content.stamp or _NO_CONTENT for content in contents]),
+            _join([content.digest or _NO_CONTENT for content in contents]),
             _join(list(places)),
             np.array([numbers[place.shard] for place in places.values()], np.uint32),
             np.array([place.row for place in places.values()], np.uint32),
@@ -85,11 +95,11 @@ def read_chunk_map(folder: Path, chunk: int) -> ChunkMap | None:
     try:
         with safe_open(folder / _name_chunk_map(chunk), framework="np") as file:
             names = json.loads(file.metadata()["shards"])
-            tensors = {name: file.get_tensor(name) for name in ("contents", "keys", "shards", "rows")}
+            tensors = {name: file.get_tensor(name) for name in ("stamps", "contents", "keys", "shards", "rows")}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
-    keys, contents = (tensors[name].reshape(-1).view(_KEY) for name in ("keys", "contents"))
-    return ChunkMap(contents, keys, tensors["shards"], tensors["rows"], names)
+    stamps, contents, keys = (tensors[name].reshape(-1).view(_KEY) for name in ("stamps", "contents", "keys"))
+    return ChunkMap(stamps, contents, keys, tensors["shards"], tensors["rows"], names)
 
 
 def write_map(path: Path, parts: Sequence[ChunkMap], order: NDArray[np.intp] | None = None) -> None:
@@ -101,12 +111,18 @@ def write_map(path: Path, parts: Sequence[ChunkMap], order: NDArray[np.intp] | N
     numbers = {name: number for number, name in enumerate(names)}
     shards = [np.array([numbers[name] for name in part.names], np.uint32)[part.shards] for part in parts]
     keys, first = np.unique(np.concatenate([part.keys for part in parts]), return_index=True)
-    contents = np.concatenate([part.contents for part in parts])
-    if order is not None:
-        in_chunks, contents = contents, np.empty_like(contents)
-        contents[order] = in_chunks
+    stamps = _sort_back(np.concatenate([part.stamps for part in parts]), order)
+    contents = _sort_back(np.concatenate([part.contents for part in parts]), order)
     rows = np.concatenate([part.rows for part in parts])
-    write_atomic(path, _render(ChunkMap(contents, keys, np.concatenate(shards)[first], rows[first], names)))
+    write_atomic(path, _render(ChunkMap(stamps, contents, keys, np.concatenate(shards)[first], rows[first], names)))
+
+
+def _sort_back(in_chunks: NDArray[np.bytes_], order: NDArray[np.intp] | None) -> NDArray[np.bytes_]:
+    if order is None:
+        return in_chunks
+    sorted_back = np.empty_like(in_chunks)
+    sorted_back[order] = in_chunks
+    return sorted_back
 
 
 def _join(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
@@ -118,7 +134,7 @@ def _name_chunk_map(chunk: int) -> str:
 
 
 def _render(part: ChunkMap) -> bytes:
-    keys = {"contents": part.contents, "keys": part.keys}
+    keys = {"stamps": part.stamps, "contents": part.contents, "keys": part.keys}
     tensors = {name: np.ascontiguousarray(value).view(np.uint8).reshape(-1, KEY_BYTES) for name, value in keys.items()}
     return save(tensors | {"shards": part.shards, "rows": part.rows}, {"shards": json.dumps(list(part.names))})
 
@@ -140,7 +156,7 @@ class EncodingMap:
             return mapped[8 + length + begin : 8 + length + end]
 
         try:
-            self._contents, self._keys = view("contents"), view("keys")
+            self._stamps, self._contents, self._keys = view("stamps"), view("contents"), view("keys")
             self._shards, self._rows = view("shards").cast("I"), view("rows").cast("I")
             self.shards: list[str] = json.loads(header["__metadata__"]["shards"])
         except (KeyError, TypeError) as error:
@@ -154,6 +170,10 @@ class EncodingMap:
         """The digest of the bytes of a sample of the index; None where they could not be read."""
         content = bytes(self._contents[sample * KEY_BYTES : (sample + 1) * KEY_BYTES])
         return None if content == _NO_CONTENT else content
+
+    def read_contents(self) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
+        """Stamps and digests of all samples, without a copy; zero where they are not known."""
+        return np.frombuffer(self._stamps, _KEY), np.frombuffer(self._contents, _KEY)
 
     def find(self, key: bytes) -> ShardRow | None:
         """Where the encoding of `key` lies; None where there is none. By bisection: a few pages are looked at."""

@@ -1,7 +1,7 @@
 """What is encoded of a sample, and by what: images by the VAE, captions by the text encoders."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -19,7 +19,9 @@ from configs.solve.device_memory import VAE_SLICE_PIXELS
 from store.dataset.bad_samples import check_machine
 from store.dataset.index import Index
 from store.dataset.sample import Sample
-from store.encodings.family import KEY_BYTES, Family, find_map_name, name_map
+from store.encodings.family import KEY_BYTES, Family, find_map_name, make_key, name_map
+from store.encodings.known import KnownEncodings
+from store.encodings.maps import SampleContent
 from train.data.crops import list_crops
 from train.data.encodings import View, make_moments_key, make_states_key
 from train.data.images import describe_crop, load_crop
@@ -28,13 +30,15 @@ from train.models.base import Batch, DiffusionModel
 DECODER = 1  # to be raised where this version makes other pixels of the same file than the last one
 BATCH = 8  # of one pass, always as many: kernels sum in another order for other counts, and other bits come of it
 
+_NO_CONTENT = SampleContent(None, None)
+
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """What is to be encoded of one sample: a digest of its file's bytes, None where that does not matter or cannot be
-    read, and by its key each input that is not known yet, else None."""
+    """What is to be encoded of one sample: its image's content, and by its key each input that is not known yet, else
+    None."""
 
-    content: bytes | None
+    content: SampleContent
     inputs: Mapping[bytes, Batch | None]
 
 
@@ -48,7 +52,7 @@ class Encoder(Protocol):
     threads: int  # that may read at once
     order: NDArray[np.intp] | None  # in which samples are encoded; None: as the index has them
 
-    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+    def read(self, number: int, known: KnownEncodings) -> SampleInputs:
         """Of sample `number`. Raises UserError where it is bad and the run does not skip bad samples."""
         ...
 
@@ -73,9 +77,15 @@ class ImageEncoder:
         self.family = Family(self.kind, facts, {"model": config.model})
         self.map_name = find_map_name(config, index.version)
 
-    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+    def read(self, number: int, known: KnownEncodings) -> SampleInputs:
         sample = self.index[number]
         path = self.index.path_of(sample)
+        stamp = make_key(sample.stamp, str(path), sample.name) if sample.stamp else None
+        digest = None if stamp is None else known.find_digest(stamp)
+        if digest is not None:
+            keys = [make_moments_key(digest, view) for view in list_views(self.data, self.seed, sample)]
+            if all(known.find(key) is not None for key in keys):
+                return SampleInputs(SampleContent(stamp, digest), dict.fromkeys(keys))
         try:
             with self.index.open(sample) as file:
                 content = file.read()
@@ -83,12 +93,12 @@ class ImageEncoder:
             return self._leave_out(path, error)
         digest = hashlib.sha256(content).digest()[:KEY_BYTES]
         views = {make_moments_key(digest, view): view for view in list_views(self.data, self.seed, sample)}
-        unknown = {key: view for key, view in views.items() if not is_known(key)}
+        unknown = {key: view for key, view in views.items() if known.find(key) is None}
         try:
             loaded = {key: self._load(content, view) for key, view in unknown.items()}
         except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything)
             return self._leave_out(path, error)
-        return SampleInputs(digest, {key: loaded.get(key) for key in views})
+        return SampleInputs(SampleContent(stamp, digest), {key: loaded.get(key) for key in views})
 
     def _leave_out(self, path: Path, error: Exception) -> SampleInputs:
         """Of a bad sample nothing is encoded. Where they are skipped, the stream says so when it comes to it."""
@@ -96,7 +106,7 @@ class ImageEncoder:
         if self.data.on_bad_sample == "error":
             cure = "fix or remove it, or write data.on_bad_sample: skip"
             raise UserError(f"{path}: does not decode ({error}); {cure}") from None
-        return SampleInputs(None, {})
+        return SampleInputs(_NO_CONTENT, {})
 
     def _load(self, content: bytes, view: View) -> Batch:
         pixels, _ = load_crop(BytesIO(content), self.data, CropSize(view.height, view.width), view.crop_at, view.flip)
@@ -121,7 +131,7 @@ class CaptionEncoder:
         self.family = Family(self.kind, facts, {"model": config.model})
         self.map_name = name_map(index.digest, [])
 
-    def read(self, number: int, is_known: Callable[[bytes], bool]) -> SampleInputs:
+    def read(self, number: int, known: KnownEncodings) -> SampleInputs:
         sample = self.index[number]
         inputs: dict[bytes, Batch | None] = {}
         for caption in (*sample.captions, *([""] if number == 0 else [])):
@@ -129,8 +139,8 @@ class CaptionEncoder:
             crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
-            inputs[key] = None if is_known(key) else tensors
-        return SampleInputs(None, inputs)
+            inputs[key] = None if known.find(key) is not None else tensors
+        return SampleInputs(_NO_CONTENT, inputs)
 
     def count_batch(self, inputs: Batch) -> int:
         return BATCH

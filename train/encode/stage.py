@@ -233,7 +233,7 @@ class _Stage:
         """The inputs of each sample of `chunk`, read by threads where the encoder allows that."""
 
         def read(number: int) -> SampleInputs:
-            return self.encoder.read(number, lambda key: known.find(key) is not None)
+            return self.encoder.read(number, known)
 
         order = self.encoder.order
         rows = chunk if order is None else order[chunk.start : chunk.stop].tolist()

@@ -11,6 +11,7 @@ from store.encodings.known import KnownEncodings
 from store.encodings.maps import (
     ChunkMap,
     EncodingMap,
+    SampleContent,
     ShardRow,
     list_chunk_maps,
     list_chunks,
@@ -22,6 +23,7 @@ from store.encodings.prune import prune_encodings
 from store.encodings.shards import write_shard
 
 KEYS = sorted(make_key(bytes([number])) for number in range(9))
+A, NONE = SampleContent(b"stamp of image a", b"a" * 16), SampleContent(None, None)
 
 
 @pytest.mark.parametrize(("samples", "chunks", "size"), [(1, 1, 8), (8, 1, 8), (20, 3, 8), (10_000, 64, 157)])
@@ -36,8 +38,10 @@ def test_a_million_samples_have_chunks_of_a_bounded_size():
 
 
 def test_the_maps_of_chunks_make_one_map(tmp_path):
-    first = ChunkMap.from_places([b"a" * 16, None], {KEYS[4]: ShardRow("x", 1), KEYS[2]: ShardRow("y", 0)})
-    second = ChunkMap.from_places([b"\0" * 15 + b"b"], {KEYS[0]: ShardRow("y", 7), KEYS[4]: ShardRow("z", 3)})
+    first = ChunkMap.from_places([A, NONE], {KEYS[4]: ShardRow("x", 1), KEYS[2]: ShardRow("y", 0)})
+    second = ChunkMap.from_places(
+        [SampleContent(None, b"\0" * 15 + b"b")], {KEYS[0]: ShardRow("y", 7), KEYS[4]: ShardRow("z", 3)}
+    )
     write_chunk_map(tmp_path / "chunks", 0, first)
     write_chunk_map(tmp_path / "chunks", 1, second)
     assert list_chunk_maps(tmp_path / "chunks") == {0, 1}
@@ -54,9 +58,27 @@ def test_the_maps_of_chunks_make_one_map(tmp_path):
     assert [found.content_at(sample) for sample in range(3)] == [b"a" * 16, None, b"\0" * 15 + b"b"]
 
 
+def test_what_was_read_before_is_known_by_its_stamp_from_the_newest_map(tmp_path):
+    family = FamilyFolder(tmp_path)
+    assert KnownEncodings(family).find_digest(A.stamp) is None
+    digests = [b"b" * 16, b"a" * 16, bytes(15) + b"c"]
+    for number, digest in enumerate(digests):
+        stamps = [b"\xff" * 16, A.stamp, bytes(15) + b"s"]
+        contents = [SampleContent(stamps[(number + i) % 3], digest) for i in range(3)]
+        path = family.map_path(f"map {number}")
+        path.parent.mkdir(parents=True)
+        write_map(path, [ChunkMap.from_places([*contents, SampleContent(b"bad" + bytes(13), None)], {})])
+        os.utime(path, (number, number))
+        known = KnownEncodings(family)
+        assert [known.find_digest(stamp) for stamp in stamps] == [digest] * 3
+        assert [known.find_digest(stamp) for stamp in (bytes(16), b"bad" + bytes(13), b"m" * 16)] == [None] * 3
+    path.write_bytes(path.read_bytes()[:-1])
+    assert KnownEncodings(family).find_digest(A.stamp) is None, "half a map is none"
+
+
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
 def test_half_a_map_is_none(tmp_path, length):
-    chunk_map = ChunkMap.from_places([b"a" * 16], {KEYS[0]: ShardRow("x", 0)})
+    chunk_map = ChunkMap.from_places([A], {KEYS[0]: ShardRow("x", 0)})
     write_map(tmp_path / "map", [chunk_map])
     write_chunk_map(tmp_path, 0, chunk_map)
     for path in (tmp_path / "map", tmp_path / "000000.safetensors"):
@@ -70,7 +92,9 @@ def test_a_million_entries_cost_no_memory(tmp_path):
     count = 1_000_000
     keys = np.frombuffer(np.random.default_rng(0).bytes(16 * count), "S16")
     rows = np.arange(count, dtype=np.uint32)
-    write_map(tmp_path / "map", [ChunkMap(keys, keys, rows % 1000, rows, [f"{name:032x}" for name in range(1000)])])
+    write_map(
+        tmp_path / "map", [ChunkMap(keys, keys, keys, rows % 1000, rows, [f"{name:032x}" for name in range(1000)])]
+    )
     wanted = [(bytes(keys[row : row + 1].tobytes()), row) for row in range(0, count, 1000)]
     del keys, rows
     before = psutil.Process().memory_full_info().uss
@@ -125,10 +149,10 @@ def test_pruning_removes_what_no_run_used_and_keeps_what_may_be_needed(family, t
     names = [write_shard(family.shards_path, "F32", (1,), [(key, b"abcd")]) for key in KEYS[:4]]
     (family.shards_path / ".left-by-a-kill").write_bytes(b"half")
     for map_name, shard in (("used", names[0]), ("unused", names[1])):
-        chunk_map = ChunkMap.from_places([None], {KEYS[0]: ShardRow(shard, 0)})
+        chunk_map = ChunkMap.from_places([NONE], {KEYS[0]: ShardRow(shard, 0)})
         write_chunk_map(family.chunks_path(map_name), 0, chunk_map)
         write_map(family.map_path(map_name), [chunk_map])
-    write_chunk_map(family.chunks_path("begun"), 0, ChunkMap.from_places([None], {KEYS[2]: ShardRow(names[2], 0)}))
+    write_chunk_map(family.chunks_path("begun"), 0, ChunkMap.from_places([NONE], {KEYS[2]: ShardRow(names[2], 0)}))
     old = 40 * 86400
     for path in (*family.shards_path.iterdir(), family.map_path("unused")):
         os.utime(path, (path.stat().st_mtime - old,) * 2)

@@ -4,7 +4,7 @@ Arguments: the run's folder, the attempt's number, and a fault as JSON, or {}. A
 made durable, or a file renamed, in the stage that encodes: {"kill_at": [n, …]} kills each rank at its n-th one,
 {"stop_at": [rank, n]} lets a notice come there, {"full_at": n} lets the disk be full there. {"read_only": true} is a
 disk on which the time of no map may be set. How many were encoded goes to `encoded-<attempt>-<rank>` in the run's
-folder, and each part that is loaded is named in the log.
+folder; each part that is loaded and each image that is opened are named in the log.
 """
 
 import errno
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import train.attempt
+from store.dataset.index import Index
 from store.run.run_dir import RunDir
 from train.encode import shard_maker, stage
 from train.encode.encoders import CaptionEncoder, ImageEncoder
@@ -94,6 +95,16 @@ def tell_loads() -> None:
     frozen.load_part = told
 
 
+def tell_reads() -> None:
+    original = Index.open
+
+    def told(index, sample):
+        print(f"opened {sample.name}")
+        return original(index, sample)
+
+    Index.open = told
+
+
 def main(run_dir: str, attempt: str, fault: str) -> int:
     run, rank = RunDir(Path(run_dir)), int(os.environ["RANK"])
     events = Events(json.loads(fault), rank, run.path / f"encoded-{attempt}-{rank}")
@@ -101,6 +112,7 @@ def main(run_dir: str, attempt: str, fault: str) -> int:
     events.watch_stage()
     events.watch_shards()
     tell_loads()
+    tell_reads()
     if events.fault.get("read_only"):
         os.utime = refuse_maps(os.utime)
     for owner, name in (

@@ -103,6 +103,23 @@ def test_four_ranks_that_are_killed_build_the_same_as_one(tmp_path, pipeline_fol
     assert content(tmp_path / "cache") == content(built)
 
 
+def test_of_a_new_version_of_the_images_only_the_new_ones_are_read(tmp_path, pipeline_folder, images):
+    changed = tmp_path / "images"
+    shutil.copytree(images, changed)
+    run = make_run(tmp_path / "run", pipeline_folder, changed, tmp_path / "cache", data={"cache": "latents"})
+    assert attempt(run, 1) == [0], log(run, 1)
+    assert log(run, 1).count("opened ") == COUNT
+    for name in ("007.png", "040.png"):
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (37, 40, 3), dtype=np.uint8)).save(
+            changed / name
+        )
+    (changed / "040.txt").write_text("another")
+    again = make_run(tmp_path / "again", pipeline_folder, changed, tmp_path / "cache", data={"cache": "latents"})
+    assert attempt(again, 1) == [0], log(again, 1)
+    opened = [line for line in log(again, 1).splitlines() if line.startswith("opened ")]
+    assert sorted(opened) == ["opened 007.png", "opened 040.png"]
+
+
 def test_one_changed_image_encodes_one_image(tmp_path, pipeline_folder, images, built):
     """Of the same size in bytes, and with the same name."""
     changed, cache = tmp_path / "images", tmp_path / "cache"
