@@ -41,16 +41,16 @@ def load_crop(
     centre), then mirrored if `flip`. Raises what `open_header` and `flatten_colours` do, and nearly anything, as Pillow
     does, where it does not decode.
     """
-    image, original = _read(file, data, size)
-    shown, corner = _cut(image, size, crop_at)
-    pixels = np.asarray(shown)
+    image, (height, width) = _read(file, data, size)
+    pixels = np.asarray(_cut(image, size, crop_at))
     if flip:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Crop(original, corner)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), describe_crop(width, height, size, crop_at)
 
 
 def describe_crop(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> Crop:
-    """What `load_crop` says that it shows, of an upright image of so many pixels."""
+    """What `load_crop` says that it shows, of an upright image of so many pixels: told of its size alone, so that it is
+    the same where the pixels come from the cache."""
     if not width or not height:  # earlier versions' lists hold no sizes
         return Crop((height, width), (0, 0))
     x, y = _span_both(width, height, size, crop_at)
@@ -78,19 +78,18 @@ def _read(file: BinaryIO, data: DataConfig, size: CropSize) -> tuple[Image.Image
         return flatten_colours(image, data.background), original
 
 
-def _cut(image: Image.Image, size: CropSize, crop_at: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
-    """What lies at `crop_at` of the image that is resized so that it just covers `size`, and its top and left there.
+def _cut(image: Image.Image, size: CropSize, crop_at: tuple[float, float]) -> Image.Image:
+    """What lies at `crop_at` of the image that is resized so that it just covers `size`.
 
     Only what it shows is resized: all of a thin image, resized, would be thousands of squares.
     """
     x, y = _span_both(image.width, image.height, size, crop_at)
     if image.size == (size.width, size.height):
-        return image, (y.start, x.start)  # Pillow would copy it three times
+        return image  # Pillow would copy it three times
     shown = image.crop((x.first, y.first, x.last, y.last))
     # Across, then down: given both, Pillow takes either first, depending on the sizes and on its release.
     across = shown.resize((size.width, shown.height), LANCZOS, (x.begin, 0, x.end, shown.height))
-    cut = across.resize((size.width, size.height), LANCZOS, (0, y.begin, size.width, y.end))
-    return cut, (y.start, x.start)
+    return across.resize((size.width, size.height), LANCZOS, (0, y.begin, size.width, y.end))
 
 
 class _Span(NamedTuple):

@@ -344,3 +344,13 @@ before = peak()
 load_crop(open(sys.argv[1], "rb"), DataConfig(images="x"), CropSize(512, 512), (0.5, 0.5), False)
 print(peak() - before)
 """
+
+
+def test_a_crop_is_told_by_the_images_size_alone(tmp_path: Path) -> None:
+    """A JPEG is decoded at a smaller scale, whose sides are rounded: the cache knows nothing of that."""
+    size, at = CropSize(64, 64), (0.9, 0.5)
+    for width in range(900, 930):
+        path = tmp_path / "image.jpg"
+        Image.new("RGB", (width, 521)).save(path)
+        with open(path, "rb") as file:
+            assert load_crop(file, DATA, size, at, False)[1] == describe_crop(width, 521, size, at)
