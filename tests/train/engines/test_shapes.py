@@ -9,6 +9,7 @@ from tests.ranks import run_ranks
 from tests.train.engines.happened import Happened, relative
 
 PROGRAM = Path(__file__).with_name("train_on_shape.py")
+STEPS = 10
 # ranks → (engine, precision, micro-batch, accumulation); the batch is 12 samples everywhere
 CASES = {
     1: [("zero0", "fp32", 6, 2), ("zero1", "fp32", 12, 1), ("reshard", "fp32", 6, 2)],
@@ -35,14 +36,14 @@ def happened(pipeline_folder, image_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     data = {"images": str(image_folder), "resolution": 32, "crop": "random", "flip": True, "workers": 0}
     for ranks, cases in CASES.items():
-        run_ranks(ranks, PROGRAM, pipeline_folder, json.dumps(data), folder, json.dumps(cases), STEPS=20)
+        run_ranks(ranks, PROGRAM, pipeline_folder, json.dumps(data), folder, json.dumps(cases), STEPS=STEPS)
     return {run[:3]: Happened(folder, *run[:3]) for run in RUNS}
 
 
 @pytest.mark.parametrize(("ranks", "engine", "precision", "micro", "accumulation"), RUNS)
 def test_every_shape_consumes_the_same_stream(happened, ranks, engine, precision, micro, accumulation):
     this, base = happened[ranks, engine, precision], happened[1, "zero0", "fp32"]
-    assert sorted(this.by_position("noise")) == list(range(20 * 12)), "each position exactly once, none left out"
+    assert sorted(this.by_position("noise")) == list(range(STEPS * 12)), "each position exactly once, none left out"
     for key in ("noise", "posterior", "pixels", "tokens", "timesteps"):
         assert this.by_position(key) == base.by_position(key), key
 
