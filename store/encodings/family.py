@@ -12,6 +12,7 @@ from store.files import write_json
 
 FORMAT = 1  # of all files of the cache: another one is another family, which is written anew
 KEY_BYTES = 16
+KEY_DTYPE = f"S{KEY_BYTES}"  # NumPy sorts these as bytes; what it reads from one ends before its last zeros, if any
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from store.encodings.family import KEY_BYTES, FamilyFolder
+from store.encodings.family import KEY_DTYPE, FamilyFolder
 from store.encodings.maps import EncodingMap, ShardRow
 from store.encodings.shards import DamagedEncoding, Shard, ShardReader
-
-_KEY = f"S{KEY_BYTES}"
 
 
 class KnownEncodings:
@@ -30,7 +28,7 @@ class KnownEncodings:
             shards.append(np.full(shard.count, len(self._names), np.uint32))
             self._names.append(name)
         rows = [np.arange(len(each), dtype=np.uint32) for each in shards]
-        joined = np.frombuffer(b"".join(keys), _KEY)
+        joined = np.frombuffer(b"".join(keys), KEY_DTYPE)
         order = np.argsort(joined, kind="stable")
         empty = np.empty(0, np.uint32)
         self._keys, self._shards = joined[order], np.concatenate([empty, *shards])[order]
@@ -78,7 +76,7 @@ class _KnownContents:
     need be read again."""
 
     def __init__(self, folder: FamilyFolder):
-        self._stamps, self._digests = np.empty(0, _KEY), np.empty(0, _KEY)
+        self._stamps, self._digests = np.empty(0, KEY_DTYPE), np.empty(0, KEY_DTYPE)
         paths = {path: path.stat().st_mtime_ns for path in folder.maps_path.glob("*/map.safetensors")}
         if paths:
             with suppress(OSError, ValueError):  # what is not whole is not known

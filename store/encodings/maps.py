@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from store.encodings.family import KEY_BYTES
+from store.encodings.family import KEY_BYTES, KEY_DTYPE
 from store.files import write_atomic
 
 _NO_CONTENT = bytes(KEY_BYTES)
-_KEY = f"S{KEY_BYTES}"  # NumPy sorts these as bytes; what it reads from one ends before its last zeros, if any
 _CHUNKS = 64  # of a small dataset, so that many ranks have something to do
 _SMALLEST, _LARGEST = 8, 512  # samples of a chunk
 
@@ -98,7 +97,7 @@ def read_chunk_map(folder: Path, chunk: int) -> ChunkMap | None:
             tensors = {name: file.get_tensor(name) for name in ("stamps", "contents", "keys", "shards", "rows")}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
-    stamps, contents, keys = (tensors[name].reshape(-1).view(_KEY) for name in ("stamps", "contents", "keys"))
+    stamps, contents, keys = (tensors[name].reshape(-1).view(KEY_DTYPE) for name in ("stamps", "contents", "keys"))
     return ChunkMap(stamps, contents, keys, tensors["shards"], tensors["rows"], names)
 
 
@@ -126,7 +125,7 @@ def _sort_back(in_chunks: NDArray[np.bytes_], order: NDArray[np.intp] | None) ->
 
 
 def _join(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
-    return np.frombuffer(b"".join(keys), _KEY)
+    return np.frombuffer(b"".join(keys), KEY_DTYPE)
 
 
 def _name_chunk_map(chunk: int) -> str:
@@ -173,7 +172,7 @@ class EncodingMap:
 
     def read_contents(self) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
         """Stamps and digests of all samples, without a copy; zero where they are not known."""
-        return np.frombuffer(self._stamps, _KEY), np.frombuffer(self._contents, _KEY)
+        return np.frombuffer(self._stamps, KEY_DTYPE), np.frombuffer(self._contents, KEY_DTYPE)
 
     def find(self, key: bytes) -> ShardRow | None:
         """Where the encoding of `key` lies; None where there is none. By bisection: a few pages are looked at."""

@@ -11,7 +11,7 @@ from store.encodings.family import FamilyFolder, make_key
 from store.encodings.maps import EncodingMap
 from store.encodings.shards import DamagedEncoding, Encoding, ShardReader
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors' names
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors' names
 
 
 class View(NamedTuple):
@@ -82,7 +82,7 @@ NOTHING_KEPT = Encodings()
 
 def make_tensor(encoding: Encoding) -> torch.Tensor:
     """On its own memory, without a copy."""
-    return torch.frombuffer(encoding.values, dtype=DTYPES[encoding.dtype]).reshape(encoding.shape)
+    return torch.frombuffer(encoding.values, dtype=SAFETENSORS_DTYPES[encoding.dtype]).reshape(encoding.shape)
 
 
 def collate_samples(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

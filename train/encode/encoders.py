@@ -83,8 +83,8 @@ class ImageEncoder:
         stamp = make_key(sample.stamp, str(path), sample.name) if sample.stamp else None
         digest = None if stamp is None else known.find_digest(stamp)
         if digest is not None:
-            keys = [make_moments_key(digest, view) for view in list_views(self.data, self.seed, sample)]
-            if all(known.find(key) is not None for key in keys):
+            keys = self._list_keys(sample, digest)
+            if all(known.find(key) is not None for key in keys):  # the image need not be read again
                 return SampleInputs(SampleContent(stamp, digest), dict.fromkeys(keys))
         try:
             with self.index.open(sample) as file:
@@ -92,13 +92,17 @@ class ImageEncoder:
         except OSError as error:
             return self._leave_out(path, error)
         digest = hashlib.sha256(content).digest()[:KEY_BYTES]
-        views = {make_moments_key(digest, view): view for view in list_views(self.data, self.seed, sample)}
-        unknown = {key: view for key, view in views.items() if known.find(key) is None}
+        keys = self._list_keys(sample, digest)
+        unknown = {key: view for key, view in keys.items() if known.find(key) is None}
         try:
             loaded = {key: self._load(content, view) for key, view in unknown.items()}
         except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything)
             return self._leave_out(path, error)
-        return SampleInputs(SampleContent(stamp, digest), {key: loaded.get(key) for key in views})
+        return SampleInputs(SampleContent(stamp, digest), {key: loaded.get(key) for key in keys})
+
+    def _list_keys(self, sample: Sample, digest: bytes) -> dict[bytes, View]:
+        """Of all views that training may show of an image with this digest."""
+        return {make_moments_key(digest, view): view for view in list_views(self.data, self.seed, sample)}
 
     def _leave_out(self, path: Path, error: Exception) -> SampleInputs:
         """Of a bad sample nothing is encoded. Where they are skipped, the stream says so when it comes to it."""
@@ -133,10 +137,10 @@ class CaptionEncoder:
 
     def read(self, number: int, known: KnownEncodings) -> SampleInputs:
         sample = self.index[number]
+        view = next(list_views(self.data, self.seed, sample))
+        crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
         inputs: dict[bytes, Batch | None] = {}
         for caption in (*sample.captions, *([""] if number == 0 else [])):
-            view = next(list_views(self.data, self.seed, sample))
-            crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
             tensors = self.model.inputs(caption, crop)
             key = make_states_key(tensors)
             inputs[key] = None if known.find(key) is not None else tensors

@@ -8,11 +8,11 @@ from torch.utils.data import default_collate
 from store.encodings.family import FamilyFolder
 from store.encodings.maps import ShardRow
 from store.encodings.shards import write_shard
-from train.data.encodings import DTYPES
+from train.data.encodings import SAFETENSORS_DTYPES
 from train.encode.encoders import Encoder
 from train.models.base import Batch
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 LONGEST = 20.0  # seconds of encoding that a kill may cost
 
 

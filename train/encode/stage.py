@@ -201,9 +201,11 @@ class _Stage:
         return self.shards.issuperset(names)
 
     def _encode_chunk(self, number: int, known: KnownEncodings, pool: ThreadPoolExecutor) -> int:
-        """Encode what is not known of a chunk's samples, and write its map; how many encodings that were, or 0
-        where some were known. Given up
-        where a notice comes, or, for a chunk without a map, another's."""
+        """Encode what is not known of a chunk's samples, and write its map.
+
+        Answers how many encodings that were, or 0 where some were known: that would be no measure of the speed. Given
+        up where a notice comes, or, for a chunk without a map, where somebody else's map does.
+        """
         maker = ShardMaker(self.encoder, self.folder, self.world.device)
         contents, places = [], dict[bytes, ShardRow]()
         had_map = number in list_chunk_maps(self.chunks_path)
