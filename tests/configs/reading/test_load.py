@@ -201,7 +201,7 @@ def test_the_short_form_is_one_source(tmp_path: Path) -> None:
         ("{images: ./a, caption_tokens: 77}", "2:37: data.caption_tokens: must be 75, 150 or 225, not 77"),
         ("{sources: [./a]}", "2:18: data.sources[0]: must be a mapping (key: value lines), not './a'"),
         ("{sources: [{image: ./a}]}", "2:19: unknown key data.sources[0].image; did you mean data.sources[0].images?"),
-        ("{sources: [{images: ./a, repeats: 0}]}", "2:41: data.sources[0].repeats: must be more than 0, not 0"),
+        ("{sources: [{images: ./a, repeats: 0}]}", "2:41: data.sources[0].repeats: must be at least 0.001, not 0"),
         ("{parquet: ./a}", "2:8: unknown key data.parquet; data.sources: [{parquet: …}]"),
         ("{sources: [{hub: a/b/c}]}", "2:24: data.sources[0].hub: must be a data set's id on the hub, owner/name, not"),
     ],
