@@ -118,7 +118,8 @@ class Stage:
         return build_engine(self.model.denoiser, self.model.weights, self.config, self.plan, self.world)
 
     def loss(self, denoiser: Callable[..., Any], noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return self.objective.loss(denoiser, self.model.x_0, noise, timestep, self.model.told)
+        draws = {"noise": noise, "timestep": timestep}
+        return self.objective.loss(denoiser, self.model.x_0, draws, self.model.told)
 
     def in_memory(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
         """Noise and timesteps of every micro-batch of every step, and of one step after the last, on the device."""

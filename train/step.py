@@ -70,4 +70,4 @@ class Trainer:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
         x_0 = self.model.latents(batch)
         condition = self.model.condition(batch)
-        return self.objective.loss(self.engine, x_0, batch["noise"], batch["timestep"], condition)
+        return self.objective.loss(self.engine, x_0, batch, condition)

@@ -6,7 +6,8 @@ two stand in a model validator, checks that need the machine or the data stand w
 
 from configs.schema.base import Section, get_entry_section, get_section
 from configs.schema.disagreements import DISAGREEMENT, LENGTHS, Disagreement, find_disagreements
-from configs.schema.run import Prediction, RunConfig
+from configs.schema.objective import LossWeighting, Prediction, TimestepsConfig
+from configs.schema.run import RunConfig
 from configs.schema.sections import (
     MOST_WORKERS,
     BucketsConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "Disagreement",
     "EmaConfig",
+    "LossWeighting",
     "OptimizerConfig",
     "PicturesConfig",
     "Prediction",
@@ -36,6 +38,7 @@ __all__ = [
     "Section",
     "SourceConfig",
     "SourceKind",
+    "TimestepsConfig",
     "find_disagreements",
     "get_entry_section",
     "get_section",

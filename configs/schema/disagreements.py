@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from configs.schema.objective import WITH_GAMMA
 from configs.schema.sources import KINDS, SourceConfig
 
 if TYPE_CHECKING:
@@ -41,12 +42,7 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             "it out, or write no micro_batch: auto",
         )
     yield from _find_compile_disagreements(config)
-    if config.min_snr_gamma is not None and config.loss_weighting != "min_snr":
-        yield Disagreement(
-            ("min_snr_gamma", "loss_weighting"),
-            f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
-            "write loss_weighting: min_snr, or leave it out",
-        )
+    yield from _find_objective_disagreements(config)
     yield from _find_crop_disagreements(config.data)
     yield from _find_cache_disagreements(config)
     if config.export == "ema" and config.ema is None:
@@ -139,6 +135,36 @@ def _find_compile_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             "compile: true compiles blocks whole, and DeepSpeed's zero: 3 acts inside of them, layer by layer; write "
             "engine: fsdp2, a lower zero, or leave compile out",
         )
+
+
+def _find_objective_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
+    if config.min_snr_gamma is not None and config.snr_gamma is None:
+        yield Disagreement(
+            ("min_snr_gamma", "loss_weighting"),
+            f"min_snr_gamma: {config.min_snr_gamma:g} weighs nothing with loss_weighting: {config.loss_weighting}; "
+            f"write loss_weighting: {' or '.join(WITH_GAMMA)}, or leave it out",
+        )
+    if config.zero_terminal_snr and config.prediction == "epsilon":
+        yield Disagreement(
+            ("zero_terminal_snr", "prediction"),
+            "zero_terminal_snr: true leaves only noise at the last timestep, of which the noise (prediction: epsilon) "
+            "tells nothing; write prediction: v_prediction or sample",
+        )
+    timesteps = config.timesteps
+    if timesteps.last is not None and timesteps.first > timesteps.last:
+        yield Disagreement(
+            ("timesteps.first", "timesteps.last"),
+            f"timesteps.first: {timesteps.first} is above timesteps.last: {timesteps.last}; exchange the two",
+        )
+    defaults = {"mean": 0, "std": 1}
+    for key in defaults:
+        value = getattr(timesteps, key)
+        if timesteps.distribution == "uniform" and value != defaults[key]:
+            yield Disagreement(
+                (f"timesteps.{key}", "timesteps.distribution"),
+                f"timesteps.{key}: {value:g} is of distribution: logit_normal, and it is uniform; write timesteps: "
+                f"{{distribution: logit_normal, {key}: {value:g}}}, or leave it out",
+            )
 
 
 def _find_engine_disagreements(config: "RunConfig") -> Iterator[Disagreement]:

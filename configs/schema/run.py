@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.disagreements import DISAGREEMENT, find_disagreements
+from configs.schema.objective import WITH_GAMMA, LossWeighting, Prediction, TimestepsConfig
 from configs.schema.sections import (
     CheckpointConfig,
     ClusterConfig,
@@ -17,8 +18,6 @@ from configs.schema.sections import (
     OptimizerConfig,
     PicturesConfig,
 )
-
-Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 def _on_off(section: type[Section]) -> BeforeValidator:
@@ -94,17 +93,50 @@ class RunConfig(Section):
         "(sample); null: as the model's scheduler says",
         json_schema_extra=RUN,
     )
-    loss_weighting: Literal["uniform", "min_snr"] = Field(
+    zero_terminal_snr: bool | None = Field(
+        None,
+        examples=[True],
+        description="rescale the noise schedule so that its last timestep is pure noise (Lin et al. 2024), for "
+        "prediction: v_prediction or sample; null: as the model's scheduler says",
+        json_schema_extra=RUN,
+    )
+    timesteps: TimestepsConfig = Field(TimestepsConfig(), description="how the timestep of a sample is drawn")
+    noise_offset: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        examples=[0.05],
+        description="share of a second noise that is the same all over a channel (Guttenberg 2023): darker and "
+        "brighter pictures",
+        json_schema_extra=RUN,
+    )
+    input_perturbation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        examples=[0.1],
+        description="share of a second noise that only the UNet's input has, and not what it learns to predict "
+        "(Ning et al. 2023)",
+        json_schema_extra=RUN,
+    )
+    loss: Literal["mse", "huber"] = Field(
+        "mse",
+        description="of an error: its square (mse), or the scheduled pseudo-Huber loss, which large errors weigh less "
+        "in, most of all at timesteps with much noise (huber; Khrapov et al. 2024)",
+        json_schema_extra=RUN,
+    )
+    loss_weighting: LossWeighting = Field(
         "uniform",
         description="how much a sample's loss counts: the same at every timestep (uniform), or by its signal-to-noise "
-        "ratio, up to min_snr_gamma (min_snr; Hang et al. 2023)",
+        "ratio, up to min_snr_gamma (min_snr; Hang et al. 2023), bending towards it (soft_min_snr; Crowson et al. "
+        "2024), or by its root (debiased; Yu et al. 2024)",
         json_schema_extra=RUN,
     )
     min_snr_gamma: float | None = Field(
         None,
         gt=0,
         examples=[5.0],
-        description="largest signal-to-noise ratio that min_snr weighting tells apart; null: 5, as in the paper",
+        description="largest signal-to-noise ratio that min_snr and soft_min_snr tell apart; null: 5",
         json_schema_extra=RUN,
     )
     ema: Annotated[EmaConfig | None, _on_off(EmaConfig)] = Field(
@@ -206,8 +238,10 @@ class RunConfig(Section):
         return Path(self.data.cache_folder or Path(self.runs, ".lockstep"))
 
     @property
-    def snr_gamma(self) -> float:
-        """γ of min-SNR weighting."""
+    def snr_gamma(self) -> float | None:
+        """γ of the weightings that have one."""
+        if self.loss_weighting not in WITH_GAMMA:
+            return None
         return 5.0 if self.min_snr_gamma is None else self.min_snr_gamma
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import textwrap
 from itertools import zip_longest
 
+from configs.objective import describe_timesteps
 from configs.solve.captions import describe_captions
 from launcher.format import format_amount, format_count, format_rate
 from launcher.plan.plan import RunPlan
@@ -96,6 +97,6 @@ def _time_words(plan: RunPlan) -> list[tuple[str, str]]:
             "timestep",
             "Not a step: the noise level of one sample, from 0 (clean) to the scheduler's last (pure noise; 999 in "
             "Stable Diffusion). Each sample draws its own each time it is seen, so one step of this run trains on "
-            f"{format_count(batch, 'timestep')} at once.",
+            f"{format_count(batch, 'timestep')} at once: {describe_timesteps(plan.config.timesteps)}.",
         ),
     ]

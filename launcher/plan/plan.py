@@ -9,10 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from configs.objective import check_objective, check_scheduler
 from configs.pipelines import (
     KNOWN_MODELS,
     check_model_folder,
-    check_objective,
     check_pipeline_class,
     find_cached_snapshot,
     read_pipeline_class,
@@ -150,6 +150,10 @@ def _check_model(config: RunConfig) -> None:
         check_pipeline_class(model, read_pipeline_class(snapshot / "model_index.json"))
     elif model in KNOWN_MODELS:
         check_pipeline_class(model, KNOWN_MODELS[model].class_name)
+    if snapshot is not None and (snapshot / "scheduler" / "scheduler_config.json").is_file():
+        check_objective(config, snapshot)
+    elif model in KNOWN_MODELS:
+        check_scheduler(config, {"prediction_type": KNOWN_MODELS[model].prediction}, model)
 
 
 def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:

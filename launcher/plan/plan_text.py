@@ -4,6 +4,7 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from configs.objective import describe_objective, is_plainest
 from configs.solve.batch import BatchPlan
 from configs.solve.captions import describe_captions
 from configs.solve.device_memory import DeviceMemory
@@ -33,6 +34,8 @@ def render_plan(plan: RunPlan) -> str:
         lines += _row("auto", "; ".join(f"{key} {_settled(plan, key)}: {why}" for key, why in plan.reasons.items()))
     if config.data.caption_chunks > 1 or config.data.tag_shuffle or config.data.tag_dropout:
         lines += _row("captions", describe_captions(config.data))
+    if not is_plainest(config):
+        lines += _row("loss", "; ".join(f"{name} {words}" for name, words in describe_objective(config).items()))
     lines += _row("memory", _memory(plan))
     lines += _row("host", _host(plan))
     lines += _row("disk", _disk(plan))
@@ -111,6 +114,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         "samples_into_next_epoch": plan.into_next_epoch,
         "lr": [{"step": step, "lr": rate} for step, rate in plan.lr],
         "auto": {key: {"value": _settled(plan, key), "reason": reason} for key, reason in plan.reasons.items()},
+        "objective": describe_objective(config),
         "captions": describe_captions(config.data),
         "memory": _memory_to_json(memory),
         "checkpoint": {

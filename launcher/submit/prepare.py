@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.changes import select_values
 from configs.errors import UserError
-from configs.pipelines import check_objective
+from configs.objective import check_objective
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
@@ -118,7 +118,7 @@ def _meanings(
         "epochs": None,
         "samples": None,
         "export": config.exported,
-        "min_snr_gamma": config.snr_gamma if config.loss_weighting == "min_snr" else None,
+        "min_snr_gamma": config.snr_gamma,
     }
 
 

@@ -37,6 +37,7 @@ def test_every_value_is_under_its_mark_and_under_no_other() -> None:
     assert sum(map(len, parts)) == len(together)
     assert {key for key in list_keys(RunConfig) if key not in together} == {
         "data",
+        "timesteps",
         "optimizer",
         "checkpoint",
         "cluster",

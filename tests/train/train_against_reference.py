@@ -1,17 +1,19 @@
 """The program of test_reference: five steps of our trainer, and the same five in plain PyTorch, side by side.
 
-Its last argument is a file, into which it writes the relative difference of each loss and each tensor, as JSON.
+Arguments: the pipeline folder, the image folder, the ZeRO stage, the objective as keys of the config in JSON, and a
+file, into which it writes the relative difference of each loss and each tensor, as JSON.
 
 The reference shares nothing with the trainer but the drawn samples: no DeepSpeed, no train.objective, its own AdamW
-written from the paper, its own learning rate, noise schedule and clipping.
+written from the paper, its own learning rate, loss, noise schedule and clipping.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from configs.schema import RunConfig
@@ -21,6 +23,7 @@ from store.dataset.build import build_index
 from store.dataset.sources.image_folder import ImageFolder
 from tests.engines import build_engine
 from tests.gather import gather
+from tests.train.objective.reference import compute_loss, list_alpha_bar
 from train import process_group
 from train.data.stream import Stream, micro_batches
 from train.engines.base import WEIGHTS
@@ -30,17 +33,14 @@ from train.step import Trainer
 
 STEPS, MICRO, ACCUMULATION = 5, 3, 2
 LR, WARMUP, CLIP, BETA1, BETA2, EPS, DECAY = 1e-3, 2, 0.5, 0.9, 0.999, 1e-8, 1e-2
-GAMMA = 5  # min-SNR's, if nothing else is said
 
 
-def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+def reference(folder: str, samples: list[dict], objective: dict) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of each micro-batch, and the weights after five steps, with one process and no engine."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
-    settings = DDPMScheduler.from_pretrained(folder, subfolder="scheduler").config
-    roots = torch.linspace(settings.beta_start**0.5, settings.beta_end**0.5, settings.num_train_timesteps)
-    alpha_bar = torch.cumprod(1 - roots**2, dim=0)
+    alpha_bar = list_alpha_bar(folder, objective.get("zero_terminal_snr", False))
     weights = dict(unet.named_parameters())
     first = {name: torch.zeros_like(w) for name, w in weights.items()}
     second = {name: torch.zeros_like(w) for name, w in weights.items()}
@@ -53,14 +53,7 @@ def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[fl
                 sigma = torch.exp(0.5 * log_variance.clamp(-30, 20))
                 x = (mean + sigma * batch["posterior"]) * vae.config.scaling_factor
                 text = text_encoder(batch["tokens"].flatten(0, 1)).last_hidden_state
-            a = alpha_bar[batch["timestep"]].sqrt()[:, None, None, None]
-            s = (1 - alpha_bar[batch["timestep"]]).sqrt()[:, None, None, None]
-            predicted = unet(a * x + s * batch["noise"], batch["timestep"], text).sample
-            targets = {"epsilon": batch["noise"], "v_prediction": a * batch["noise"] - s * x, "sample": x}
-            snr = (a / s) ** 2
-            parts_of_x_0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-            weight = snr.clamp(max=GAMMA) / parts_of_x_0[settings.prediction_type] if weighting == "min_snr" else 1
-            loss = (weight * (predicted - targets[settings.prediction_type]) ** 2).mean()
+            loss = compute_loss(partial(predict, unet, batch["timestep"], text), alpha_bar, objective, x, batch)
             (loss / ACCUMULATION).backward()
             losses.append(loss.item())
         norm = torch.sqrt(sum((w.grad**2).sum() for w in weights.values()))
@@ -78,7 +71,12 @@ def reference(folder: str, samples: list[dict], weighting: str) -> tuple[list[fl
     return losses, {name: w.detach() for name, w in weights.items()}
 
 
-def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> None:
+def predict(unet: UNet2DConditionModel, t: torch.Tensor, text: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+    return unet(x_t, t, text).sample
+
+
+def main(folder: str, images: str, zero: str, objective_keys: str, answer: str) -> None:
+    keys = json.loads(objective_keys)
     config = RunConfig(
         name="reference",
         model=folder,
@@ -91,7 +89,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
         grad_clip=CLIP,
         optimizer={"betas": [BETA1, BETA2], "eps": EPS, "weight_decay": DECAY},
         zero=int(zero),
-        loss_weighting=weighting,
+        **keys,
         precision="fp32",
     )
     plan = BatchPlan(Shape(1, 1), MICRO, ACCUMULATION)
@@ -106,7 +104,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
         objective.timestep,
     )
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
-    wanted_losses, wanted = reference(folder, drawn, weighting)
+    wanted_losses, wanted = reference(folder, drawn, keys)
 
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     trainer = Trainer(model, objective, engine, None, world.device)

@@ -5,6 +5,7 @@ from pathlib import Path
 from diffusers import __version__
 from huggingface_hub import ModelCardData
 
+from configs.objective import describe_objective
 from configs.pipelines import read_pipeline_class
 from configs.schema import RunConfig
 from configs.solve.buckets import describe_crop_sizes
@@ -30,7 +31,8 @@ def make_card(config: RunConfig, plan: AttemptPlan, manifest: Manifest, weights:
     step = manifest.identity.step
     class_name = read_pipeline_class(Path(plan.model_folder, "model_index.json"))
     world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
-    weighting = f"min-SNR, γ = {config.snr_gamma:g}" if config.loss_weighting == "min_snr" else config.loss_weighting
+    objective = describe_objective(config) | {"prediction": prediction}
+    learnt = "\n".join(f"| {name} | {words} |" for name, words in objective.items())
     return f"""---
 {data.to_yaml()}
 ---
@@ -52,8 +54,7 @@ image = pipeline("a prompt").images[0]
 | batch | {batch} = {passes}{world} rank{"s" * (world > 1)} |
 | length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
 | learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
-| prediction | {prediction} |
-| loss weighting | {weighting} |
+{learnt}
 | precision | {config.precision} |
 | sharding | {name_sharding(manifest.zero)} |
 | captions | {describe_captions(config.data)} |

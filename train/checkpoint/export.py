@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from configs.errors import LockstepError, UserError
-from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
+from configs.pipelines import PIPELINES, PipelineClass, read_pipeline_class
 from configs.reading.load import load_config
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints
@@ -26,7 +26,7 @@ from store.run.run_dir import RunDir
 from train.checkpoint.card import make_card
 from train.engines.base import WEIGHTS
 from train.models import MODELS
-from train.models.sampler import write_sampler
+from train.models.schedulers import load_noise_scheduler, write_sampler
 
 KINDS = {"ema": "ema", "raw": WEIGHTS}  # what people write → the kind of value in the checkpoint
 MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
@@ -47,10 +47,11 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     class_name = read_pipeline_class(model / "model_index.json")
     pipeline = PIPELINES[class_name]
     _copy_frozen(model, temporary, pipeline)
-    prediction = check_objective(config, model)
-    write_sampler(temporary, prediction)
+    noise_scheduler = load_noise_scheduler(config, model)
+    write_sampler(temporary, noise_scheduler)
     denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights])
     denoiser.save_pretrained(temporary / pipeline.trained)
+    prediction = noise_scheduler.config.prediction_type
     card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     mark = {"run": config.name, "step": checkpoint.step, "weights": weights}

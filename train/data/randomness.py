@@ -29,6 +29,9 @@ class Purpose(IntEnum):
     GRAIN_ORDER = 10
     BUCKET_ORDER = 11
     CROP_CHOICE = 12
+    NOISE_OFFSET = 14
+    INPUT_PERTURBATION = 15
+    TIMESTEP_STRATUM = 16
 
 
 def make_generator(seed: int, purpose: Purpose, position: int, part: int = 0) -> np.random.Generator:

@@ -27,6 +27,7 @@ from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
 from train.data.images import Crop, describe_crop, load_crop
 from train.data.order import SamplePlace, make_order
 from train.data.randomness import Purpose, draw_normals, draw_uniform
+from train.data.strata import draw_stratified
 from train.data.workers import count_workers
 
 
@@ -46,6 +47,8 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
     the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
     or states           what the text encoders make of them, where `encodings` has it
     posterior, noise    (m, C, h, w), fp32, standard normal, for latents of C × h × w
+    offset              (m, C, 1, 1), the same, where the config has a noise_offset
+    perturbation        (m, C, h, w), the same, where the config has an input_perturbation
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
     ==================  ===================================================================
@@ -63,6 +66,7 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         timestep: Callable[[float], int],
         encodings: Encodings = NOTHING_KEPT,
     ):
+        self.config = config
         self.data: DataConfig = config.data
         self.seed = config.seed
         self.index = index
@@ -78,12 +82,11 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         seed, places = self.seed, self.order.find_places(micro_batch)
         samples = [self._draw(position, place) for position, place in zip(micro_batch, places, strict=True)]
         shape = self.latent_shapes[places[0].bucket.size]  # a micro-batch lies in one grain
-        timesteps = [self.timestep(draw_uniform(seed, Purpose.TIMESTEP, position)) for position in micro_batch]
         return {
             **collate_samples(samples),
             "posterior": torch.from_numpy(draw_normals(seed, Purpose.POSTERIOR, micro_batch, shape)),
-            "noise": torch.from_numpy(draw_normals(seed, Purpose.NOISE, micro_batch, shape)),
-            "timestep": torch.tensor(timesteps),
+            **self._draw_noise(micro_batch, shape),
+            "timestep": torch.tensor([self.timestep(number) for number in self._draw_uniforms(micro_batch)]),
             "position": torch.tensor(micro_batch),
         }
 
@@ -97,6 +100,24 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
 
     def _find_place(self, position: int) -> SamplePlace:
         return self.order.find_places([position])[0]
+
+    def _draw_noise(self, micro_batch: range, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """The noise of latents of `shape`, and what the objective adds to it; see `train.objective.loss`."""
+        shapes = {"noise": (Purpose.NOISE, shape)}
+        if self.config.noise_offset:
+            shapes["offset"] = (Purpose.NOISE_OFFSET, (shape[0], 1, 1))
+        if self.config.input_perturbation:
+            shapes["perturbation"] = (Purpose.INPUT_PERTURBATION, shape)
+        return {
+            name: torch.from_numpy(draw_normals(self.seed, purpose, micro_batch, each))
+            for name, (purpose, each) in shapes.items()
+        }
+
+    def _draw_uniforms(self, micro_batch: range) -> list[float]:
+        """A number in [0, 1) for the timestep of each position."""
+        if self.config.timesteps.stratified:
+            return draw_stratified(self.seed, micro_batch, self.config.batch or 1)  # a run's config names its batch
+        return [draw_uniform(self.seed, Purpose.TIMESTEP, position) for position in micro_batch]
 
     def _draw(self, position: int, place: SamplePlace) -> dict[str, torch.Tensor]:
         """What depends on the sample at `place`: pixels or moments, the model's inputs or states."""

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from configs.pipelines import LatentShape, check_objective
+from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from store.encodings.family import digest_files
 from train.data.images import Crop
@@ -25,7 +25,7 @@ from train.engines.base import DTYPES
 from train.models.base import Batch
 from train.models.frozen import FrozenPart, merge_rows
 from train.models.parts import check_trainable, frozen_pass
-from train.models.sampler import load_sampler
+from train.models.schedulers import load_noise_scheduler, load_sampler
 from train.models.tokens import tokenize_caption
 from train.models.vae import choose_vae_dtype, decode_latents, draw_latents, encode_pixels
 from train.models.weights import PartWeights
@@ -50,8 +50,6 @@ class StableDiffusion:
     @classmethod
     def load(cls, config: RunConfig, folder: Path, device: torch.device) -> Self:
         dtype = DTYPES[config.precision]
-        noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        noise_scheduler.register_to_config(prediction_type=check_objective(config, folder))
         overflows = AutoencoderKL.load_config(folder, subfolder="vae").get("force_upcast", True)
         vae_dtype = choose_vae_dtype(config, overflows, device)
         vae = FrozenPart(AutoencoderKL, folder / "vae", device, torch_dtype=vae_dtype)
@@ -73,7 +71,7 @@ class StableDiffusion:
             vae_config=cls.read_vae_config(folder),
             text_part=text_encoder,
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            noise_scheduler=noise_scheduler,
+            noise_scheduler=load_noise_scheduler(config, folder),
             dtype=dtype,
             chunks=config.data.caption_chunks,
             tf32=device.type == "cuda" and not config.deterministic,
@@ -157,7 +155,7 @@ class StableDiffusion:
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.denoiser,
-            scheduler=load_sampler(self.folder, self.noise_scheduler.config.prediction_type),
+            scheduler=load_sampler(self.folder, self.noise_scheduler),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

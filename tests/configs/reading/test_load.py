@@ -288,10 +288,27 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("export: ema", "export: ema needs an average to export"),
         (
             "min_snr_gamma: 5",
-            "5 weighs nothing with loss_weighting: uniform; write loss_weighting: min_snr",
+            "5 weighs nothing with loss_weighting: uniform; write loss_weighting: min_snr or soft_min_snr",
         ),
         ("loss_weighting: min_snr\nmin_snr_gamma: 0", "min_snr_gamma: must be more than 0"),
-        ("loss_weighting: debiased", "loss_weighting: must be uniform or min_snr, not 'debiased'"),
+        ("loss_weighting: debias", "must be uniform, min_snr, soft_min_snr or debiased, not 'debias'; did you mean"),
+        (
+            "prediction: epsilon\nzero_terminal_snr: true",
+            "zero_terminal_snr: true leaves only noise at the last timestep, of which the noise (prediction: epsilon) "
+            "tells nothing; write prediction: v_prediction or sample",
+        ),
+        ("timesteps: {first: 500, last: 499}", "timesteps.first: 500 is above timesteps.last: 499; exchange the two"),
+        ("timesteps: {first: -1}", "timesteps.first: must be at least 0, not -1"),
+        (
+            "timesteps: {mean: 0.5}",
+            "timesteps.mean: 0.5 is of distribution: logit_normal, and it is uniform; write timesteps: {distribution: "
+            "logit_normal, mean: 0.5}, or leave it out",
+        ),
+        ("timesteps: {distribution: uniform, std: 2}", "timesteps.std: 2 is of distribution: logit_normal"),
+        ("timesteps: {distribution: logit_normal, std: 0}", "timesteps.std: must be more than 0, not 0"),
+        ("timesteps: {mean: .nan}", "timesteps.mean: must be a number, not '.nan'"),
+        ("noise_offset: -0.1", "noise_offset: must be at least 0, not -0.1"),
+        ("input_perturbation: 2", "input_perturbation: must be at most 1, not 2"),
     ],
 )
 def test_wrong_values_say_what_why_and_the_cure(tmp_path: Path, line: str, answer: str) -> None:

@@ -300,6 +300,39 @@ def test_a_dataset_smaller_than_the_batch(lockstep: Lockstep) -> None:
     assert "lr       0 → 1e-7 at step 1, all of it warm-up" in text
 
 
+OBJECTIVE = ("noise_offset=0.05", "loss_weighting=min_snr", "timesteps={distribution: logit_normal, stratified: true}")
+
+
+def test_an_objective_that_is_not_the_plainest_is_told(lockstep: Lockstep) -> None:
+    shell = lockstep("plan", "pokemon.yaml", "--samples", "10000", "--explain", *OBJECTIVE)
+    flat = " ".join(shell.out.split())
+    timesteps = "logit-normal, mean 0, std 1; stratified over the batch"
+    assert (
+        "loss prediction as the model's scheduler says; loss weighting min-SNR, γ = 5; noise offset 0.05; timesteps "
+        f"{timesteps} memory"
+    ) in flat
+    assert f"on 256 timesteps at once: {timesteps}." in flat
+    told = plan_json(lockstep, "--samples", "10", *OBJECTIVE)["objective"]
+    assert told == {
+        "prediction": "as the model's scheduler says",
+        "loss weighting": "min-SNR, γ = 5",
+        "noise": "offset 0.05",
+        "timesteps": timesteps,
+    }
+
+
+def test_a_known_model_that_cannot_learn_it_is_refused_before_any_download(lockstep: Lockstep) -> None:
+    """Stable Diffusion 1 predicts epsilon, 2.1 does not; neither is on this machine."""
+    words = ("plan", "pokemon.yaml", "--samples", "10", "zero_terminal_snr=true")
+    refused = lockstep(*words)
+    assert (refused.code, refused.out) == (2, "")
+    assert "stable-diffusion-v1-5: predicts epsilon, and zero_terminal_snr leaves only noise" in refused.err
+    assert refused.err.endswith("write prediction: v_prediction or sample\n")
+    assert lockstep(*words, "prediction=v_prediction").code == 0
+    assert lockstep(*words, "model=stabilityai/stable-diffusion-2-1").code == 0
+    assert lockstep(*words, "model=stabilityai/stable-diffusion-2-1-base").code == 2
+
+
 def test_shapes_memory_and_explain(lockstep: Lockstep) -> None:
     text = lockstep("plan", "pokemon.yaml", "--samples", "10000", "--shapes", "--memory", "--explain").out
     assert text.startswith(SCREEN.rstrip("\n"))

@@ -39,6 +39,8 @@ OTHER = {  # another run
     "data.flip: false → true": ("data.flip=true",),
     "seed: 0 → 1": ("seed=1",),
     "prediction: null → v_prediction": ("prediction=v_prediction",),
+    "noise_offset: 0.0 → 0.1": ("noise_offset=0.1",),
+    "timesteps.stratified: false → true": ("timesteps.stratified=true",),
     "precision: fp32 → bf16": ("precision=bf16",),
     "ema: false → true": ("ema=true",),
     "batch: 8 → 4": ("batch=4",),
@@ -124,9 +126,10 @@ def test_a_run_that_a_sweep_finds_finished_is_not_trained_for_another_prompt(des
 
 
 def test_the_default_gamma_written_out_is_the_same_run(desk: Desk) -> None:
-    weighted = desk.ready("loss_weighting=min_snr")
-    assert content(desk.ready("loss_weighting=min_snr", "min_snr_gamma=5")) == content(weighted)
-    assert content(desk.ready("loss_weighting=min_snr", "min_snr_gamma=6")) != content(weighted)
+    for weighting in ("loss_weighting=min_snr", "loss_weighting=soft_min_snr"):
+        weighted = desk.ready(weighting)
+        assert content(desk.ready(weighting, "min_snr_gamma=5")) == content(weighted)
+        assert content(desk.ready(weighting, "min_snr_gamma=6")) != content(weighted)
 
 
 H100, V100, CPUS = Hardware(True, 79.6, "9.0"), Hardware(True, 32.0, "7.0"), Hardware(gpus=False)

@@ -9,6 +9,7 @@ from tests.engines import SETTINGS
 from tests.odd_images import make_bucket_data
 from tests.ranks import run_ranks
 from tests.runs import square_data
+from tests.train.engines.test_objective_shapes import OBJECTIVES
 
 PROGRAM = Path(__file__).with_name("elastic.py")
 Shape = tuple[int, str, str]  # ranks, engine, precision
@@ -85,6 +86,17 @@ def test_a_bucketed_epoch_goes_on_elsewhere(tmp_path, pipeline_folder):
     make_all(tmp_path, pipeline_folder, data, [source], more=4)
     for target in ((1, "zero1", "fp32"), (3, "reshard", "fp32")):
         load_all(tmp_path, pipeline_folder, data, {target: [source]}, target[0], more=4)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_goes_on_elsewhere(tmp_path, pipeline_folder, image_folder, objective):
+    """On the same shape bit for bit: nothing of it is a state that would have to be saved."""
+    changes = json.dumps({"data": square_data(image_folder)} | OBJECTIVES[objective])
+    source: Shape = (2, "zero2", "fp32")
+    make_all(tmp_path, pipeline_folder, changes, [source], more=4)
+    for target in (source, (1, "zero1", "fp32"), (3, "reshard", "fp32"), (2, "zero3", "fp32")):
+        load_all(tmp_path, pipeline_folder, changes, {target: [source]}, target[0], more=4)
 
 
 def is_tried(source: Shape, target: Shape) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from train.data.randomness import Purpose, draw_normals, draw_uniform, make_generator
+from train.data.strata import draw_stratified
 
 
 def test_golden_values():
@@ -15,6 +16,13 @@ def test_golden_values():
         1.798369288444519,
     ]
     assert draw_uniform(2**64 - 1, Purpose.TIMESTEP, 10**12) == 0.04955980258146819
+    assert draw_stratified(2**64 - 1, [10**12, 10**12 + 1], 256) == [0.8400373429788338, 0.12161166921531234]
+    offset, perturbation = (
+        draw_normals(0, purpose, [0], (2,))[0].tolist()
+        for purpose in (Purpose.NOISE_OFFSET, Purpose.INPUT_PERTURBATION)
+    )
+    assert offset == [1.563963770866394, 0.1659020632505417]
+    assert perturbation == [0.40545007586479187, 0.5408554673194885]
 
 
 def test_noise_is_fp32_and_standard_normal():

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,14 @@ def timestep(u: float) -> int:
     return int(1000 * u)
 
 
-def stream(folder: Path, batch: int | None = None, **data) -> Stream:
+def stream(folder: Path, batch: int | None = None, objective: Mapping[str, object] = {}, **data) -> Stream:
+    """`objective`: keys of the config that are of it."""
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
-    config = RunConfig(name="s", model="m", data=settings, seed=3, batch=batch)
+    config = RunConfig(name="s", model="m", data=settings, seed=3, batch=batch, **objective)
     return Stream(config, build_index([ImageFolder(folder)], None).index, letters, latent_shape, timestep)
+
+
+EVERY_DRAW = {"noise_offset": 0.1, "input_perturbation": 0.1, "timesteps": {"stratified": True}}
 
 
 def caption(item: dict) -> str:
@@ -71,8 +76,8 @@ def test_the_model_is_told_the_crop(image_folder):
 
 def test_worker_processes_change_nothing(image_folder):
     plan = BatchPlan(Shape(1, 1), 4, 2)
-    here = list(micro_batches(stream(image_folder), plan, 0, range(2, 4), pin_memory=False))
-    there = list(micro_batches(stream(image_folder, workers=2), plan, 0, range(2, 4), pin_memory=False))
+    sources = (stream(image_folder, 8, EVERY_DRAW, workers=workers) for workers in (0, 2))
+    here, there = (list(micro_batches(source, plan, 0, range(2, 4), pin_memory=False)) for source in sources)
     assert [one["position"].tolist() for one in here] == [list(range(p, p + 4)) for p in range(8, 24, 4)]
     assert all(torch.equal(a[key], b[key]) for a, b in zip(here, there, strict=True) for key in a)
 
@@ -88,6 +93,27 @@ def test_timesteps_cover_the_whole_schedule(image_folder):
     assert drawn.min() >= 0
     assert drawn.max() <= 999
     assert abs(drawn.mean() - 499.5) < 60
+
+
+def test_what_an_objective_adds_is_a_draw_of_its_own_for_each_position(image_folder):
+    """And takes nothing of the others: noise, posterior and crop stay those of a run without it."""
+    plain, every = (stream(image_folder, batch=12, objective=keys, crop="random") for keys in ({}, EVERY_DRAW))
+    before, after = plain[range(6, 18)], every[range(6, 18)]
+    assert after.keys() - before.keys() == {"offset", "perturbation"}
+    assert [key for key in before if not torch.equal(before[key], after[key])] == ["timestep"]
+    assert (after["offset"].shape, after["perturbation"].shape) == ((12, 4, 1, 1), (12, 4, 8, 8))
+    values = [after[key][:, :, 0, 0] for key in ("noise", "posterior", "perturbation", "offset")]
+    assert len({tuple(row.tolist()) for value in values for row in value}) == 4 * 12
+    alone = every.sample(11)
+    assert all(torch.equal(alone[key], after[key][5]) for key in after)
+
+
+def test_each_batch_of_a_stratified_run_covers_the_timesteps(image_folder):
+    source = stream(image_folder, batch=20, objective=EVERY_DRAW)
+    for step in range(3):
+        starts = range(20 * step, 20 * step + 20, 5)
+        drawn = torch.cat([source[range(start, start + 5)]["timestep"] for start in starts])
+        assert sorted((drawn // 50).tolist()) == list(range(20)), "one in each twentieth of the 1000"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,15 +1,17 @@
-"""The program of test_shapes and test_bucket_shapes: train the same run on this world, once per case, and write down
-all that happened.
+"""The program of test_shapes and its like: train the same run on this world, once per case, and write down all that
+happened.
 
-Arguments: the pipeline folder, the config's data as JSON, the folder for the records, and cases as JSON:
-[[engine, precision, micro_batch, accumulation], …], an engine being a name in tests.engines. STEPS in the environment
-says how many steps each makes.
+Arguments: the pipeline folder, the config's data as JSON, the folder for the records, cases as JSON: [[engine,
+precision, micro_batch, accumulation], …], an engine being a name in tests.engines, and objectives as JSON, if not the
+plainest: {name: keys of the config, …}, each recorded in a folder of its name. STEPS in the environment says how many
+steps each makes.
 """
 
 import hashlib
 import json
 import os
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from train.objective import make_objective
 from train.step import Trainer
 
 STEPS = int(os.environ["STEPS"])
+DRAWN = ("noise", "posterior", "pixels", "offset", "perturbation")
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -51,9 +54,7 @@ def record(world, config, plan, file: Path) -> dict:
         passes.append(
             {
                 "positions": micro_batch["position"].tolist(),
-                "noise": [digest(x) for x in micro_batch["noise"]],
-                "posterior": [digest(x) for x in micro_batch["posterior"]],
-                "pixels": [digest(x) for x in micro_batch["pixels"]],
+                **{key: [digest(x) for x in micro_batch[key]] for key in DRAWN if key in micro_batch},
                 "shape": list(micro_batch["pixels"].shape[1:]),
                 "tokens": micro_batch["tokens"].tolist(),
                 "timesteps": micro_batch["timestep"].tolist(),
@@ -84,11 +85,10 @@ def record(world, config, plan, file: Path) -> dict:
     return {"losses": losses, "norms": norms, "passes": passes}
 
 
-def main(model_folder: str, data: str, records: str, cases: str) -> None:
-    folder = Path(records)
-    cases = json.loads(cases)
+def main(model_folder: str, data: str, records: str, cases: str, objectives: str = '{"": {}}') -> None:
     world = None
-    for engine, precision, micro, accumulation in cases:
+    for (name, objective), case in product(json.loads(objectives).items(), json.loads(cases)):
+        engine, precision, micro, accumulation = case
         world = world or process_group.init_process_group(12 // (micro * accumulation))
         config = RunConfig(
             name="shapes",
@@ -102,11 +102,14 @@ def main(model_folder: str, data: str, records: str, cases: str) -> None:
             **SETTINGS[engine],
             precision=precision,
             ema=True,
+            **objective,
         )
         plan = BatchPlan(Shape(1, world.size), micro, accumulation)
-        name = f"{precision}-{engine}-ranks{world.size}"
-        happened = record(world, config, plan, folder / f"{name}.pt")
-        (folder / f"{name}-rank{world.rank}.json").write_text(json.dumps(happened))
+        folder = Path(records, name)
+        folder.mkdir(exist_ok=True)
+        record_name = f"{precision}-{engine}-ranks{world.size}"
+        happened = record(world, config, plan, folder / f"{record_name}.pt")
+        (folder / f"{record_name}-rank{world.rank}.json").write_text(json.dumps(happened))
 
 
 if __name__ == "__main__":

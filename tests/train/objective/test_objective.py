@@ -1,6 +1,6 @@
-"""The objective against the papers' formulas, written out here once more in float64."""
+"""The objective's tables, refusals and defaults; its losses are held against the papers in test_losses."""
 
-from functools import partial
+from collections.abc import Mapping
 from typing import get_args
 
 import numpy as np
@@ -10,79 +10,38 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 
 from configs.errors import UserError
-from configs.schema import Prediction, RunConfig
+from configs.schema import LossWeighting, Prediction, RunConfig
 from train.demo.make_base import NOISE_SCHEDULE
-from train.objective import PREDICTIONS, WEIGHTINGS, Objective, make_objective
-from train.objective.timesteps import pick_uniformly
+from train.objective import LOSSES, PREDICTIONS, WEIGHTINGS, Objective, make_objective
+from train.objective.errors import measure_by_huber
 
 T, M, GAMMA = 1000, 6, 3.0
 TIMESTEPS = torch.tensor([0, 80, 250, 400, 700, 999])
 CPU = torch.device("cpu")
+WEIGHING = [name for name in WEIGHTINGS if name != "uniform"]
 
 
-def objective(prediction: str, weighting: str, dtype: torch.dtype = torch.float32, **schedule: object) -> Objective:
-    changes = {"loss_weighting": weighting} | ({"min_snr_gamma": GAMMA} if weighting == "min_snr" else {})
+def objective(
+    prediction: str, dtype: torch.dtype = torch.float32, schedule: Mapping[str, object] = {}, **changes: object
+) -> Objective:
+    """Of Stable Diffusion's noise schedule, or what `schedule` makes of it; `changes` are to the config."""
+    if changes.get("loss_weighting") in ("min_snr", "soft_min_snr"):
+        changes = {"min_snr_gamma": GAMMA} | changes
     config = RunConfig(name="o", model="m", data={"images": "-"}, **changes)
-    noise_scheduler = DDPMScheduler.from_config(NOISE_SCHEDULE | {"prediction_type": prediction} | schedule)
+    noise_scheduler = DDPMScheduler.from_config(NOISE_SCHEDULE | {"prediction_type": prediction} | dict(schedule))
     return make_objective(config, noise_scheduler, dtype, CPU)
 
 
-def micro_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """x_0 and ε, (6, 4, 8, 8)."""
-    draw = np.random.default_rng(0)
-    x_0, noise = draw.standard_normal((2, M, 4, 8, 8)).astype(np.float32)
-    return torch.from_numpy(x_0), torch.from_numpy(noise)
+def micro_batch() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """x_0, (6, 4, 8, 8), and what is drawn for it."""
+    x_0, noise = np.random.default_rng(0).standard_normal((2, M, 4, 8, 8)).astype(np.float32)
+    return torch.from_numpy(x_0), {"noise": torch.from_numpy(noise), "timestep": TIMESTEPS}
 
 
 def alpha_bar() -> np.ndarray:
     """Stable Diffusion's noise schedule, in float64."""
     roots = np.linspace(NOISE_SCHEDULE["beta_start"] ** 0.5, NOISE_SCHEDULE["beta_end"] ** 0.5, T)
     return np.cumprod(1 - roots**2)
-
-
-class Affine(torch.nn.Module):
-    """A denoiser of two weights: a x_t + b, so that its gradient can be written down."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.tensor(0.7))
-        self.b = torch.nn.Parameter(torch.tensor(-0.2))
-
-    def forward(
-        self, x_t: torch.Tensor, t: torch.Tensor, return_dict: bool, shift: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        assert not return_dict
-        return (self.a * x_t + self.b + shift,)
-
-
-def expected(prediction: str, weighting: str) -> tuple[float, float, float]:
-    """Loss and its derivatives by a and b."""
-    x_0, noise = (tensor.numpy().astype(np.float64) for tensor in micro_batch())
-    bar = alpha_bar()[TIMESTEPS.numpy()][:, None, None, None]
-    alpha, sigma, snr = np.sqrt(bar), np.sqrt(1 - bar), (bar / (1 - bar)).ravel()
-    x_t = alpha * x_0 + sigma * noise
-    target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x_0, "sample": x_0}[prediction]
-    clipped = np.minimum(snr, GAMMA)
-    min_snr = {"epsilon": clipped / snr, "v_prediction": clipped / (snr + 1), "sample": clipped}[prediction]
-    weight = min_snr if weighting == "min_snr" else np.ones(M)
-    error = np.float64(np.float32(0.7)) * x_t + np.float64(np.float32(-0.2)) + 0.5 - target
-
-    def mean(of_samples: np.ndarray) -> float:
-        return float(np.mean(weight * of_samples.mean(axis=(1, 2, 3))))
-
-    return mean(error**2), mean(2 * error * x_t), mean(2 * error)
-
-
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_loss_and_gradient_are_the_papers(prediction: str, weighting: str) -> None:
-    denoiser = Affine()
-    loss = objective(prediction, weighting).loss(denoiser, *micro_batch(), TIMESTEPS, {"shift": torch.tensor(0.5)})
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert [loss.item(), denoiser.a.grad.item(), denoiser.b.grad.item()] == pytest.approx(
-        expected(prediction, weighting), rel=2e-5
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,7 +60,8 @@ def test_uniform_weighting_is_the_plain_mean_squared_error_to_the_bit(prediction
         attention_head_dim=2,
         norm_num_groups=4,
     ).to(dtype)
-    x_0, noise = micro_batch()
+    x_0, draws = micro_batch()
+    noise = draws["noise"]
     text = torch.randn(M, 7, 8).to(dtype)
     noise_scheduler = DDPMScheduler.from_config(NOISE_SCHEDULE)
     x_t = noise_scheduler.add_noise(x_0, noise, TIMESTEPS)
@@ -111,13 +71,14 @@ def test_uniform_weighting_is_the_plain_mean_squared_error_to_the_bit(prediction
     gradients = [parameter.grad for parameter in unet.parameters()]
     unet.zero_grad()
 
-    ours = objective(prediction, "uniform", dtype).loss(unet, x_0, noise, TIMESTEPS, {"encoder_hidden_states": text})
+    ours = objective(prediction, dtype).loss(unet, x_0, draws, {"encoder_hidden_states": text})
     ours.backward()
     assert ours.item() == plain.item()
     assert all(torch.equal(p.grad, before) for p, before in zip(unet.parameters(), gradients, strict=True))
 
 
-def test_min_snr_is_one_loss_of_x_0_whatever_is_predicted() -> None:
+@pytest.mark.parametrize("weighting", WEIGHING)
+def test_a_weighting_is_one_loss_whatever_is_predicted(weighting: str) -> None:
     """One guess of x_0, told as ε, as v and as itself: the weighted errors agree at every timestep."""
     bar = torch.from_numpy(alpha_bar())[:, None]
     alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
@@ -130,55 +91,120 @@ def test_min_snr_is_one_loss_of_x_0_whatever_is_predicted() -> None:
         "sample": x_0 - guess,
     }
     assert errors.keys() == PREDICTIONS.keys()
-    losses = [objective(name, "min_snr").weights.double() * error.square().mean(1) for name, error in errors.items()]
+    weights = {name: objective(name, loss_weighting=weighting).weights.double() for name in errors}
+    losses = [weights[name] * error.square().mean(1) for name, error in errors.items()]
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=2e-4, atol=0)  # 1 − ᾱ_0 has 4 digits fewer in fp32
-    weights = objective("sample", "min_snr").weights
-    assert weights.max() == GAMMA
-    assert (weights == GAMMA).sum() == ((bar / (1 - bar)) >= GAMMA).sum()
+
+
+def test_weights_are_their_closed_forms() -> None:
+    """At every timestep, to fp32's last bit."""
+    bar = DDPMScheduler.from_config(NOISE_SCHEDULE).alphas_cumprod.double()
+    snr = bar / (1 - bar)
+    forms = {
+        ("min_snr", "v_prediction"): snr.clamp(max=GAMMA) / (snr + 1),
+        ("min_snr", "epsilon"): (GAMMA / snr).clamp(max=1),
+        ("min_snr", "sample"): snr.clamp(max=GAMMA),
+        ("soft_min_snr", "sample"): snr * GAMMA / (snr + GAMMA),
+        ("debiased", "epsilon"): snr**-0.5,
+        ("debiased", "v_prediction"): bar.sqrt() * (1 - bar).sqrt(),
+    }
+    for (weighting, prediction), form in forms.items():
+        weights = objective(prediction, loss_weighting=weighting).weights
+        torch.testing.assert_close(weights, form.float(), rtol=2.4e-7, atol=0)
+
+
+def test_gamma_is_where_min_snr_ends_and_soft_min_snr_is_halfway() -> None:
+    hard, soft = (objective("sample", loss_weighting=name).weights for name in ("min_snr", "soft_min_snr"))
+    bar = torch.from_numpy(alpha_bar())
+    snr = bar / (1 - bar)
+    assert hard.max() == GAMMA
+    assert (hard == GAMMA).sum() == (snr >= GAMMA).sum()
+    corner = int((snr - GAMMA).abs().argmin())
+    assert soft[corner] == pytest.approx(GAMMA / 2, rel=5e-3), "where SNR is γ, within a timestep"
+    assert ((hard / 2 < soft) & (soft < hard)).all()
+
+
+def test_small_errors_are_squares_under_huber_and_large_ones_are_absolute() -> None:
+    """With 2c before the absolute value, and c from 1 to 0.1 as noise grows."""
+    snr = torch.tensor([torch.inf, 1.0, 0.0])
+    for error, power in ((1e-4, 2), (1e4, 1)):
+        cost = measure_by_huber(torch.full((3, 1, 1, 1), error), torch.zeros(3, 1, 1, 1), snr).flatten()
+        c = torch.tensor([1.0, 0.1 + 0.9 / 4, 0.1])
+        expected = error**2 * torch.ones(3) if power == 2 else 2 * c * (error - c)
+        torch.testing.assert_close(cost, expected, rtol=2e-6, atol=0)
 
 
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True}
 
 
-def test_epsilon_has_no_min_snr_weight_where_nothing_is_left_of_x_0() -> None:
+@pytest.mark.parametrize("weighting", WEIGHING)
+def test_epsilon_has_no_weight_where_nothing_is_left_of_x_0(weighting: str) -> None:
     with pytest.raises(
-        UserError, match=r"min_snr has no weight for prediction: epsilon at timestep 999, where .* is 0;"
+        UserError,
+        match=rf"{weighting} has no weight for prediction: epsilon at timestep 999, where .* is 0; write prediction: "
+        "v_prediction or sample, or loss_weighting: uniform",
     ):
-        objective("epsilon", "min_snr", **ZERO_TERMINAL_SNR)
+        objective("epsilon", schedule=ZERO_TERMINAL_SNR, loss_weighting=weighting)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("prediction", "weighting"),
+    [(p, w) for p in PREDICTIONS for w in WEIGHTINGS if p != "epsilon" or w == "uniform"],
+)
+def test_zero_terminal_snr_gives_finite_losses_and_gradients(prediction: str, weighting: str, loss: str) -> None:
+    learnt = objective(prediction, schedule=ZERO_TERMINAL_SNR, loss_weighting=weighting, loss=loss)
+    assert learnt.noise_scheduler.alphas_cumprod[-1] == 0
+    assert learnt.weights is None or learnt.weights[-1] == 0
+    a = torch.tensor(0.7, requires_grad=True)
+    x_0, draws = micro_batch()
+    last = draws | {"timestep": torch.full((M,), T - 1)}
+    value = learnt.loss(lambda x_t, t, return_dict: (a * x_t,), x_0, last, {})
+    value.backward()
+    assert value.isfinite()
+    assert a.grad.isfinite()
+
+
+def test_a_schedule_that_begins_without_noise() -> None:
+    """There the ratio is infinite: what is weighed by its root has no weight for x_0, which x_t shows as it is."""
+    schedule = {"trained_betas": [0.0, *np.linspace(0.001, 0.02, T - 1)]}
+    for prediction in PREDICTIONS:
+        for weighting in WEIGHING:
+            if (prediction, weighting) != ("sample", "debiased"):
+                weights = objective(prediction, schedule=schedule, loss_weighting=weighting).weights
+                assert weights.isfinite().all()
+    with pytest.raises(UserError, match=r"at timestep 0, where .* is inf; write prediction: epsilon or v_prediction"):
+        objective("sample", schedule=schedule, loss_weighting="debiased")
 
 
 @pytest.mark.parametrize(
-    ("prediction", "weighting"),
-    [(p, w) for p in PREDICTIONS for w in WEIGHTINGS if (p, w) != ("epsilon", "min_snr")],
+    "schedule",
+    [
+        {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "scaled_linear", "num_train_timesteps": 50},
+        {"trained_betas": np.linspace(0.001, 0.3, 20).tolist(), "num_train_timesteps": 20},
+        {"clip_sample": True, "steps_offset": 0},
+    ],
+    ids=str,
 )
-def test_zero_terminal_snr_gives_finite_losses_and_gradients(prediction: str, weighting: str) -> None:
-    learnt = objective(prediction, weighting, **ZERO_TERMINAL_SNR)
-    assert learnt.noise_scheduler.alphas_cumprod[-1] == 0
-    assert learnt.weights is None or learnt.weights[-1] == 0
-    denoiser = Affine()
-    loss = learnt.loss(denoiser, *micro_batch(), torch.full((M,), T - 1), {"shift": torch.tensor(0.5)})
-    loss.backward()
-    assert loss.isfinite()
-    assert denoiser.a.grad.isfinite()
-
-
-def test_a_schedule_that_begins_without_noise_gives_finite_weights() -> None:
-    betas = [0.0, *np.linspace(0.001, 0.02, T - 1)]
-    for prediction in PREDICTIONS:
-        assert objective(prediction, "min_snr", trained_betas=betas).weights.isfinite().all()
-
-
-def test_a_uniform_number_is_spread_over_all_timesteps() -> None:
-    picked = [pick_uniformly(u, 10) for u in np.arange(0, 1, 0.001)]
-    assert np.bincount(picked).tolist() == [100] * 10
-    assert pick_uniformly(0.0, T) == 0
-    assert pick_uniformly(np.nextafter(1, 0), T) == T - 1
-    timestep = objective("epsilon", "uniform").timestep
-    assert isinstance(timestep, partial), "goes to worker processes, so it holds no scheduler and no weights"
-    assert timestep(0.5) == T // 2
+def test_the_schedule_is_the_pipelines(schedule: dict[str, object]) -> None:
+    """Whatever it is, and however many timesteps it has."""
+    count = schedule.get("num_train_timesteps", T)
+    learnt = objective("v_prediction", schedule=schedule, loss_weighting="min_snr", timesteps={"last": None})
+    assert len(learnt.weights) == len(learnt.snr) == count
+    assert learnt.timestep(np.nextafter(1, 0)) == count - 1
+    x_0, draws = micro_batch()
+    draws["timestep"] = torch.full((M,), count - 1)
+    seen = []
+    learnt.loss(lambda x_t, t, return_dict: (seen.append(x_t) or x_t,), x_0, draws, {})
+    betas = DDPMScheduler.from_config(NOISE_SCHEDULE | schedule).betas.double()
+    bar = torch.prod(1 - betas)
+    torch.testing.assert_close(seen[0], (bar.sqrt() * x_0 + (1 - bar).sqrt() * draws["noise"]).float())
 
 
 def test_every_choice_of_the_config_is_there() -> None:
     assert tuple(PREDICTIONS) == get_args(Prediction)
-    assert tuple(WEIGHTINGS) == get_args(RunConfig.model_fields["loss_weighting"].annotation)
+    assert tuple(WEIGHTINGS) == get_args(LossWeighting)
+    assert tuple(LOSSES) == get_args(RunConfig.model_fields["loss"].annotation)
