@@ -37,6 +37,7 @@ timestep     the noise level of one sample; never a step
 
 
 @click.group(cls=_InOrder, epilog=_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Fine-tune Stable Diffusion from one YAML file.
 
