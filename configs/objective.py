@@ -81,6 +81,12 @@ def _check_timesteps(config: RunConfig, settings: Mapping[str, Any], place: str)
                 f"timesteps.{key}: {timestep} is beyond the last of {count:,} timesteps that {place} has; they count "
                 f"from 0, so write at most {count - 1}"
             )
+    last = config.timesteps.last
+    if config.zero_terminal_snr and last is not None and last < count - 1:
+        raise UserError(
+            f"timesteps.last: {last} leaves out timestep {count - 1}, which by zero_terminal_snr is the pure noise "
+            f"that pictures begin with; leave timesteps.last out ({place} has {count:,} timesteps)"
+        )
 
 
 def is_plainest(config: RunConfig) -> bool:

@@ -59,6 +59,11 @@ def test_what_is_predicted(tmp_path: Path, scheduler: object, changes: dict, pre
         (ZERO, {"loss_weighting": "debiased"}, "debiased gives epsilon's loss no weight where .* is 0"),
         ({}, {"timesteps": {"last": 1000}}, r"timesteps\.last: 1000 is beyond .* 1,000 timesteps .* write at most 999"),
         ({"num_train_timesteps": 50}, {"timesteps": {"first": 50}}, r"timesteps\.first: 50 .* write at most 49"),
+        (
+            V,
+            {"zero_terminal_snr": True, "timesteps": {"last": 998}},
+            r"last: 998 leaves out timestep 999, .* begin with",
+        ),
         ({"trained_betas": [0.01] * 50}, {}, "has 50 trained_betas and num_train_timesteps: 1000"),
         ({"num_train_timesteps": "1000"}, {}, "num_train_timesteps is '1000', which counts nothing"),
         ({"_class_name": "EDMEulerScheduler"}, {}, "is a EDMEulerScheduler, which adds no noise by betas"),

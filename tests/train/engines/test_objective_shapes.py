@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "input_perturbation": 0.1,
         "loss": "huber",
         "loss_weighting": "soft_min_snr",
-        "timesteps": {"distribution": "logit_normal", "mean": 0.3, "std": 1.5, "last": 899, "stratified": True},
+        "timesteps": {"distribution": "logit_normal", "mean": 0.3, "std": 1.5, "first": 100, "stratified": True},
     },
 }
 Case = tuple[int, str, int, int]  # ranks, engine, micro-batch, accumulation

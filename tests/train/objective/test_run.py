@@ -39,5 +39,5 @@ def test_it_trains_draws_and_exports_a_pipeline_that_draws(tmp_path, pipeline_fo
     assert (
         "| prediction | sample |\n| loss weighting | soft min-SNR, γ = 5 |\n| loss | pseudo-Huber, by its schedule |\n"
         "| noise | offset 0.1, input perturbation 0.1, zero terminal signal-to-noise ratio |\n"
-        "| timesteps | logit-normal, mean 0.3, std 1.5; from 0 to 899; stratified over the batch |\n"
+        "| timesteps | logit-normal, mean 0.3, std 1.5; from 100 to the scheduler's last; stratified over the batch |\n"
     ) in card
