@@ -16,6 +16,7 @@ from configs.reading.load import SCHEMA_FILE
 from launcher.cli import main
 from launcher.plan import plan
 from store.run import submission
+from tests.launcher.folders import make_model_folder
 from tests.pokemon import POKEMON
 
 # States: 859,520,964 parameters × (2 in bf16 + (4 gradients + 12 masters and moments + 4 EMA) / 8 ranks) bytes.
@@ -332,6 +333,18 @@ def test_a_known_model_that_cannot_learn_it_is_refused_before_any_download(locks
     assert lockstep(*words, "prediction=v_prediction").code == 0
     assert lockstep(*words, "model=stabilityai/stable-diffusion-2-1").code == 0
     assert lockstep(*words, "model=stabilityai/stable-diffusion-2-1-base").code == 2
+
+
+def test_a_scheduler_in_the_hub_s_cache_is_asked(lockstep: Lockstep, tmp_path: Path) -> None:
+    repository, commit = tmp_path / "cache/models--me--mine", "a" * 40
+    make_model_folder(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    words = ("plan", "pokemon.yaml", "--samples", "10", "model=me/mine")
+    assert lockstep(*words).code == 0
+    refused = lockstep(*words, "timesteps.last=1000")
+    assert refused.code == 2
+    assert "timesteps.last: 1000 is beyond the last of 1,000 timesteps" in refused.err
 
 
 def test_shapes_memory_and_explain(lockstep: Lockstep) -> None:
