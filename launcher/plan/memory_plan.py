@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import RunConfig
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
 from configs.solve.hardware import MARGIN, Hardware

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from configs.errors import LockstepError, UserError
-from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
+from configs.model_folder import read_pipeline_class
+from configs.pipelines import PIPELINES, PipelineClass, check_objective
 from configs.reading.load import load_config
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints

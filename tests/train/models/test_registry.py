@@ -51,16 +51,16 @@ def test_the_two_differ_as_stable_diffusion_1_and_2_do(pipeline_folder: Path, pi
         "epsilon",
         "v_prediction",
     )
-    assert one.condition({"tokens": one.inputs("", CROP)["tokens"][None]})["encoder_hidden_states"].shape == (1, 77, 64)
-    assert two.condition({"tokens": two.inputs("", CROP)["tokens"][None]})["encoder_hidden_states"].shape == (1, 77, 96)
-    assert one.inputs("", CROP)["tokens"][0, -1] != two.inputs("", CROP)["tokens"][0, -1], "what pads a caption"
+    assert one.condition({"tokens": one.read_caption("")["tokens"][None]})["encoder_hidden_states"].shape == (1, 77, 64)
+    assert two.condition({"tokens": two.read_caption("")["tokens"][None]})["encoder_hidden_states"].shape == (1, 77, 96)
+    assert one.read_caption("")["tokens"][0, -1] != two.read_caption("")["tokens"][0, -1], "what pads a caption"
 
 
 @pytest.mark.parametrize("caption", [CAPTION, "", "many words " * 60])
 def test_the_condition_is_the_pipelines_own(folder: Path, caption: str) -> None:
     model, pipeline = load(folder), StableDiffusionPipeline.from_pretrained(folder)
     embedded, _ = pipeline.encode_prompt(caption, torch.device("cpu"), 1, do_classifier_free_guidance=False)
-    condition = model.condition({"tokens": model.inputs(caption, CROP)["tokens"][None]})
+    condition = model.condition({"tokens": model.read_caption(caption)["tokens"][None]})
     assert condition.keys() == {"encoder_hidden_states"}
     torch.testing.assert_close(condition["encoder_hidden_states"], embedded, **NEAR)
 
@@ -84,7 +84,7 @@ def test_latents_are_a_draw_of_the_vaes_posterior_and_decode_undoes_them(folder:
 def test_the_denoiser_takes_the_condition_as_it_is(folder: Path) -> None:
     model, pipeline = load_whole(folder), StableDiffusionPipeline.from_pretrained(folder)
     x_t, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
-    condition = model.condition({"tokens": torch.stack([model.inputs(CAPTION, CROP)["tokens"]] * 2)})
+    condition = model.condition({"tokens": torch.stack([model.read_caption(CAPTION)["tokens"]] * 2)})
     with torch.no_grad():
         predicted = model.denoiser(x_t, t, **condition, return_dict=False)[0]
         expected = pipeline.unet(x_t, t, condition["encoder_hidden_states"]).sample
@@ -110,7 +110,7 @@ def test_a_denoiser_without_weights_has_the_same_parameters(folder: Path) -> Non
 
 
 def test_workers_get_no_weights(folder: Path) -> None:
-    assert len(pickle.dumps(load(folder).inputs)) < 1 << 20
+    assert len(pickle.dumps(load(folder).read_caption)) < 1 << 20
 
 
 def test_a_caption_is_tokenized_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +119,12 @@ def test_a_caption_is_tokenized_once(folder: Path, monkeypatch: pytest.MonkeyPat
     tokenize = type(model.tokenizer).__call__
     counted = lambda *arguments, **options: calls.append(arguments[1]) or tokenize(*arguments, **options)  # noqa: E731
     monkeypatch.setattr(type(model.tokenizer), "__call__", counted)
-    inputs = pickle.loads(pickle.dumps(model.inputs))  # as a worker process has it
-    drawn = [inputs(caption, CROP)["tokens"] for caption in ("", CAPTION, "", CAPTION)]
+    read_caption = pickle.loads(pickle.dumps(model.read_caption))  # as a worker process has it
+    drawn = [read_caption(caption)["tokens"] for caption in ("", CAPTION, "", CAPTION)]
     assert calls == ["", CAPTION]
     assert torch.equal(drawn[0], drawn[2])
     assert torch.equal(drawn[1], drawn[3])
-    assert load(folder).inputs("", CROP)["tokens"].tolist() == drawn[0].tolist()
+    assert load(folder).read_caption("")["tokens"].tolist() == drawn[0].tolist()
     assert len(calls) == 3
 
 
@@ -133,7 +133,7 @@ def test_half_precision_is_the_denoisers_own_and_the_conditions(folder: Path) ->
     assert model.dtype == torch.bfloat16
     load_parameters(model.denoiser, model.weights, model.dtype, torch.device("cpu"))
     assert model.denoiser.dtype == torch.bfloat16
-    condition = model.condition({"tokens": model.inputs(CAPTION, CROP)["tokens"][None]})
+    condition = model.condition({"tokens": model.read_caption(CAPTION)["tokens"][None]})
     assert condition["encoder_hidden_states"].dtype == torch.bfloat16
     latents = model.latents(
         {"pixels": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "posterior": torch.zeros(1, 4, 8, 8)}
