@@ -56,6 +56,7 @@ def record(world, config, plan, file: Path) -> dict:
                 "pixels": [digest(x) for x in micro_batch["pixels"]],
                 "shape": list(micro_batch["pixels"].shape[1:]),
                 "tokens": micro_batch["tokens"].tolist(),
+                "sizes": micro_batch.get("time_ids", micro_batch["position"][:, None]).tolist(),
                 "timesteps": micro_batch["timestep"].tolist(),
                 "loss": loss.item(),
             }
