@@ -63,7 +63,7 @@ def _fetch_model(config: RunConfig) -> Path:
     with _hub_errors(f"model {model}", _OTHER_MODEL):
         folder, class_name = _fetch_index(config)
         check_pipeline_class(model, class_name)
-        if _is_hub_up(model):
+        if is_hub_up(model):
             listed = HfApi().model_info(model, revision=folder.name).siblings or []
             names = [file.rfilename for file in listed]
         else:
@@ -76,7 +76,7 @@ def _fetch_index(config: RunConfig) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    model, revision, offline = config.model, config.revision, not _is_hub_up(config.model)
+    model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
     try:
         index = Path(hf_hub_download(model, "model_index.json", revision=revision, local_files_only=offline))
     except RemoteEntryNotFoundError:
@@ -88,7 +88,7 @@ def _fetch_files(config: RunConfig, commit: str, names: list[str]) -> Path:
     """The snapshot of a commit, of which these files are there, or those that the cache has where the hub is not up."""
     from huggingface_hub import snapshot_download
 
-    offline = not _is_hub_up(config.model)
+    offline = not is_hub_up(config.model)
     return Path(snapshot_download(config.model, revision=commit, allow_patterns=names, local_files_only=offline))
 
 
@@ -101,7 +101,7 @@ def resolve_tokenizer(config: RunConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     with _hub_errors(f"model {config.model}", _OTHER_MODEL):
-        model, revision, offline = config.model, config.revision, not _is_hub_up(config.model)
+        model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
         return Path(snapshot_download(model, revision=revision, allow_patterns="tokenizer/*", local_files_only=offline))
 
 
@@ -131,7 +131,7 @@ def _fetch_dataset(repo: str, revision: str | None, fetch: bool) -> Path:
 
     cure = f"fetch it where there is a network: hf download --repo-type dataset {repo}"
     with _hub_errors(f"data set {repo}", cure):
-        if not fetch or not _is_hub_up(repo, "dataset"):
+        if not fetch or not is_hub_up(repo, "dataset"):
             find = partial(snapshot_download, repo, repo_type="dataset", revision=revision, local_files_only=True)
             folder = Path(find(allow_patterns=[]))
             files = choose_hub_files(repo, _list_names(folder))
@@ -186,7 +186,7 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
     raise UserError(f"{what}: cannot be fetched: {cure}")
 
 
-def _is_hub_up(repo: str, kind: Literal["model", "dataset"] = "model") -> bool:
+def is_hub_up(repo: str, kind: Literal["model", "dataset"] = "model") -> bool:
     """Whether the hub can be asked for `repo`. A download itself would wait for ever for a network that is silent."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
