@@ -1,8 +1,9 @@
-"""A tiny Stable Diffusion XL through real attempts: with a cache and without, killed and resumed on another shape, the
-same curve; and its export is a pipeline that draws."""
+"""A tiny Stable Diffusion XL through real attempts: with a cache and without, from plain weights and from a variant,
+killed and resumed on another shape, the same curve; and its export is a pipeline that draws."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,71 @@ def losses(run: RunDir) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, pipeline_xl_folder: Path, image_folder: Path) -> RunDir:
+def plain(tmp_path_factory: pytest.TempPathFactory, pipeline_xl_folder: Path) -> Path:
+    """In fp32, every weight a number that fp16 has."""
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pipeline_xl_folder, torch_dtype=torch.float16)
+    pipeline.to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def variant(tmp_path_factory: pytest.TempPathFactory, plain: Path) -> Path:
+    """The same weights as files of the variant fp16, the UNet's in several; plain ones lie there for the VAE alone."""
+    folder = tmp_path_factory.mktemp("variant") / "model"
+    pipeline = StableDiffusionXLPipeline.from_pretrained(plain, torch_dtype=torch.float16)
+    pipeline.save_pretrained(folder, variant="fp16", max_shard_size="300KB")
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    (folder / "vae/diffusion_pytorch_model.fp16.safetensors").unlink()
+    shutil.copy(plain / "vae/diffusion_pytorch_model.safetensors", folder / "vae")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, plain: Path, image_folder: Path) -> RunDir:
     """Trained in one go on one rank, from a cache of latents and states, with pictures."""
     folder = tmp_path_factory.mktemp("xl")
     pictures = {"every_steps": STEPS, "prompts": ["a red circle", LONG], "timesteps": 2}
     cached = {"cache": "all", "cache_folder": str(folder / "cache")}
-    run = start_run(folder / "whole", pipeline_xl_folder, image_folder, data=cached, micro_batch=6, pictures=pictures)
+    run = start_run(folder / "whole", plain, image_folder, data=cached, micro_batch=6, pictures=pictures)
     train(run, 1)
     return run
 
 
-def test_it_is_the_same_run_without_a_cache_and_resumed_on_another_shape(
-    tmp_path: Path, pipeline_xl_folder: Path, image_folder: Path, whole: RunDir
-) -> None:
-    settings = {"micro_batch": 3, "engine": "fsdp2"}
-    parts = start_run(tmp_path / "parts", pipeline_xl_folder, image_folder, data={"cache": "off"}, **settings)
-    assert train(parts, 2, KILL_IN_SAVE_OF_STEP_4 | {"count": 1}) != [0, 0]
-    train(parts, 1)
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, variant: Path, image_folder: Path) -> RunDir:
+    """The same run from a variant, without a cache, by another engine, killed on two ranks and resumed on one."""
+    settings = {"micro_batch": 3, "engine": "fsdp2", "variant": "fp16"}
+    folder = tmp_path_factory.mktemp("xl") / "parts"
+    run = start_run(folder, variant, image_folder, data={"cache": "off"}, **settings)
+    assert train(run, 2, KILL_IN_SAVE_OF_STEP_4 | {"count": 1}) != [0, 0]
+    train(run, 1)
+    return run
+
+
+def test_it_is_the_same_run_without_a_cache_and_resumed_on_another_shape(whole: RunDir, parts: RunDir) -> None:
     assert len(losses(whole)) == STEPS
     np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
 
 
-def test_the_export_draws_by_the_pipeline_of_its_name(whole: RunDir, pipeline_xl_folder: Path) -> None:
+def test_the_export_of_a_variant_has_plain_names(whole: RunDir, parts: RunDir) -> None:
+    ours, theirs = (
+        {path.relative_to(run.pipeline_path).as_posix() for path in run.pipeline_path.rglob("*.*")}
+        for run in (parts, whole)
+    )
+    assert ours == theirs
+    pipeline, expected = (
+        StableDiffusionXLPipeline.from_pretrained(run.pipeline_path, torch_dtype=torch.float32)
+        for run in (parts, whole)
+    )
+    for name in ("vae", "text_encoder", "text_encoder_2"):
+        wanted = expected.components[name].state_dict()
+        assert all(torch.equal(value, wanted[key]) for key, value in pipeline.components[name].state_dict().items())
+
+
+def test_the_export_draws_by_the_pipeline_of_its_name(whole: RunDir, plain: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(whole.pipeline_path)
-    base = StableDiffusionXLPipeline.from_pretrained(pipeline_xl_folder)
+    base = StableDiffusionXLPipeline.from_pretrained(plain)
     options = {"height": 32, "width": 32, "num_inference_steps": 2}
     drawn, before = (
         each("a red circle", generator=torch.Generator().manual_seed(0), **options).images[0]
@@ -77,11 +119,9 @@ def test_the_export_draws_by_the_pipeline_of_its_name(whole: RunDir, pipeline_xl
     assert len(list(whole.pictures_path_at(STEPS).glob("*.png"))) == 2
 
 
-def test_the_card_says_what_it_is_and_reads_long_prompts_as_training_does(
-    whole: RunDir, pipeline_xl_folder: Path
-) -> None:
+def test_the_card_says_what_it_is_and_reads_long_prompts_as_training_does(whole: RunDir, plain: Path) -> None:
     card = (whole.pipeline_path / "README.md").read_text()
-    assert f"Stable Diffusion XL: `{pipeline_xl_folder}`, its UNet fine-tuned" in card
+    assert f"Stable Diffusion XL: `{plain}`, its UNet fine-tuned" in card
     assert "| sizes and crop | told, as zeros for 0.2 of the samples |" in card
     assert "- stable-diffusion-xl\n" in card
     first, second = re.findall("```python\n(.*?)```", card, re.DOTALL)
@@ -89,8 +129,8 @@ def test_the_card_says_what_it_is_and_reads_long_prompts_as_training_does(
     namespace: dict[str, Any] = {}
     exec(re.sub(r"^image = .*$", "", program, flags=re.MULTILINE), namespace)
     data = {"images": "-", "caption_tokens": 150}
-    config = RunConfig(name="a", model=str(pipeline_xl_folder), data=data, precision="fp32")
-    told = load_model(config, pipeline_xl_folder, torch.device("cpu")).embed_prompt(LONG)
+    config = RunConfig(name="a", model=str(plain), data=data, precision="fp32")
+    told = load_model(config, plain, torch.device("cpu")).embed_prompt(LONG)
     states, pooled = namespace["embed"](LONG)
     assert torch.equal(states, told["prompt_embeds"])
     assert torch.equal(pooled, told["pooled_prompt_embeds"])
