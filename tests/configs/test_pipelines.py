@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, LatentShape, check_model_folder
+from configs.model_folder import check_model_folder
+from configs.pipelines import PIPELINES, LatentShape
 from tests.launcher.folders import make_model_folder
 
 

@@ -99,7 +99,8 @@ def main(folder: str, images: str, zero: str, objective_keys: str, answer: str) 
     stream = Stream(
         config,
         build_index([ImageFolder(Path(images))], None).index,
-        model.inputs,
+        model.read_caption,
+        model.read_crop,
         model.latent_shape,
         objective.timestep,
     )

@@ -1,5 +1,6 @@
 """The schedulers of a model, which both read the pipeline's own settings: one adds noise, the other draws pictures."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ def load_noise_scheduler(config: RunConfig, folder: Path) -> DDPMScheduler:
     timestep is pure noise (Lin et al. 2024, algorithm 1). Raises UserError where training has no use for it.
     """
     prediction = check_objective(config, folder)
-    own = _load_own(folder, prediction_type=prediction)
-    zero_terminal_snr = has_zero_terminal_snr(config, own.config)
-    return DDPMScheduler.from_config(_list_settings(own), rescale_betas_zero_snr=zero_terminal_snr)
+    settings = _read_settings(folder)
+    rescale = has_zero_terminal_snr(config, settings)
+    return DDPMScheduler.from_config(settings, prediction_type=prediction, rescale_betas_zero_snr=rescale)
 
 
 def load_sampler(folder: Path, noise_scheduler: DDPMScheduler) -> Any:
@@ -33,17 +34,17 @@ def load_sampler(folder: Path, noise_scheduler: DDPMScheduler) -> Any:
     latents (`sample`), and nor can some others; and it cannot begin with pure noise: with zero terminal SNR the first
     timestep that is drawn must be the last one that was trained (`trailing`; Lin et al. 2024, section 3.3).
     """
-    learnt = noise_scheduler.config
-    own = _load_own(folder, prediction_type=learnt.prediction_type)
-    is_rescaled = bool(own.config.get("rescale_betas_zero_snr"))
-    if learnt.rescale_betas_zero_snr and not is_rescaled:
-        return _make_ddim(own, rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    if learnt.prediction_type == "sample" and not _can_step(type(own).from_config(own.config)):
-        spacing = {"timestep_spacing": "trailing"} if is_rescaled else {}
-        return _make_ddim(own, **spacing)
-    if is_rescaled and not learnt.rescale_betas_zero_snr:
-        return type(own).from_config(own.config, rescale_betas_zero_snr=False)
-    return own
+    learnt, settings = noise_scheduler.config, _read_settings(folder)
+    settings["prediction_type"] = learnt.prediction_type
+    begins_with_noise = bool(settings.get("rescale_betas_zero_snr"))
+    if learnt.rescale_betas_zero_snr and not begins_with_noise:
+        return _make_ddim(settings, zero_terminal_snr=True)
+    if begins_with_noise and not learnt.rescale_betas_zero_snr:
+        settings["rescale_betas_zero_snr"] = False
+    sampler_class = _find_class(folder)
+    if learnt.prediction_type == "sample" and not _can_step(sampler_class.from_config(settings)):
+        return _make_ddim(settings, zero_terminal_snr=learnt.rescale_betas_zero_snr)
+    return sampler_class.from_config(settings)
 
 
 def write_sampler(folder: Path, noise_scheduler: DDPMScheduler) -> None:
@@ -51,19 +52,20 @@ def write_sampler(folder: Path, noise_scheduler: DDPMScheduler) -> None:
     or two in its scheduler's config, all else as it was, or by another scheduler."""
     path, index_path = folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"
     index = json.loads(index_path.read_text())
-    sampler = load_sampler(folder, noise_scheduler)
+    before, sampler = _read_settings(folder), load_sampler(folder, noise_scheduler)
     class_name = type(sampler).__name__
     if index["scheduler"][1] != class_name:
         sampler.save_config(path.parent)
         index_path.write_text(json.dumps(index | {"scheduler": ["diffusers", class_name]}, indent=2) + "\n")
         return
-    before, after = _list_settings(_load_own(folder)), _list_settings(sampler)
-    words = {key: value for key, value in after.items() if value != before[key] or key == "prediction_type"}
+    told = [key for key in sampler.config if key in before and not key.startswith("_")]
+    words = {key: sampler.config[key] for key in told if sampler.config[key] != before[key]}
+    words["prediction_type"] = noise_scheduler.config.prediction_type
     path.write_text(json.dumps(json.loads(path.read_text()) | words, indent=2) + "\n")
 
 
-def _load_own(folder: Path, **changes: object) -> Any:
-    """The scheduler of the pipeline in `folder`, told `changes` of its settings."""
+def _find_class(folder: Path) -> Any:
+    """That of the pipeline's scheduler."""
     class_name = DiffusionPipeline.load_config(folder)["scheduler"][1]
     scheduler_class = getattr(diffusers, class_name, None)
     if scheduler_class is None:
@@ -71,18 +73,23 @@ def _load_own(folder: Path, **changes: object) -> Any:
             f"{folder}: its scheduler is a {class_name}, which diffusers {diffusers.__version__} does not have; "
             "install a newer one, or name another scheduler of the same noise schedule in its model_index.json"
         )
-    return scheduler_class.from_pretrained(folder, subfolder="scheduler", **changes)
+    return scheduler_class
 
 
-def _list_settings(scheduler: Any) -> dict[str, Any]:
-    """All its settings for another class: left to itself, diffusers takes that one's defaults for what the file leaves
-    out."""
-    return {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """All settings of the pipeline's scheduler, those that its file leaves out as its class has them: to another class,
+    diffusers would take that one's defaults."""
+    scheduler_class = _find_class(folder)
+    parameters = inspect.signature(scheduler_class).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    return defaults | scheduler_class.load_config(folder, subfolder="scheduler")
 
 
-def _make_ddim(sampler: Any, **changes: object) -> DDIMScheduler:
-    clip_sample = False  # latents are not confined to [-1, 1]
-    return DDIMScheduler.from_config(_list_settings(sampler), clip_sample=clip_sample, **changes)
+def _make_ddim(settings: dict[str, Any], *, zero_terminal_snr: bool) -> DDIMScheduler:
+    changes: dict[str, Any] = {"clip_sample": False}  # latents are not confined to [-1, 1]
+    if zero_terminal_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return DDIMScheduler.from_config(settings | changes)
 
 
 def _can_step(sampler: Any) -> bool:
