@@ -30,6 +30,12 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
+    if config.pipeline_config is not None and not config.model.endswith(".safetensors"):
+        yield Disagreement(
+            ("pipeline_config", "model"),
+            f"pipeline_config: {config.pipeline_config} goes with a model in one .safetensors file, and {config.model} "
+            "is none; leave it out",
+        )
     yield from _find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)
     if config.micro_batch == "auto" and config.batch is None:

@@ -75,6 +75,21 @@ def resolve_tokenizer(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns="tokenizer/*", local_files_only=not is_hub_up(model)))
 
 
+def fetch_settings(model: str) -> Path:
+    """A folder with what a pipeline is made of but its weights: of the folder `model`, or of that hub id. Raises
+    UserError where it cannot be had."""
+    if Path(model).is_absolute():
+        read_pipeline_class(Path(model, "model_index.json"))
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    names = ["*.json", "*.txt", "*.model"]
+    fetching = f"hf download {model} " + " ".join(f"--include '{name}'" for name in names)
+    cure = f"write pipeline_config: a diffusers folder of the same family, or where there is a network: {fetching}"
+    with _hub_errors(f"the configs of {model}", cure):
+        return Path(snapshot_download(model, allow_patterns=names, local_files_only=not is_hub_up(model)))
+
+
 def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
     """`source` itself, or for a data set of the hub its files on this machine, in a folder named by the commit.
 
