@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, SD1, SD2, SDXL, KnownModel, PipelineSize
+from configs.known_models import SD1, SD2, SDXL, KnownModel, PipelineSize
+from configs.pipelines import PIPELINES
 from configs.schema import RunConfig
 
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit

@@ -1,5 +1,6 @@
 """Keys of a config that are right alone and wrong together."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +36,11 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             ("pipeline_config", "model"),
             f"pipeline_config: {config.pipeline_config} goes with a model in one .safetensors file, and {config.model} "
             "is none; leave it out",
+        )
+    if config.revision is not None and os.path.isabs(config.model):
+        yield Disagreement(
+            ("revision", "model"),
+            f"revision: {config.revision} is of a model on the hub, and {config.model} is a folder; leave it out",
         )
     yield from _find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)

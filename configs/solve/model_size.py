@@ -5,18 +5,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from configs.known_models import KNOWN_MODELS, PipelineSize
 from configs.model_file import count_elements, is_model_file, read_header, read_model_file
-from configs.pipelines import KNOWN_MODELS, PIPELINES, PipelineSize, find_cached_snapshot
+from configs.model_folder import find_cached_snapshot
+from configs.pipelines import PIPELINES
 
 _COUNTED = ("unet", "vae")  # parts whose layers are counted, and whose configs are read
 
 
-def read_model_size(model: str) -> PipelineSize:
-    """The sizes of `model`, a folder, a file or a hub id: from its files (the folder's, or the Hugging Face cache's),
-    else from what is known of the id. What neither tells is missing. Raises UserError for a file that is no model."""
+def read_model_size(model: str, revision: str | None = None) -> PipelineSize:
+    """The sizes of `model`, a folder, a file, or a hub id and its revision: from its files (the folder's, or the
+    Hugging Face cache's), else from what is known of the id. What neither tells is missing. Raises UserError for a file
+    that is no model."""
     if is_model_file(model):
         return read_model_file(Path(model)).size
-    folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model)
+    folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model, revision)
     known = KNOWN_MODELS.get(model)
     parameters = dict(known.parameters) if known is not None else {}
     configs = dict(known.configs) if known is not None else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.errors import LockstepError, UserError
 from configs.model_file import ModelFile, check_model_file
-from configs.pipelines import read_pipeline_class
+from configs.model_folder import read_pipeline_class
 from configs.schema import RunConfig
 from launcher.hub.fetch import fetch_settings
 from store.run.records import Record

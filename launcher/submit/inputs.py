@@ -2,13 +2,21 @@
 
 from functools import cached_property
 
+from configs.model_file import is_model_file
 from configs.schema import RunConfig, SourceConfig
 from configs.solve.hardware import Hardware
 from launcher.data.dataset import index_dataset
 from launcher.hub.fetch import check_model, find_commit, resolve_model
+from launcher.hub.model_file import resolve_model_file
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version
+
+_ModelKey = tuple[str | None, ...]
+
+
+def _key_model(config: RunConfig) -> _ModelKey:
+    return config.model, config.revision, config.variant, config.pipeline_config
 
 
 class RunInputs:
@@ -17,8 +25,8 @@ class RunInputs:
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self._datasets: dict[str, KeptIndex] = {}
-        self._checked_models: set[str] = set()
-        self._models: dict[str, str] = {}
+        self._model_commits: dict[_ModelKey, str | None] = {}
+        self._models: dict[_ModelKey, str] = {}
         self._commits: dict[str, str] = {}
 
     def index_dataset(self, config: RunConfig) -> KeptIndex:
@@ -38,16 +46,19 @@ class RunInputs:
             self._commits[source.hub] = find_commit(source)
         return self._commits[source.hub]
 
-    def check_model(self, model: str) -> None:
-        """Raises UserError where `model` is none that this version trains."""
-        if model not in self._checked_models:
-            check_model(model)
-            self._checked_models.add(model)
+    def check_model(self, config: RunConfig) -> str | None:
+        """The model's commit, None of a folder. Raises UserError where it is none that this version trains."""
+        key = _key_model(config)
+        if key not in self._model_commits:
+            self._model_commits[key] = check_model(config)
+        return self._model_commits[key]
 
-    def resolve_model(self, model: str) -> str:
-        if model not in self._models:
-            self._models[model] = str(resolve_model(model))
-        return self._models[model]
+    def resolve_model(self, config: RunConfig) -> str:
+        key = _key_model(config)
+        if key not in self._models:
+            resolve = resolve_model_file if is_model_file(config.model) else resolve_model
+            self._models[key] = str(resolve(config))
+        return self._models[key]
 
     @cached_property
     def code_digest(self) -> str:

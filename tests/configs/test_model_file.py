@@ -20,7 +20,7 @@ from configs.model_file import (
     is_model_file,
     read_model_file,
 )
-from configs.pipelines import SD1, SD2, SDXL, KnownModel
+from configs.known_models import SD1, SD2, SDXL, KnownModel
 from configs.schema import RunConfig
 from configs.solve.model_size import read_model_size
 from tests.tiny import make_pipeline, make_pipeline_2, make_pipeline_xl

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, check_model_folder
+from configs.model_folder import check_model_folder
+from configs.pipelines import PIPELINES
 from configs.schema import RunConfig
 from train.engines.base import load_parameters
 from train.models import load_model, parts, stable_diffusion
