@@ -50,10 +50,11 @@ def read_header(file: Path) -> dict[str, Any] | None:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= _HEADER_LIMIT:
                 return None
-            header = json.loads(stream.read(length))
+            text = stream.read(length)
+        header = json.loads(text)
     except (OSError, ValueError):
         return None
-    return header if isinstance(header, dict) else None
+    return header if isinstance(header, dict) and len(text) == length else None
 
 
 def count_elements(header: Mapping[str, Any], prefix: str = "") -> int:
@@ -90,8 +91,7 @@ def read_model_file(file: Path) -> ModelFile:
     header = read_header(file)
     if header is None:
         raise UserError(f"{file}: is no .safetensors, or was cut off; fetch it again")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    if file.stat().st_size < max(ends, default=0):
+    if file.stat().st_size < _find_end(file, header):
         raise UserError(f"{file}: was cut off; fetch it again")
     family, settings = _find_family(file, header)
     original = PIPELINES[family.class_name].original
@@ -99,10 +99,18 @@ def read_model_file(file: Path) -> ModelFile:
     if lacking:
         raise UserError(f"{file}: lacks {', '.join(lacking)}; only a file of the whole model can be trained")
     parameters = {part: count_elements(header, prefix) for part, prefix in original.items()}
-    is_whole_size = parameters["unet"] == family.parameters["unet"]
-    size = PipelineSize(parameters, family.configs if is_whole_size else {})
+    is_known_size = parameters["unet"] == family.parameters["unet"]
+    size = PipelineSize(parameters, family.configs if is_known_size else {})
     prediction, zero_terminal_snr = _find_prediction(header)
     return ModelFile(family.class_name, settings, size, prediction, zero_terminal_snr)
+
+
+def _find_end(file: Path, header: Mapping[str, Any]) -> int:
+    """The size of the whole file in bytes."""
+    with open(file, "rb") as stream:
+        begin = 8 + int.from_bytes(stream.read(8), "little")
+    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    return begin + max(ends, default=0)
 
 
 def _find_family(file: Path, header: Mapping[str, Any]) -> tuple[KnownModel, str]:

@@ -28,7 +28,8 @@ PATIENCE = 5  # seconds for one answer of the hub, whose client asks four times
 
 def check_model(config: RunConfig) -> str | None:
     """Refuse a model that this version cannot train. Of a hub id only a few kilobytes are fetched, `model_index.json`
-    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder or file.
+    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder
+    or a file.
 
     Raises UserError where the model is not a pipeline we train, or cannot be had.
     """

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from configs.model_file import ModelFile, check_model_file
 from configs.model_folder import read_pipeline_class
 from configs.schema import RunConfig
 from launcher.hub.fetch import fetch_settings
+from store.files import spread_mode
 from store.run.records import Record
+
+_UNFINISHED = 86400.0  # seconds after which nobody is still writing a folder
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ def _convert(file: Path, found: ModelFile, settings: Path, folder: Path) -> None
     class_name = read_pipeline_class(settings / "model_index.json")
     if class_name != found.class_name:
         raise UserError(f"pipeline_config: {settings} is a {class_name}, and {file} a {found.class_name}; name another")
+    for left_over in folder.parent.glob(".*-*"):  # of one that was killed
+        if time.time() - left_over.stat().st_mtime > _UNFINISHED:
+            shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     print(f"turning {file} into a diffusers folder, once: {folder}", flush=True)
     arguments = [str(file), found.class_name, str(settings), str(temporary)]
@@ -99,6 +106,7 @@ def _convert(file: Path, found: ModelFile, settings: Path, folder: Path) -> None
             raise UserError(done.stderr.strip().splitlines()[-1])
         if done.returncode:
             raise LockstepError(f"{file}: was not turned into a diffusers folder:\n{done.stderr.strip()}")
+        spread_mode(temporary)  # for whoever shares the cache
         if not folder.is_dir():  # else another was quicker
             temporary.rename(folder)
     finally:

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from configs.errors import UserError
+from configs.known_models import SD1, SD2, SDXL, KnownModel
 from configs.model_file import (
     SETTINGS_1,
     SETTINGS_2,
@@ -20,7 +21,6 @@ from configs.model_file import (
     is_model_file,
     read_model_file,
 )
-from configs.known_models import SD1, SD2, SDXL, KnownModel
 from configs.schema import RunConfig
 from configs.solve.model_size import read_model_size
 from tests.tiny import make_pipeline, make_pipeline_2, make_pipeline_xl
