@@ -10,12 +10,11 @@ from typing import Any
 from configs.errors import UserError
 from configs.known_models import KNOWN_MODELS
 from configs.model_file import is_model_file, read_model_file
-from configs.pipelines import PIPELINES, PipelineClass
+from configs.pipelines import PIPELINES, SIZE_NUMBERS, PipelineClass
 from configs.schema import RunConfig
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder or a hub id"
-_TIME_IDS = 6  # numbers of a size, a corner and another size
 _OTHER_MODEL = "start from the text-to-image model that it was made of"
 
 
@@ -161,7 +160,7 @@ def _find_problems(
     if told != ("text_time" if pipeline.tells_sizes else None):
         yield "unet", f"addition_embed_type: {told} is not what a {pipeline.family} UNet has; fetch the model again"
     elif pipeline.tells_sizes:
-        expected = second.get("projection_dim", 512) + _TIME_IDS * (unet.get("addition_time_embed_dim") or 0)
+        expected = second.get("projection_dim", 512) + SIZE_NUMBERS * (unet.get("addition_time_embed_dim") or 0)
         width = unet.get("projection_class_embeddings_input_dim")
         if width != expected:
             yield (

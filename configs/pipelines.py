@@ -85,6 +85,7 @@ PIPELINES = {
 }
 
 
+SIZE_NUMBERS = 6  # that a UNet is told of an image, each embedded by itself: two sizes and a corner
 _GENERATIONS = {768: 1, 1024: 2}  # by the width of CLIP's states, and of OpenCLIP's
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.known_models import PipelineSize
-from configs.pipelines import LatentShape
+from configs.pipelines import SIZE_NUMBERS, LatentShape
 from configs.schema import RunConfig
 from configs.solve.activations import TEXT_TOKENS
 from configs.solve.device_memory import count_vae_width
@@ -13,9 +13,6 @@ from configs.solve.hardware import Hardware
 from configs.solve.memory import count_width
 
 _KEY = 48  # bytes beside each encoding: key, checksum, and its line of the map
-
-
-_SIZE_NUMBERS = 6  # that Stable Diffusion XL is told of an image, each embedded by itself
 
 
 @dataclass(frozen=True)
@@ -54,4 +51,4 @@ def count_pooled(unet: Mapping[str, Any]) -> int:
     if unet.get("addition_embed_type") != "text_time":
         return 0
     told: int = unet["projection_class_embeddings_input_dim"]
-    return told - _SIZE_NUMBERS * int(unet["addition_time_embed_dim"])
+    return told - SIZE_NUMBERS * int(unet["addition_time_embed_dim"])

@@ -194,6 +194,7 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -203,6 +204,8 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
         cure = "accept its terms on the hub and run `hf auth login`"
     except (RepositoryNotFoundError, HFValidationError):
         cure = "check the name, or run `hf auth login` if it is private"
+    except RevisionNotFoundError:
+        cure = "it has no such branch, tag or commit; check revision"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         cure = f"the hub does not answer and it is not in the cache ({type(error).__name__}); {elsewhere}"
     raise UserError(f"{what}: cannot be fetched: {cure}")
