@@ -4,8 +4,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from configs.model_file import ModelFile, check_model_file
 from configs.model_folder import read_pipeline_class
 from configs.schema import RunConfig
 from launcher.hub.fetch import fetch_settings
+from launcher.torch_part import run_torch_part
 from store.files import spread_mode
 from store.run.records import Record
 
@@ -92,20 +91,11 @@ def _convert(file: Path, found: ModelFile, settings: Path, folder: Path) -> None
             shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     print(f"turning {file} into a diffusers folder, once: {folder}", flush=True)
-    arguments = [str(file), found.class_name, str(settings), str(temporary)]
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "lockstep", "train.models.from_file", *arguments],
-            env=os.environ | quiet,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode == UserError.exit_code:
-            raise UserError(done.stderr.strip().splitlines()[-1])
-        if done.returncode:
-            raise LockstepError(f"{file}: was not turned into a diffusers folder:\n{done.stderr.strip()}")
+        exit_code = run_torch_part("train.models.from_file", file, found.class_name, settings, temporary, offline=True)
+        if exit_code:
+            error = UserError if exit_code == UserError.exit_code else LockstepError
+            raise error(f"{file}: was not turned into a diffusers folder, so there is nothing to start from")
         spread_mode(temporary)  # for whoever shares the cache
         if not folder.is_dir():  # else another was quicker
             temporary.rename(folder)

@@ -55,7 +55,7 @@ def test_it_is_turned_once_and_found_again_by_what_it_holds(tmp_path: Path, capf
     assert "turning" not in capfd.readouterr().out
 
 
-def test_settings_that_do_not_fit_and_a_file_that_is_damaged_leave_nothing(tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_leave_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_file(tmp_path)
     make_pipeline_xl(tmp_path / "xl")
     with pytest.raises(
@@ -63,10 +63,13 @@ def test_settings_that_do_not_fit_and_a_file_that_is_damaged_leave_nothing(tmp_p
     ):
         resolve_model_file(configure(tmp_path, pipeline_config=str(tmp_path / "xl")))
     make_pipeline_2(tmp_path / "sd2")
-    with pytest.raises(
-        UserError, match=r"diffusers does not read it with the configs of .*; name a diffusers folder or"
-    ):
+    with pytest.raises(UserError, match=r"was not turned into a diffusers folder, so there is nothing to start from"):
         resolve_model_file(configure(tmp_path, pipeline_config=str(tmp_path / "sd2")))
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        f"{tmp_path}/one.safetensors: diffusers does not read it with the configs of {tmp_path}/sd2 ("
+    )
+    assert last.endswith("name a diffusers folder or a hub id of the same family with pipeline_config")
     models = tmp_path / "runs/.lockstep/models"
     assert [path.name for path in models.iterdir()] == ["digests"]
 
