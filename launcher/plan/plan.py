@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from configs.optimizers import warn_of_optimizer
 from configs.pipelines import (
     KNOWN_MODELS,
     check_model_folder,
@@ -240,4 +241,4 @@ def _warnings(plan: RunPlan) -> list[str]:
             f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
             "see --shapes for what keeps this batch"
         )
-    return [*notes, *warn_of_memory(plan.memory, config, plan.reasons)]
+    return [*notes, *warn_of_optimizer(config), *warn_of_memory(plan.memory, config, plan.reasons)]
