@@ -1,6 +1,7 @@
-"""A checkpoint to a pipeline folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card.
+"""A checkpoint to a pipeline folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card; and to one
+.safetensors file.
 
-    python -P -m lockstep train.checkpoint.export RUN_DIR --step N --weights ema|raw --out DIR
+    python -P -m lockstep train.checkpoint.export RUN_DIR --step N --weights ema|raw --out DIR --file FILE
 
 needs no GPU and no ranks, whatever wrote the checkpoint.
 """
@@ -10,6 +11,9 @@ import json
 import shutil
 import stat
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,9 @@ from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from train.checkpoint.card import make_card
-from train.engines.base import WEIGHTS
+from train.checkpoint.cast import cast_weight
+from train.checkpoint.single_file import check_file_replaceable, write_single_file
+from train.engines.base import DTYPES, WEIGHTS
 from train.models import MODELS
 from train.models.sampler import write_sampler
 
@@ -33,10 +39,13 @@ MARK = "lockstep.json"  # in every export: what it was made of, and that it may 
 
 
 def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
-    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in fp32, a card.
+    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in the config's `export_dtype`, a
+    card.
 
-    `plan` is of the attempt that trained; `weights` is a key of KINDS. Takes the place of an older export; raises
-    UserError where `out` holds anything else.
+    The frozen parts stay in the dtype of the base model: whoever has that has these files, so the hub and ComfyUI's
+    users need not fetch them again, and `from_pretrained(…, torch_dtype=…)` casts them like the UNet. `plan` is of the
+    attempt that trained; `weights` is a key of KINDS. Takes the place of an older export; raises UserError where `out`
+    holds anything else, or a weight has no place in that dtype.
     """
     model = Path(plan.model_folder)
     temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
@@ -49,7 +58,8 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     _copy_frozen(model, temporary, pipeline)
     prediction = check_objective(config, model)
     write_sampler(temporary, prediction)
-    denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights])
+    dtype = DTYPES[config.export_dtype]
+    denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights], dtype)
     denoiser.save_pretrained(temporary / pipeline.trained)
     card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
     (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -93,12 +103,12 @@ def _take_modes_of(folder: Path) -> None:
         path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
-def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str) -> Any:
+def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str, dtype: torch.dtype) -> Any:
     reader = checkpoint.open_reader()
-    weights = {
-        name: torch.from_numpy(reader.read(kind, name, 0, parameter.numel())).view(parameter.shape)
-        for name, parameter in denoiser.named_parameters()
-    }
+    weights = {}
+    for name, parameter in denoiser.named_parameters():
+        values = torch.from_numpy(reader.read(kind, name, 0, parameter.numel())).view(parameter.shape)
+        weights[name] = cast_weight(name, values, dtype)
     denoiser.load_state_dict(weights, assign=True)
     return denoiser
 
@@ -108,10 +118,13 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--step", type=int)
     parser.add_argument("--weights", choices=sorted(KINDS))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dtype", choices=sorted(DTYPES))
+    parser.add_argument("--out", type=Path, help="folder to write")
+    parser.add_argument("--file", type=Path, help=".safetensors file to write")
     args = parser.parse_args()
     run = RunDir(args.run_dir)
     config = load_config(run.config_path)
+    config = config.model_copy(update={"export_dtype": args.dtype or config.export_dtype})
     checkpoint = checkpoints.find_checkpoint(run, args.step)
     if problems := checkpoint.verify():
         raise LockstepError(f"{problems[0]}; choose another step")
@@ -119,11 +132,30 @@ def main() -> None:
     if KINDS[weights] not in checkpoint.read_manifest().kinds:
         raise UserError(f"{checkpoint.path}: holds no average; write --weights raw")
     plan = AttemptPlan.read(run.attempt(checkpoint.attempt).plan_path)
+    targets = [target for target in (args.out, args.file) if target is not None]
     try:
-        export_pipeline(config, plan, checkpoint, weights, args.out.absolute())
+        if args.file is not None:
+            check_file_replaceable(args.file)
+        with _open_folder(args.out, args.file) as folder:
+            export_pipeline(config, plan, checkpoint, weights, folder)
+            if args.file is not None:
+                resolution = config.data.resolution
+                write_single_file(folder, args.file.absolute(), DTYPES[config.export_dtype], config.name, resolution)
     except OSError as error:
-        raise UserError(f"{error.filename or args.out}: {error.strerror}; name another folder with --out") from None
-    print(f"exported {weights} weights of step {checkpoint.step} to {args.out}")
+        raise UserError(f"{error.filename or targets[0]}: {error.strerror}; name another place") from None
+    print(f"exported {weights} weights of step {checkpoint.step} to {' and '.join(map(str, targets))}")
+
+
+@contextmanager
+def _open_folder(out: Path | None, file: Path | None) -> Iterator[Path]:
+    """Where the pipeline is written: `out`, or a folder beside `file` that goes with the end of this."""
+    if out is not None:
+        yield out.absolute()
+        return
+    assert file is not None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
+        yield Path(folder, "pipeline")
 
 
 if __name__ == "__main__":
