@@ -88,7 +88,10 @@ def explain_sharding(config: RunConfig, world_size: int, parameters: int | None)
             "adamw_8bit"
         )
     if config.zero != 0 and not facts.is_elementwise:
-        return f"zero: {config.zero} lays the parameters end to end, and optimizer.name: {name} does not; write zero: 0"
+        return (
+            f"zero: {config.zero} lays the parameters end to end, and optimizer.name: {name} needs the rows and "
+            "columns of each; write zero: 0"
+        )
     flat = math.ceil((parameters or 0) / world_size)
     if config.zero in (1, 2) and facts.most_elements is not None and flat > facts.most_elements:
         return (

@@ -66,7 +66,8 @@ def _make_adamw_8bit_entries(optimizer: Any, parameter: torch.Tensor) -> Entries
         entries[f"state{number}"] = torch.zeros_like(parameter.data, dtype=dtype)
         if dtype == torch.uint8:
             blocks = -(-parameter.numel() // 256)
-            entries[f"qmap{number}"] = optimizer.name2qmap[qmap].to(parameter.device)
+            optimizer.name2qmap[qmap] = optimizer.name2qmap[qmap].to(parameter.device)
+            entries[f"qmap{number}"] = optimizer.name2qmap[qmap]
             entries[f"absmax{number}"] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
     return entries
 
