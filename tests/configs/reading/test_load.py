@@ -292,7 +292,7 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ),
         ("loss_weighting: min_snr\nmin_snr_gamma: 0", "min_snr_gamma: must be more than 0"),
         ("optimizer: {name: adam}", "optimizer.name: must be adamw, adamw_8bit or adafactor, not 'adam'; did you mean"),
-        ("optimizer: {use_8bit_adam: true}", "here it is optimizer: {name: adamw_8bit}"),
+        ("optimizer: {use_8bit_adam: true}", "unknown key optimizer.use_8bit_adam; optimizer: {name: adamw_8bit}"),
         (
             "optimizer: {name: adafactor, betas: [0.9, 0.99]}",
             "optimizer.betas means nothing to optimizer.name: adafactor; leave it out",

@@ -31,9 +31,9 @@ FEW = {
     ],
     2: [case for case in list_cases(2) if case[0] != "zero1" or case[1] == "adamw"],
 }
-# Relative, of losses and of weights. A block of 8 bits that begins elsewhere has another scale: then its values are off
-# by up to 1 in 60.
-TOLERANCE = {"adamw": 5e-6, "adafactor": 5e-6, "adamw_8bit": 2e-2}
+# Relative, of losses and of weights. A block of 8 bits that begins elsewhere has another scale, and other values.
+TOLERANCE = {"adamw": (5e-6, 1e-6), "adafactor": (5e-6, 1e-6), "adamw_8bit": (2e-4, 4e-3)}
+IN_BF16 = (1e-3, 1e-2)
 
 
 def check(ranks: int, cases: list[Case]) -> None:
@@ -43,7 +43,6 @@ def check(ranks: int, cases: list[Case]) -> None:
     for case, answers in found.items():
         engine, name, _, precision, _ = case
         loss, weights = answers.pop("loss"), answers.pop("weights")
-        print(case, loss, weights)
         assert answers == {
             "starts at zero": True,
             "untouched": True,
@@ -51,10 +50,10 @@ def check(ranks: int, cases: list[Case]) -> None:
             "loaded": True,
             "resumed": True,
         }, case
-        is_whole = ranks == 1 and engine == "zero0"
-        tolerance = 0.0 if is_whole else TOLERANCE[name] if precision == "fp32" else 2e-2
-        assert loss <= tolerance, case
-        assert weights <= tolerance, case
+        tolerance = TOLERANCE[name] if precision == "fp32" else IN_BF16
+        if ranks == 1 and engine == "zero0":
+            tolerance = (0.0, 0.0)
+        assert (loss <= tolerance[0], weights <= tolerance[1]) == (True, True), (case, loss, weights)
 
 
 @pytest.mark.parametrize("ranks", FEW)

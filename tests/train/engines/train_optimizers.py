@@ -19,7 +19,8 @@ from tests.weights import ModuleWeights
 from train import process_group
 from train.engines.base import DTYPES
 
-BATCH, STEPS, SAVED, SPOILED, LR, DECAY, CLIP = 24, 7, 4, 3, 3e-3, 0.1, 0.3
+BATCH, STEPS, SAVED, SPOILED, LR, DECAY = 24, 7, 4, 3, 3e-3, 0.1
+CLIP = 1e9 if os.environ["WORLD_SIZE"] == "1" else 0.3  # which nothing reaches, or every step
 
 
 class Net(torch.nn.Module):
@@ -55,7 +56,7 @@ def train_plainly(config: RunConfig) -> tuple[list[float], dict[str, torch.Tenso
     if settings.name == "adafactor":
         optimizer = torch.optim.Adafactor(groups, lr=LR, weight_decay=DECAY)
     elif settings.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=DECAY)
+        optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=DECAY, fused=True)
     else:
         from bitsandbytes.optim import AdamW8bit
 
