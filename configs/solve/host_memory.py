@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.device_memory import PROCESS, WORKER, DeviceMemory, count_planned_workers, estimate_states

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.errors import UserError
+from configs.known_models import PipelineSize
 from configs.optimizers import OPTIMIZERS, explain_sharding
-from configs.pipelines import PipelineSize
 from configs.schema import RunConfig, find_disagreements
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
 from configs.solve.hardware import MARGIN, Hardware

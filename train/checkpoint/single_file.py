@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, read_pipeline_class
+from configs.model_folder import read_pipeline_class
+from configs.pipelines import PIPELINES
 from store.files import sync_directory
 from train.checkpoint.cast import cast_weight
 from train.models.original_names import (

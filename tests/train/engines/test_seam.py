@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from configs.errors import LockstepError
+from configs.known_models import SD1, SD2, SDXL
 from configs.optimizers import OPTIMIZERS
-from configs.pipelines import SD1, SD2, SDXL
 from configs.schema import OptimizerConfig, RunConfig
 from store.run import gpus
 from train import attempt as attempt_module
