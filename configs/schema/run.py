@@ -10,12 +10,12 @@ from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.disagreements import DISAGREEMENT, find_disagreements
 from configs.schema.objective import WITH_GAMMA, LossWeighting, Prediction, TimestepsConfig
+from configs.schema.optimizer import OptimizerConfig
 from configs.schema.sections import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
     EmaConfig,
-    OptimizerConfig,
     PicturesConfig,
 )
 
@@ -40,7 +40,16 @@ class RunConfig(Section):
     model: str = Field(
         min_length=1,
         examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
-        description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
+        description="Stable Diffusion to start from: a hub id, or a diffusers folder or a .safetensors file in the "
+        "original layout, relative to the config file",
+        json_schema_extra=RUN,
+    )
+    pipeline_config: str | None = Field(
+        None,
+        min_length=1,
+        examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
+        description="where model is a .safetensors file: the diffusers folder or hub id of the same family whose "
+        "configs, tokenizers and scheduler go with it; null: the family's own on the hub",
         json_schema_extra=RUN,
     )
     revision: str | None = Field(
@@ -99,7 +108,7 @@ class RunConfig(Section):
     warmup_steps: int = Field(
         0, ge=0, description="steps in which the learning rate rises from 0 to lr", json_schema_extra=RESULT
     )
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="what updates the weights")
     grad_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient", json_schema_extra=RESULT)
     prediction: Prediction | None = Field(
         None,

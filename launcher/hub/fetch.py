@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import UserError
+from configs.model_file import check_model_file, is_model_file, read_model_file
 from configs.model_folder import (
     NO_INDEX,
     check_known_model,
@@ -27,20 +28,25 @@ PATIENCE = 5  # seconds for one answer of the hub, whose client asks four times
 
 def check_model(config: RunConfig) -> str | None:
     """Refuse a model that this version cannot train. Of a hub id only a few kilobytes are fetched, `model_index.json`
-    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder.
+    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder
+    or a file.
 
     Raises UserError where the model is not a pipeline we train, or cannot be had.
     """
     model = config.model
+    if is_model_file(model):
+        check_model_file(config)
+        return None
     if Path(model).is_absolute():
         check_model_folder(Path(model), config.variant)
         return None
     check_known_model(model)
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        folder, class_name = _fetch_index(config)
+        offline = not is_hub_up(model)
+        folder, class_name = _fetch_index(config, offline)
         check_pipeline_class(model, class_name)
-        configs = [f"{part}/{name}" for part, name in PIPELINES[class_name].configs.items()]
-        folder = _fetch_files(config, folder.name, configs)
+        for part, name in PIPELINES[class_name].configs.items():
+            _fetch_file(model, folder.name, f"{part}/{name}", offline)
     check_part_configs(folder, PIPELINES[class_name])
     return folder.name
 
@@ -57,44 +63,46 @@ def resolve_model(config: RunConfig) -> Path:
 
 def _fetch_model(config: RunConfig) -> Path:
     """The snapshot of a hub id, with all that its pipeline is made of and nothing that lies beside it."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     model = config.model
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        folder, class_name = _fetch_index(config)
+        offline = not is_hub_up(model)
+        folder, class_name = _fetch_index(config, offline)
         check_pipeline_class(model, class_name)
-        if is_hub_up(model):
+        if offline:
+            names = _list_names(folder)
+        else:
             listed = HfApi().model_info(model, revision=folder.name).siblings or []
             names = [file.rfilename for file in listed]
-        else:
-            names = _list_names(folder)
-        return _fetch_files(config, folder.name, choose_model_files(names, PIPELINES[class_name], config.variant))
+        wanted = choose_model_files(names, PIPELINES[class_name], config.variant)
+        return Path(snapshot_download(model, revision=folder.name, allow_patterns=wanted, local_files_only=offline))
 
 
-def _fetch_index(config: RunConfig) -> tuple[Path, str]:
+def _fetch_index(config: RunConfig, offline: bool) -> tuple[Path, str]:
     """The snapshot that the config means, of which `model_index.json` is there, and the class that it names."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
-    try:
-        index = Path(hf_hub_download(model, "model_index.json", revision=revision, local_files_only=offline))
-    except RemoteEntryNotFoundError:
-        raise UserError(f"{config.model}: {NO_INDEX}") from None
+    index = _fetch_file(config.model, config.revision, "model_index.json", offline)
+    if index is None:
+        raise UserError(f"{config.model}: {NO_INDEX}")
     return index.parent, read_pipeline_class(index)
 
 
-def _fetch_files(config: RunConfig, commit: str, names: list[str]) -> Path:
-    """The snapshot of a commit, of which these files are there, or those that the cache has where the hub is not up."""
-    from huggingface_hub import snapshot_download
+def _fetch_file(model: str, revision: str | None, name: str, offline: bool) -> Path | None:
+    """One small file of the model; None where it has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    offline = not is_hub_up(config.model)
-    return Path(snapshot_download(config.model, revision=commit, allow_patterns=names, local_files_only=offline))
+    try:
+        return Path(hf_hub_download(model, name, revision=revision, local_files_only=offline))
+    except RemoteEntryNotFoundError:
+        return None
 
 
 def resolve_tokenizer(config: RunConfig) -> Path:
     """A folder with the tokenizer of the model, which is all that is fetched of it. Raises UserError where it cannot be
     had."""
+    if is_model_file(config.model):
+        return fetch_settings(config.pipeline_config or read_model_file(Path(config.model)).settings)
     if Path(config.model).is_absolute():
         check_model_folder(Path(config.model), config.variant)
         return Path(config.model)
@@ -103,6 +111,21 @@ def resolve_tokenizer(config: RunConfig) -> Path:
     with _hub_errors(f"model {config.model}", _OTHER_MODEL):
         model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
         return Path(snapshot_download(model, revision=revision, allow_patterns="tokenizer/*", local_files_only=offline))
+
+
+def fetch_settings(model: str) -> Path:
+    """A folder with what a pipeline is made of but its weights: of the folder `model`, or of that hub id. Raises
+    UserError where it cannot be had."""
+    if Path(model).is_absolute():
+        read_pipeline_class(Path(model, "model_index.json"))
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    names = ["*.json", "*.txt", "*.model"]
+    fetching = f"hf download {model} " + " ".join(f"--include '{name}'" for name in names)
+    cure = f"write pipeline_config: a diffusers folder of the same family, or where there is a network: {fetching}"
+    with _hub_errors(f"the configs of {model}", cure):
+        return Path(snapshot_download(model, allow_patterns=names, local_files_only=not is_hub_up(model)))
 
 
 def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:

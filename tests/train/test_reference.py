@@ -25,7 +25,7 @@ EVERYTHING = {
         ({"prediction": "epsilon"}, 2),
         ({"prediction": "v_prediction"}, 0),
         ({"prediction": "epsilon", "loss_weighting": "min_snr"}, 3),
-        ({"prediction": "sample", "loss_weighting": "debiased"} | EVERYTHING, 1),
+        ({"prediction": "v_prediction", "loss_weighting": "debiased"} | EVERYTHING, 1),
     ],
     ids=["epsilon", "v_prediction", "min_snr", "everything"],
 )

@@ -26,7 +26,6 @@ from tests.gather import gather
 from tests.train.objective.reference import compute_loss, list_alpha_bar
 from train import process_group
 from train.data.stream import Stream, micro_batches
-from train.engines.base import WEIGHTS
 from train.models import load_model
 from train.objective import make_objective
 from train.step import Trainer
@@ -99,9 +98,7 @@ def main(folder: str, images: str, zero: str, objective_keys: str, answer: str) 
     stream = Stream(
         config,
         build_index([ImageFolder(Path(images))], None).index,
-        model.read_caption,
-        model.read_crop,
-        model.latent_shape,
+        model,
         objective.timestep,
     )
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
@@ -119,7 +116,7 @@ def main(folder: str, images: str, zero: str, objective_keys: str, answer: str) 
     for k in range(1, STEPS + 1):
         mine = iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION])
         trainer.step(k, compute_learning_rate(config, k, STEPS), mine, lambda: None)
-    trained = gather(world, engine.owned, [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned])
+    trained = gather(world, engine.owned, [engine.weights(fragment) for fragment in engine.owned])
 
     assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION
     assert trained.keys() == wanted.keys()

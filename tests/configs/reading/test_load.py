@@ -79,7 +79,7 @@ def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
         ("resolution: 512", "its place is data.resolution, so write data: {resolution: …}"),
         ("time: 12:00:00", "its place is cluster.time"),
         ("warmup_step: 5", "did you mean warmup_steps?"),
-        ("zzz: 5", "the keys here are name, model, data"),
+        ("zzz: 5", "the keys here are name, model, "),
         ("<<: 5", "the merge key << is not read"),
     ],
 )
@@ -309,6 +309,31 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("timesteps: {mean: .nan}", "timesteps.mean: must be a number, not '.nan'"),
         ("noise_offset: -0.1", "noise_offset: must be at least 0, not -0.1"),
         ("input_perturbation: 2", "input_perturbation: must be at most 1, not 2"),
+        ("optimizer: {name: adam}", "optimizer.name: must be adamw, adamw_8bit or adafactor, not 'adam'; did you mean"),
+        ("optimizer: {use_8bit_adam: true}", "unknown key optimizer.use_8bit_adam; optimizer: {name: adamw_8bit}"),
+        (
+            "optimizer: {name: adafactor, betas: [0.9, 0.99]}",
+            "optimizer.betas means nothing to optimizer.name: adafactor; leave it out",
+        ),
+        ("optimizer: {name: adafactor, eps: 1e-6}", "optimizer.eps means nothing to optimizer.name: adafactor"),
+        (
+            "optimizer: {beta2_decay: -0.5}",
+            "optimizer.beta2_decay means nothing to optimizer.name: adamw; leave it out",
+        ),
+        (
+            "optimizer: {name: adamw_8bit, clip_threshold: 2}",
+            "optimizer.clip_threshold means nothing to optimizer.name: adamw_8bit",
+        ),
+        (
+            "optimizer: {name: adafactor}\nzero: 2",
+            "zero: 2 lays the parameters end to end, and optimizer.name: adafactor needs the rows and columns of each; "
+            "write zero: 0, or optimizer.name: adamw or adamw_8bit",
+        ),
+        (
+            "optimizer: {name: adafactor}\nprecision: bf16",
+            "works with zero: 0, which has no precision bf16; write precision: fp32, or engine: fsdp2 on one GPU",
+        ),
+        ("optimizer: {name: adafactor}\noffload: true", "adafactor does not work; leave it out"),
     ],
 )
 def test_wrong_values_say_what_why_and_the_cure(tmp_path: Path, line: str, answer: str) -> None:

@@ -24,7 +24,6 @@ from tests.gather import gather
 from tests.indexes import index_images
 from train import process_group
 from train.data.stream import Stream, micro_batches
-from train.engines.base import WEIGHTS
 from train.engines.ema import Ema, ema_decay
 from train.models import load_model
 from train.objective import make_objective
@@ -43,7 +42,7 @@ def record(world, config, plan, file: Path) -> dict:
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     index = index_images(config.data)
-    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, objective.timestep)
+    stream = Stream(config, index, model, objective.timestep)
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)
@@ -66,7 +65,7 @@ def record(world, config, plan, file: Path) -> dict:
 
     trainer.micro_loss = watched
     losses, norms = [], []
-    weights = [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned]
+    weights = [engine.weights(fragment) for fragment in engine.owned]
     reference = gather(world, engine.owned, weights)
     batches = micro_batches(stream, plan, world.rank, range(1, STEPS + 1), pin_memory=False)
     for step in range(1, STEPS + 1):
