@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from configs.pipelines import LatentShape, PipelineSize
 from configs.schema import MOST_WORKERS, RunConfig
 from configs.solve.activations import TEXT_TOKENS, Activations, count_activations
+from configs.solve.adapters import count_parameters
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
@@ -65,11 +66,11 @@ def estimate_device_memory(
 
 def estimate_states(config: RunConfig, batch_plan: BatchPlan, size: PipelineSize) -> ModelStates | None:
     """The model states of one rank; None where the UNet's parameters are not known."""
-    parameters = size.parameters.get("unet")
-    if parameters is None:
+    counts = count_parameters(config, size)
+    if counts is None:
         return None
-    world = batch_plan.shape.world_size
-    return estimate_model_states(config, parameters, world, accumulation=batch_plan.accumulation)
+    world, accumulation = batch_plan.shape.world_size, batch_plan.accumulation
+    return estimate_model_states(config, counts.trained, world, frozen=counts.frozen, accumulation=accumulation)
 
 
 def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
@@ -143,7 +144,8 @@ def count_vae_width(config: RunConfig, hardware: Hardware) -> int:
 
 def _estimate_runtime(config: RunConfig, world: int, size: PipelineSize, hardware: Hardware) -> int:
     if not hardware.gpus:  # all in one memory: the process, its workers, and what a save copies the states to
-        saved = math.ceil(estimate_checkpoint(config, size.parameters.get("unet", 0)) / world)
+        counts = count_parameters(config, size)
+        saved = math.ceil(estimate_checkpoint(config, counts.trained if counts else 0) / world)
         return PROCESS + count_planned_workers(config, hardware) * WORKER + saved
     buckets = BUCKETS if choose_engine(config) == "deepspeed" else 0
     return CUDA_CONTEXT + WORKSPACES + buckets + (COMMUNICATORS if world > 1 else 0)

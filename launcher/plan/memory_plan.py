@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.pipelines import PipelineSize
-from configs.schema import RunConfig
+from configs.schema import LoraConfig, RunConfig
+from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
 from configs.solve.hardware import MARGIN, Hardware
 from configs.solve.host_memory import HostMemory, estimate_host_memory
@@ -17,8 +18,9 @@ from launcher.format import format_size
 class MemoryPlan:
     """Sizes in bytes; None is `unknown`, which is printed as such and never guessed."""
 
-    parameters: int | None  # of the UNet
+    parameters: ParameterCounts | None  # of the UNet
     states: ModelStates | None  # of one rank of this run
+    full_states: ModelStates | None  # of a run with adapters: if it trained the UNet's own weights
     device: DeviceMemory  # of one rank of this run, all that it holds
     alternatives: list[tuple[ModelStates, DeviceMemory]]  # of every ZeRO stage, with and without offload
     host: HostMemory | None  # of one node
@@ -34,7 +36,8 @@ class MemoryPlan:
 def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize) -> MemoryPlan:
     """Of the run as it is settled."""
     config, batch_plan = settled.config, settled.batch_plan
-    parameters = size.parameters.get("unet")
+    parameters = count_parameters(config, size)
+    full = config.model_copy(update={"lora": None})
     alternatives = []
     for alternative in list_alternatives(config):
         states = estimate_states(alternative, batch_plan, size)
@@ -44,13 +47,25 @@ def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize) -> Mem
     return MemoryPlan(
         parameters=parameters,
         states=estimate_states(config, batch_plan, size),
+        full_states=estimate_states(full, batch_plan, size) if config.lora else None,
         device=device,
         alternatives=alternatives,
         host=estimate_host_memory(config, batch_plan, size, device, hardware),
-        checkpoint=None if parameters is None else estimate_checkpoint(config, parameters),
+        checkpoint=None if parameters is None else estimate_checkpoint(config, parameters.trained),
         hardware=hardware,
         capacity=hardware.measure_device(batch_plan.shape.gpus_per_node),
     )
+
+
+def describe_savings(memory: MemoryPlan, lora: LoraConfig) -> str:
+    """The adapters of a run, how much they train of what, and what that saves."""
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    text = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.effective_alpha:g}, on {targets}"
+    counts, states, full = memory.parameters, memory.states, memory.full_states
+    if counts is None or states is None or full is None:
+        return f"{text}; how many parameters that trains is unknown"
+    share = f"{counts.trained:,} parameters ({counts.trained / counts.frozen:.2%} beside {counts.frozen:,} frozen ones)"
+    return f"{text}: trains {share}; model states {format_size(states.gpu)} in the place of {format_size(full.gpu)}"
 
 
 def warn_of_memory(memory: MemoryPlan, config: RunConfig, reasons: dict[str, str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from configs.solve.memory import ModelStates, describe_layout
 from launcher.data.encodings import describe_encodings, encodings_to_json
 from launcher.format import format_amount, format_count, format_rate, format_size
 from launcher.plan.data_plan import BucketPlan
-from launcher.plan.memory_plan import MemoryPlan
+from launcher.plan.memory_plan import MemoryPlan, describe_savings
 from launcher.plan.plan import RunPlan, list_all_batch_plans
 
 _WIDTH = 100
@@ -33,6 +33,8 @@ def render_plan(plan: RunPlan) -> str:
         lines += _row("auto", "; ".join(f"{key} {_settled(plan, key)}: {why}" for key, why in plan.reasons.items()))
     if config.data.caption_chunks > 1 or config.data.tag_shuffle or config.data.tag_dropout:
         lines += _row("captions", describe_captions(config.data))
+    if config.lora:
+        lines += _row("lora", describe_savings(plan.memory, config.lora))
     lines += _row("memory", _memory(plan))
     lines += _row("host", _host(plan))
     lines += _row("disk", _disk(plan))
@@ -75,8 +77,9 @@ def render_memory(plan: RunPlan) -> str:
     memory = plan.memory
     if memory.parameters is None:
         return f"model states: unknown, because no UNet file of {plan.config.model} is on this machine"
-    ranks = format_count(plan.batch_plan.shape.world_size, "rank")
-    title = f"{memory.parameters:,} parameters in {plan.config.precision} over {ranks}"
+    counts, ranks = memory.parameters, format_count(plan.batch_plan.shape.world_size, "rank")
+    frozen = f" trained and {counts.frozen:,} frozen" if counts.frozen else ""
+    title = f"{counts.trained:,}{frozen} parameters in {plan.config.precision} over {ranks}"
     lines = [f"what one rank holds of {title}; in all: as above"]
     lines.append(f"{'':<18}{'states, GPU':>12}{'CPU':>12}{'in all, GPU':>13}")
     for states, device in memory.alternatives:
@@ -146,7 +149,8 @@ def _batch_plan_to_json(batch_plan: BatchPlan) -> dict[str, int]:
 def _memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
     host = memory.host
     return {
-        "unet_parameters": memory.parameters,
+        "unet_parameters": memory.parameters.unet if memory.parameters else None,
+        "trained_parameters": memory.parameters.trained if memory.parameters else None,
         "states": [_states_to_json(states, device) for states, device in memory.alternatives],
         "chosen": _states_to_json(memory.states, memory.device) if memory.states else None,
         "device": {**dataclasses.asdict(memory.device), "total": memory.device.total},

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     GRAIN_ORDER = 10
     BUCKET_ORDER = 11
     CROP_CHOICE = 12
+    ADAPTER = 20
 
 
 def make_generator(seed: int, purpose: Purpose, position: int, part: int = 0) -> np.random.Generator:

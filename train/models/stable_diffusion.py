@@ -21,7 +21,7 @@ from configs.pipelines import LatentShape, check_objective
 from configs.schema import RunConfig
 from store.encodings.family import digest_files
 from train.data.images import Crop
-from train.engines.base import DTYPES
+from train.engines.base import DTYPES, WeightReader
 from train.models.base import Batch
 from train.models.frozen import FrozenPart, merge_rows
 from train.models.parts import check_trainable, frozen_pass
@@ -37,7 +37,7 @@ class StableDiffusion:
 
     folder: Path
     denoiser: UNet2DConditionModel
-    weights: PartWeights
+    weights: WeightReader
     vae_part: FrozenPart
     vae_config: Mapping[str, Any]
     text_part: FrozenPart
