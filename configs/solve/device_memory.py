@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from configs.pipelines import LatentShape, PipelineSize
 from configs.schema import MOST_WORKERS, RunConfig
 from configs.solve.activations import TEXT_TOKENS, Activations, count_activations
-from configs.solve.adapters import count_parameters
+from configs.solve.adapters import count_adapter_activations, count_parameters
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
 from configs.solve.hardware import GIB, MARGIN, Hardware
 from configs.solve.memory import ModelStates, count_width, estimate_checkpoint, estimate_model_states
+from configs.solve.unet_layers import list_unet_layers
 
 CUDA_CONTEXT = GIB // 2  # kernels and the driver's own
 COMMUNICATORS = 5 * GIB // 4  # NCCL's buffers: torch's group and the engine's copy of it, on several ranks
@@ -78,15 +79,18 @@ def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
     unet, vae = size.configs.get("unet"), size.configs.get("vae")
     if unet is None or vae is None or not vae.get("block_out_channels"):
         return None
-    side = config.data.resolution  # of the square: no shape of the buckets has more pixels
-    latents = LatentShape.of_vae({"latent_channels": 4} | dict(vae), side, side)
-    return count_activations(
-        unet,
-        latents.height,
-        width=count_width(config),
-        recomputed=config.gradient_checkpointing,
-        tokens=TEXT_TOKENS * config.data.caption_chunks,
-    )
+    pixels = config.data.resolution  # of the square's side: no shape of the buckets has more pixels
+    side = LatentShape.of_vae({"latent_channels": 4} | dict(vae), pixels, pixels).height
+    tokens, width = TEXT_TOKENS * config.data.caption_chunks, count_width(config)
+    recomputed = config.gradient_checkpointing
+    kept = count_activations(unet, side, width=width, recomputed=recomputed, tokens=tokens)
+    layers = list_unet_layers(unet)
+    if config.lora is None or kept is None:
+        return kept
+    if layers is None:
+        return None
+    more = count_adapter_activations(config.lora, layers, side, width=width, recomputed=recomputed, tokens=tokens)
+    return Activations(kept.kept + more.kept, kept.recomputed + more.recomputed)
 
 
 def count_default_workers(cpus: int) -> int:
