@@ -29,6 +29,7 @@ from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.data.stream import Stream, micro_batches
 from train.engines import import_engine
+from train.engines.base import WEIGHTS
 from train.engines.ema import Ema
 from train.models import load_model
 from train.objective import make_objective
@@ -60,6 +61,7 @@ class Case:
         self.ema = Ema(self.config.ema, self.engine)
         self.trainer = Trainer(self.model, self.objective, self.engine, self.ema, world.device)
         self.run, self.attempt = run, attempt
+        self.first_pass = None  # its micro-batch, and its loss under the base model
 
     def open(self, name: str):
         """The run `name` as this case trains it, whether or not it is there yet, and its next attempt."""
@@ -80,6 +82,7 @@ class Case:
 
         def watched(micro_batch):
             loss = original(self.trainer, micro_batch)
+            self.first_pass = self.first_pass or (micro_batch, loss.item())
             if len(losses) == 0:
                 first[str(micro_batch["position"].tolist())] = loss.item()
             return loss
@@ -122,6 +125,18 @@ class Case:
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.is_main_process:
             (self.run.path / "after.json").write_text(json.dumps(after))
+        if self.config.lora is not None:
+            self._check_base()
+
+    @torch.no_grad()
+    def _check_base(self) -> None:
+        """Without the adapters, the passes see the weights that they saw before the first step, to the bit."""
+        for fragment in self.engine.held:
+            if ".lora_B." in fragment.name:
+                self.engine.tensor(fragment, WEIGHTS).zero_()
+        self.engine.publish()
+        micro_batch, loss = self.first_pass
+        assert Trainer.micro_loss(self.trainer, micro_batch).item() == loss
 
     def load(self, source: str) -> None:
         self.run, self.attempt = self.open(source)
