@@ -23,6 +23,8 @@ class PipelineClass:
     trained: str  # the part that learns
     configs: Mapping[str, str]  # every part that must be there → its config file
     weights: Mapping[str, str]  # parts with weights → their file, or the same name with `.index.json` where sharded
+    # Parts in one file of the original layout → what their tensors' names begin with there; see train/models.
+    original: Mapping[str, str]
     optional: tuple[str, ...] = ()  # parts that an export takes along where the folder has them
 
     @property
@@ -46,6 +48,7 @@ PIPELINES = {
             "vae": "diffusion_pytorch_model.safetensors",
             "text_encoder": "model.safetensors",
         },
+        original={"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."},
         optional=("feature_extractor", "safety_checker", "image_encoder"),
     ),
 }

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from train.demo.make_base import NOISE_SCHEDULE, make_text_encoder, make_tokenizer
 
@@ -43,6 +50,93 @@ def make_pipeline_2(folder: Path) -> Path:
     return _save(folder, tokenizer, CLIPTextModel(config), scheduler, **heads)
 
 
+def make_pipeline_xl(folder: Path) -> Path:
+    """Like Stable Diffusion XL: two text encoders, of which the second has a projection and its captions are padded
+    with "!"; a UNet of about 0.3 M parameters that is told sizes and the pooled embedding, with several transformer
+    layers in a block; the empty caption is zeros."""
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = make_tokenizer(), make_tokenizer()
+    tokenizer_2.pad_token = "!"
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as in the real configs, and true of no tokenizer
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            projection_dim=32,
+            hidden_act="quick_gelu",
+            **ids,
+        )
+    )
+    text_encoder_2 = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer_2),
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            projection_dim=40,
+            hidden_act="gelu",
+            **ids,
+        )
+    )
+    time_dim = 8
+    unet = _make_unet(
+        cross_attention_dim=32 + 48,
+        attention_head_dim=[1, 2],
+        use_linear_projection=True,
+        transformer_layers_per_block=[1, 2],
+        addition_embed_type="text_time",
+        addition_time_embed_dim=time_dim,
+        projection_class_embeddings_input_dim=40 + 6 * time_dim,
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    StableDiffusionXLPipeline(
+        vae=_make_vae(force_upcast=True, scaling_factor=0.13025),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=True,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _make_vae(**options: object) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+        **options,
+    )
+
+
+def _make_unet(**options: object) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        mid_block_type=None,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        **options,
+    )
+
+
 def _save(
     folder: Path,
     tokenizer: CLIPTokenizer,
@@ -50,25 +144,9 @@ def _save(
     scheduler: DDIMScheduler,
     **unet_options: object,
 ) -> Path:
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=32,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        mid_block_type=None,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=text_encoder.config.hidden_size,
-        norm_num_groups=4,
-        **({"attention_head_dim": 2} | unet_options),
-    )
+    vae = _make_vae()
+    width = text_encoder.config.hidden_size
+    unet = _make_unet(cross_attention_dim=width, **({"attention_head_dim": 2} | unet_options))
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

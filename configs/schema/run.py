@@ -195,6 +195,12 @@ class RunConfig(Section):
         description="weights of the exported pipeline; null: ema where there is one",
         json_schema_extra=RESULT,
     )
+    export_dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="dtype of the exported UNet, and of all that is in a single file; a weight that it cannot hold is "
+        "refused by name",
+        json_schema_extra=RESULT,
+    )
     cluster: ClusterConfig = Field(ClusterConfig(), description="where the run runs")
     runs: str = Field(
         "./runs",

@@ -37,6 +37,7 @@ timestep     the noise level of one sample; never a step
 
 
 @click.group(cls=_InOrder, epilog=_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Fine-tune Stable Diffusion from one YAML file.
 
@@ -51,7 +52,8 @@ def cli() -> None:
 @click.option("--gpus-per-node", type=click.IntRange(min=1), help="Plan for this many GPUs (and ranks) per node.")
 @click.option("--samples", type=click.IntRange(min=1), help="Size of the dataset, before the data is there.")
 @click.option("--shapes", is_flag=True, help="Also list every cluster shape that keeps this batch.")
-@click.option("--memory", is_flag=True, help="Also show model states for every ZeRO stage.")
+@click.option("--memory", is_flag=True, help="Also show what fits, and what each option saves.")
+@click.option("--gpu-memory", metavar="SIZE", help="Plan for GPUs of this size, such as 80GiB.")
 @click.option("--explain", is_flag=True, help="Also explain step, epoch and batch with this run's numbers.")
 @click.option("--deepspeed", is_flag=True, help="Print only the DeepSpeed config.")
 @click.option("--sbatch", is_flag=True, help="Print only the script that submit sends to SLURM.")
@@ -64,6 +66,7 @@ def show_plan(
     samples: int | None,
     shapes: bool,
     memory: bool,
+    gpu_memory: str | None,
     explain: bool,
     deepspeed: bool,
     sbatch: bool,
@@ -74,8 +77,9 @@ def show_plan(
     Writes nothing. CONFIG is the run's YAML file; KEY=VALUE words override it, such as batch=256 or data.flip=true.
     """
     from configs.reading.load import load_config
+    from configs.solve.hardware import parse_gpu_memory
     from launcher.plan.plan import PlanRequest, make_plan
-    from launcher.plan.plan_text import plan_to_json, render_memory, render_plan, render_shapes
+    from launcher.plan.plan_text import plan_to_json, render_plan, render_shapes
 
     if sbatch:
         from launcher.backend import SlurmBackend
@@ -84,7 +88,8 @@ def show_plan(
         shape_overrides = [f"{key}={count}" for key, count in shape.items() if count]
         click.echo(SlurmBackend().render_script(load_config(config, [*overrides, *shape_overrides])), nl=False)
         return
-    request = PlanRequest(config, overrides, nodes, gpus_per_node, samples)
+    size = parse_gpu_memory(gpu_memory) if gpu_memory is not None else None
+    request = PlanRequest(config, overrides, nodes, gpus_per_node, samples, size)
     plan = make_plan(load_config(config, overrides), request)
     if as_json:
         click.echo(json.dumps(plan_to_json(plan), indent=2, ensure_ascii=False))
@@ -96,6 +101,8 @@ def show_plan(
     if shapes:
         parts.append(render_shapes(plan))
     if memory:
+        from launcher.plan.memory_text import render_memory
+
         parts.append(render_memory(plan))
     if explain:
         from launcher.plan.explain import explain_words

@@ -34,7 +34,7 @@ def check_model(model: str) -> None:
 
     with _hub_errors(f"model {model}", _OTHER_MODEL):
         try:
-            index = hf_hub_download(model, "model_index.json", local_files_only=not _is_hub_up(model))
+            index = hf_hub_download(model, "model_index.json", local_files_only=not is_hub_up(model))
         except RemoteEntryNotFoundError:
             raise UserError(f"{model}: {NO_INDEX}") from None
     check_pipeline_class(model, read_pipeline_class(Path(index)))
@@ -58,7 +58,7 @@ def _fetch_snapshot(repo: str) -> Path:
             repo,
             allow_patterns=_NEEDED,
             ignore_patterns=_OTHER_COPIES,
-            local_files_only=not _is_hub_up(repo),
+            local_files_only=not is_hub_up(repo),
         )
     return Path(folder)
 
@@ -72,7 +72,7 @@ def resolve_tokenizer(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        return Path(snapshot_download(model, allow_patterns="tokenizer/*", local_files_only=not _is_hub_up(model)))
+        return Path(snapshot_download(model, allow_patterns="tokenizer/*", local_files_only=not is_hub_up(model)))
 
 
 def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
@@ -101,7 +101,7 @@ def _fetch_dataset(repo: str, revision: str | None, fetch: bool) -> Path:
 
     cure = f"fetch it where there is a network: hf download --repo-type dataset {repo}"
     with _hub_errors(f"data set {repo}", cure):
-        if not fetch or not _is_hub_up(repo, "dataset"):
+        if not fetch or not is_hub_up(repo, "dataset"):
             find = partial(snapshot_download, repo, repo_type="dataset", revision=revision, local_files_only=True)
             folder = Path(find(allow_patterns=[]))
             files = choose_hub_files(repo, _list_names(folder))
@@ -156,7 +156,7 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
     raise UserError(f"{what}: cannot be fetched: {cure}")
 
 
-def _is_hub_up(repo: str, kind: Literal["model", "dataset"] = "model") -> bool:
+def is_hub_up(repo: str, kind: Literal["model", "dataset"] = "model") -> bool:
     """Whether the hub can be asked for `repo`. A download itself would wait for ever for a network that is silent."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]

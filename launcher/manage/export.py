@@ -1,13 +1,17 @@
 """`lockstep export`: started as a process of its own, because it needs torch and this package does not."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from configs.errors import LockstepError, UserError
+from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
+from launcher.hub.push import open_repo, push_export, render_push_command
 from launcher.run_lock import hold_run
 from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import prepare_run
@@ -25,16 +29,54 @@ class ForkOrigin(Record):
     checkpoint: str
 
 
-def run_export(run: RunDir, step: int | None, weights: str | None, out: str) -> int:
-    """Write the checkpoint of `step` (None: the newest) as a pipeline folder `out`. Returns the exit code: what is
-    wrong is printed by the process that exports."""
-    command = [sys.executable, "-P", "-m", "lockstep", "train.checkpoint.export", str(run.path), "--out", out]
-    if step is not None:
-        command += ["--step", str(step)]
-    if weights is not None:
-        command += ["--weights", weights]
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is written, and of which checkpoint; None: the newest, and what the config says. At least one of `out`, a
+    folder, and `file`, a .safetensors file."""
+
+    step: int | None = None
+    weights: str | None = None  # ema or raw
+    dtype: str | None = None
+    out: str | None = None
+    file: str | None = None
+    merged: bool = False  # of a run that trains adapters: a whole pipeline, with them merged into its UNet
+
+    @property
+    def targets(self) -> list[str]:
+        """What is written."""
+        return [target for target in (self.out, self.file) if target is not None]
+
+
+def run_export(run: RunDir, request: ExportRequest) -> int:
+    """Write what was requested. Returns the exit code: what is wrong is printed by the process that exports."""
+    command = [sys.executable, "-P", "-m", "lockstep", "train.checkpoint.export", str(run.path)]
+    for key, value in dataclasses.asdict(request).items():
+        if value is True:
+            command.append(f"--{key}")
+        elif value not in (None, False):
+            command += [f"--{key}", str(value)]
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, env=os.environ | quiet, check=False).returncode
+
+
+def export_and_push(run: RunDir, request: ExportRequest, repo: str) -> int:
+    """Write what was requested, and then put it on the hub as `repo`, USER/NAME. Returns the exit code.
+
+    Raises UserError where the hub refuses, as far as possible before anything is written; and where it does not answer,
+    once all is written, with the commands that do it elsewhere.
+    """
+    address = open_repo(repo)
+    exit_code = run_export(run, request)
+    if exit_code:
+        return exit_code
+    exports = [Path(target).absolute() for target in request.targets]
+    if address is None:
+        commands = "\n".join(render_push_command(repo, export) for export in exports)
+        raise UserError(f"--push {repo}: the hub does not answer from here; where it does:\n{commands}")
+    for export in exports:
+        push_export(repo, export)
+    print(f"pushed to {address}")
+    return exit_code
 
 
 def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
@@ -57,7 +99,9 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
     model = Submission.read(source.submission_path).model_folder
     prepare_run(config.model_copy(update={"model": model}), RunInputs(hardware))
     with hold_run(run):
-        exit_code = run_export(source, newest.step, "raw", str(run.base_path))
+        merged = load_config(source.config_path).lora is not None
+        request = ExportRequest(newest.step, "raw", "fp32", out=str(run.base_path), merged=merged)
+        exit_code = run_export(source, request)
         if exit_code:
             error = UserError if exit_code == UserError.exit_code else LockstepError
             raise error(f"{parent}: its weights could not be exported, so there is nothing to fork from")

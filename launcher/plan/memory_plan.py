@@ -3,15 +3,35 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from configs.errors import UserError
 from configs.pipelines import PipelineSize
-from configs.schema import LoraConfig, RunConfig
+from configs.schema import LoraConfig, RunConfig, find_disagreements
 from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
 from configs.solve.hardware import MARGIN, Hardware
 from configs.solve.host_memory import HostMemory, estimate_host_memory
 from configs.solve.memory import ModelStates, estimate_checkpoint, list_alternatives
-from configs.solve.settle import Settled
+from configs.solve.settle import Settled, settle_memory
 from launcher.format import format_size
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch that fits into a GPU, at the lowest stage that takes it: what `auto` would settle."""
+
+    gradient_checkpointing: bool
+    settled: Settled | None  # None: not one sample fits
+    device: DeviceMemory
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What one more option would change of what a rank holds; bytes."""
+
+    option: str  # as it stands in the config
+    saved: int  # of the GPU's memory; negative: it takes more
+    moved: int  # what it takes of the node's memory in exchange
+    is_other_run: bool  # it changes what is learned, and not only what that costs
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,8 @@ class MemoryPlan:
     checkpoint: int | None
     hardware: Hardware
     capacity: float | None  # of one GPU, or of a rank's share of the node's memory
+    fits_by_checkpointing: list[Fit]  # without gradient checkpointing, and with it; none where nobody can tell
+    savings: list[Saving]  # none where nobody can tell
 
     @property
     def fits(self) -> bool | None:
@@ -54,18 +76,57 @@ def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize) -> Mem
         checkpoint=None if parameters is None else estimate_checkpoint(config, parameters.trained),
         hardware=hardware,
         capacity=hardware.measure_device(batch_plan.shape.gpus_per_node),
+        fits_by_checkpointing=list(_list_fits(settled, hardware, size)),
+        savings=list(_list_option_savings(settled, hardware, size)),
     )
 
 
-def describe_savings(memory: MemoryPlan, lora: LoraConfig) -> str:
-    """The adapters of a run, how much they train of what, and what that saves."""
-    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
-    text = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.effective_alpha:g}, on {targets}"
-    counts, states, full = memory.parameters, memory.states, memory.full_states
-    if counts is None or states is None or full is None:
-        return f"{text}; how many parameters that trains is unknown"
-    share = f"{counts.trained:,} parameters ({counts.trained / counts.frozen:.2%} beside {counts.frozen:,} frozen ones)"
-    return f"{text}: trains {share}; model states {format_size(states.gpu)} in the place of {format_size(full.gpu)}"
+def _list_fits(settled: Settled, hardware: Hardware, size: PipelineSize) -> Iterator[Fit]:
+    """Of the run as it is settled, were its stage and its micro-batch left open."""
+    device = estimate_device_memory(settled.config, settled.batch_plan, size, hardware)
+    if device.fits(hardware.measure_device(settled.batch_plan.shape.gpus_per_node)) is None:
+        return
+    for recomputed in (False, True):
+        changes = {"micro_batch": "auto", "zero": "auto", "gradient_checkpointing": recomputed}
+        opened = settled.config.model_copy(update=changes)
+        try:
+            found = settle_memory(opened, settled.batch_plan, hardware, size)
+        except UserError:  # not one sample fits
+            yield Fit(recomputed, None, device)
+            continue
+        yield Fit(recomputed, found, estimate_device_memory(found.config, found.batch_plan, size, hardware))
+
+
+def _list_option_savings(settled: Settled, hardware: Hardware, size: PipelineSize) -> Iterator[Saving]:
+    config, batch_plan = settled.config, settled.batch_plan
+    now, states = estimate_device_memory(config, batch_plan, size, hardware), estimate_states(config, batch_plan, size)
+    for option, changed, is_other_run in _list_options(config, hardware):
+        then = estimate_device_memory(changed, batch_plan, size, hardware)
+        changed_states = estimate_states(changed, batch_plan, size)
+        if now.total is None or then.total is None or states is None or changed_states is None:
+            continue
+        yield Saving(option, now.total - then.total, changed_states.cpu - states.cpu, is_other_run)
+
+
+def _list_options(config: RunConfig, hardware: Hardware) -> Iterator[tuple[str, RunConfig, bool]]:
+    """What the config has not set yet: an option as it is written, the config with it, and whether it is another run.
+    Those that its other keys forbid are left out."""
+    if config.lora is None:
+        yield "lora: true", config.model_copy(update={"lora": LoraConfig()}), True
+    if not config.gradient_checkpointing:
+        yield "gradient_checkpointing: true", config.model_copy(update={"gradient_checkpointing": True}), False
+    kinds = ["off", "latents", "all"]
+    for cache in kinds[kinds.index(config.data.cached) + 1 :]:
+        changed = config.model_copy(update={"data": config.data.model_copy(update={"cache": cache})})
+        if not any(find_disagreements(changed)):
+            yield f"data.cache: {cache}", changed, False
+    if hardware.gpus and not config.offload:
+        if config.zero == 0:
+            yield "zero: 1, offload: true", config.model_copy(update={"zero": 1, "offload": True}), False
+        else:
+            yield "offload: true", config.model_copy(update={"offload": True}), False
+    if config.engine == "deepspeed" and config.precision != "fp16":
+        yield "engine: fsdp2, without zero", config.model_copy(update={"engine": "fsdp2"}), False
 
 
 def warn_of_memory(memory: MemoryPlan, config: RunConfig, reasons: dict[str, str]) -> Iterator[str]:

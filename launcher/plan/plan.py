@@ -84,6 +84,7 @@ class PlanRequest:
     nodes: int | None = None
     gpus_per_node: int | None = None
     samples: int | None = None
+    gpu_memory: float | None = None  # GiB of a GPU that is not here yet
 
 
 def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None = None) -> RunPlan:
@@ -99,6 +100,8 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     next_command = _submit_command(config, request, batch_plan)
     backend = backend or BACKENDS[_find_backend_name(config, batch_plan)]()
     hardware = backend.find_hardware(config)
+    if request.gpu_memory is not None:
+        hardware = replace(hardware, gpus=True, gpu_memory=request.gpu_memory)
     size = read_model_size(config.model)
     config, precision_reason = settle_run_precision(run_dir, config, hardware)
     check_precision(config.precision, hardware.compute_capability)

@@ -1,18 +1,14 @@
 """A plan on one screen, its longer tables, and its JSON."""
 
-import dataclasses
 import textwrap
 from typing import Any
 
 from configs.solve.batch import BatchPlan
 from configs.solve.captions import describe_captions
-from configs.solve.device_memory import DeviceMemory
-from configs.solve.hardware import GIB
-from configs.solve.memory import ModelStates, describe_layout
 from launcher.data.encodings import describe_encodings, encodings_to_json
 from launcher.format import format_amount, format_count, format_rate, format_size
 from launcher.plan.data_plan import BucketPlan
-from launcher.plan.memory_plan import MemoryPlan, describe_savings
+from launcher.plan.memory_text import describe_adapters, describe_host, describe_memory, memory_to_json
 from launcher.plan.plan import RunPlan, list_all_batch_plans
 
 _WIDTH = 100
@@ -34,9 +30,9 @@ def render_plan(plan: RunPlan) -> str:
     if config.data.caption_chunks > 1 or config.data.tag_shuffle or config.data.tag_dropout:
         lines += _row("captions", describe_captions(config.data))
     if config.lora:
-        lines += _row("lora", describe_savings(plan.memory, config.lora))
-    lines += _row("memory", _memory(plan))
-    lines += _row("host", _host(plan))
+        lines += _row("lora", describe_adapters(plan.memory, config.lora))
+    lines += _row("memory", describe_memory(plan))
+    lines += _row("host", describe_host(plan))
     lines += _row("disk", _disk(plan))
     if plan.encodings is not None:
         lines += _row("cache", describe_encodings(plan.encodings, plan.batch_plan.shape.world_size))
@@ -72,25 +68,6 @@ def render_shapes(plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def render_memory(plan: RunPlan) -> str:
-    """What a rank holds on its GPU, and in CPU memory, for every ZeRO stage."""
-    memory = plan.memory
-    if memory.parameters is None:
-        return f"model states: unknown, because no UNet file of {plan.config.model} is on this machine"
-    counts, ranks = memory.parameters, format_count(plan.batch_plan.shape.world_size, "rank")
-    frozen = f" trained and {counts.frozen:,} frozen" if counts.frozen else ""
-    title = f"{counts.trained:,}{frozen} parameters in {plan.config.precision} over {ranks}"
-    lines = [f"what one rank holds of {title}; in all: as above"]
-    lines.append(f"{'':<18}{'states, GPU':>12}{'CPU':>12}{'in all, GPU':>13}")
-    for states, device in memory.alternatives:
-        gpu, total = format_size(states.gpu), "unknown" if device.total is None else format_size(device.total)
-        cpu = format_size(states.cpu) if states.cpu else "–"
-        fit = {True: "  fits", False: "  does not fit", None: ""}[device.fits(memory.capacity)]
-        mark = "  ←" if states == memory.states else ""
-        lines.append(f"{states.label:<18}{gpu:>12}{cpu:>12}{total:>13}{fit}{mark}")
-    return "\n".join(lines)
-
-
 def plan_to_json(plan: RunPlan) -> dict[str, Any]:
     """Everything the plan knows, for programs; sizes in bytes, null where unknown."""
     config, batch_plan, length, memory = plan.config, plan.batch_plan, plan.length, plan.memory
@@ -115,7 +92,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         "lr": [{"step": step, "lr": rate} for step, rate in plan.lr],
         "auto": {key: {"value": _settled(plan, key), "reason": reason} for key, reason in plan.reasons.items()},
         "captions": describe_captions(config.data),
-        "memory": _memory_to_json(memory),
+        "memory": memory_to_json(memory),
         "checkpoint": {
             "bytes": memory.checkpoint,
             "every_steps": config.checkpoint.every_steps,
@@ -143,31 +120,6 @@ def _batch_plan_to_json(batch_plan: BatchPlan) -> dict[str, int]:
         "gpus_per_node": batch_plan.shape.gpus_per_node,
         "micro_batch": batch_plan.micro_batch,
         "gradient_accumulation_steps": batch_plan.accumulation,
-    }
-
-
-def _memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
-    host = memory.host
-    return {
-        "unet_parameters": memory.parameters.unet if memory.parameters else None,
-        "trained_parameters": memory.parameters.trained if memory.parameters else None,
-        "states": [_states_to_json(states, device) for states, device in memory.alternatives],
-        "chosen": _states_to_json(memory.states, memory.device) if memory.states else None,
-        "device": {**dataclasses.asdict(memory.device), "total": memory.device.total},
-        "device_bytes": memory.capacity,
-        "fits": memory.fits,
-        "host": {**dataclasses.asdict(host), "total": host.total} if host else None,
-        "hardware": dataclasses.asdict(memory.hardware),
-    }
-
-
-def _states_to_json(states: ModelStates, device: DeviceMemory) -> dict[str, Any]:
-    return {
-        "layout": states.layout,
-        "offload": states.offload,
-        "gpu_bytes": states.gpu,
-        "cpu_bytes": states.cpu,
-        "total_bytes": device.total,
     }
 
 
@@ -237,49 +189,6 @@ def _learning_rate(plan: RunPlan) -> str:
         return f"{start}constant" if warmup else f"{format_rate(config.lr)}, constant"
     points = [f"{format_rate(rate)} at {step:,}" for step, rate in plan.lr if step > warmup or step == total]
     return f"{start}{config.lr_schedule}: {', '.join(points)}"
-
-
-def _memory(plan: RunPlan) -> str:
-    """All that one rank holds, its parts, and whether it fits."""
-    memory, device = plan.memory, plan.memory.device
-    label = memory.states.label if memory.states else describe_layout(plan.config)
-    if device.total is not None:
-        label += f": {format_size(device.total)}/{'GPU' if memory.hardware.gpus else 'rank'}"
-    runtime = "CUDA and NCCL" if memory.hardware.gpus else "Python and torch"
-    parts = {
-        "model states": device.states,
-        "activations": device.activations,
-        "frozen models": device.frozen,
-        runtime: device.runtime,
-    }
-    text = f"{label} = " if device.total is not None else f"{label}: "
-    text += " + ".join(f"{_gibibytes(part)} {name}" for name, part in parts.items())
-    if memory.capacity is None:
-        return f"{text}; {'gpu_memory' if memory.hardware.gpus else 'memory_per_node'} unknown"
-    fit = {True: "fits into", False: "does not fit into", None: "of"}[memory.fits]
-    return f"{text}; {fit} {format_size(memory.capacity)}"
-
-
-def _gibibytes(count: int | None) -> str:
-    """One part of a sum in GiB."""
-    if count is None:
-        return "unknown"
-    return f"{count / GIB:.1f}" if count >= GIB // 20 else "<0.1"
-
-
-def _host(plan: RunPlan) -> str:
-    """What the ranks of one node hold in its own memory."""
-    host, hardware = plan.memory.host, plan.memory.hardware
-    if host is None:
-        return "memory of a node unknown (no UNet file here to count)"
-    ranks = format_count(plan.batch_plan.shape.gpus_per_node, "rank")
-    text = f"{format_size(host.total)}/node for {ranks}"
-    if host.offload:
-        text += f", {format_size(host.offload)} of it offloaded model states"
-    if hardware.host_memory is None:
-        return text
-    fit = "fits into" if host.fits(hardware) else "does not fit into"
-    return f"{text}; {fit} {format_size(hardware.host_memory * GIB)}"
 
 
 def _disk(plan: RunPlan) -> str:

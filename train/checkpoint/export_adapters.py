@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError
 from configs.pipelines import check_objective, read_pipeline_class
-from configs.schema import LoraConfig, RunConfig
+from configs.schema import RunConfig
 from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
 from train.checkpoint.card import make_card
-from train.checkpoint.export_folder import open_export
+from train.checkpoint.cast import cast_weight
+from train.checkpoint.export_place import open_export
 from train.checkpoint.trained import CheckpointWeights
 from train.engines.base import replace_parameters
 from train.models import MODELS
@@ -39,7 +40,7 @@ def export_adapters(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     """
     model = Path(plan.model_folder)
     with open_export(out, {"run": config.name, "step": checkpoint.step, "weights": weights}) as folder:
-        denoiser = _load_adapters(config.lora, model, checkpoint, weights)
+        denoiser = _load_adapters(config, model, checkpoint, weights)
         pipeline = getattr(diffusers, read_pipeline_class(model / "model_index.json"))
         settings = denoiser.peft_config[ADAPTER].to_dict()
         pipeline.save_lora_weights(
@@ -52,8 +53,8 @@ def export_adapters(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_kohya_file(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, file: Path) -> None:
-    """Write the adapters to `file`, under kohya's names.
+def write_kohya_file(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
+    """Write the adapters to the file `out`, under kohya's names, whole or not at all.
 
     Raises UserError for DoRA: the shape of its magnitudes is another one for each of those who read such files.
     """
@@ -61,23 +62,27 @@ def write_kohya_file(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoin
     assert lora is not None
     if lora.dora:
         raise UserError(
-            f"{file}: DoRA has no form in such a file that diffusers and ComfyUI both read; write --out for diffusers' "
+            f"{out}: DoRA has no form in such a file that diffusers and ComfyUI both read; write --out for diffusers' "
             "own form, or --merged for a whole model"
         )
-    adapters = get_peft_model_state_dict(_load_adapters(lora, Path(plan.model_folder), checkpoint, weights))
+    adapters = get_peft_model_state_dict(_load_adapters(config, Path(plan.model_folder), checkpoint, weights))
     tensors = {}
     for name, tensor in adapters.items():
         layer, _, kind = name.partition(".lora_")
         kohya = "lora_unet_" + _ORIGINAL_NAMES.get(layer, layer).replace(".", "_")
         tensors[f"{kohya}.{_KOHYA_NAMES[f'lora_{kind}']}"] = tensor
         tensors[f"{kohya}.alpha"] = torch.tensor(lora.effective_alpha)
-    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(lora.rank), "ss_output_name": config.name}
-    save_file(tensors, file, header | {"ss_network_alpha": f"{lora.effective_alpha:g}", "format": "pt"})
+    mark = json.dumps({"run": config.name, "step": checkpoint.step, "weights": weights})
+    header = {"format": "pt", MARK_KEY: mark, "ss_output_name": config.name, "ss_network_module": "networks.lora"}
+    header |= {"ss_network_dim": str(lora.rank), "ss_network_alpha": f"{lora.effective_alpha:g}"}
+    with open_export_file(out) as temporary:
+        save_file(tensors, temporary, header)
 
 
-def _load_adapters(lora: LoraConfig | None, folder: Path, checkpoint: Checkpoint, weights: str) -> Any:
-    """The denoiser of the pipeline in `folder` with the adapters' values, and none for its own parameters (on
-    torch's meta device)."""
+def _load_adapters(config: RunConfig, folder: Path, checkpoint: Checkpoint, weights: str) -> Any:
+    """The denoiser of the pipeline in `folder` with the adapters' values, in the config's `export_dtype`, and none for
+    its own parameters (on torch's meta device)."""
+    lora, dtype = config.lora, DTYPES[config.export_dtype]
     assert lora is not None
     denoiser = MODELS[read_pipeline_class(folder / "model_index.json")].make_denoiser(folder)
     add_adapters(denoiser, lora)
@@ -86,7 +91,7 @@ def _load_adapters(lora: LoraConfig | None, folder: Path, checkpoint: Checkpoint
     def fill(name: str, parameter: torch.Tensor) -> torch.Tensor:
         if not is_adapter(name):
             return parameter
-        return trained.read(name, 0, parameter.numel()).view(parameter.shape)
+        return cast_weight(name, trained.read(name, 0, parameter.numel()).view(parameter.shape), dtype)
 
     replace_parameters(denoiser, fill)
     return denoiser

@@ -8,7 +8,8 @@ import torch
 from configs.pipelines import PIPELINES, read_pipeline_class
 from configs.schema import RunConfig
 from store.checkpoint.checkpoints import Checkpoint
-from train.engines.base import WEIGHTS, load_parameters
+from train.checkpoint.cast import cast_weight
+from train.engines.base import DTYPES, WEIGHTS, load_parameters, replace_parameters
 from train.models import MODELS
 from train.models.weights import PartWeights
 
@@ -28,20 +29,23 @@ class CheckpointWeights:
 
 
 def load_denoiser(config: RunConfig, folder: Path, checkpoint: Checkpoint, weights: str) -> Any:
-    """The denoiser as it was trained, in fp32; of a run that trains adapters, the one of the pipeline in `folder` with
-    the adapters merged into its weights. `weights` is a key of KINDS."""
+    """The denoiser as it was trained, in the config's `export_dtype`; of a run that trains adapters, the one of the
+    pipeline in `folder` with the adapters merged into its weights. `weights` is a key of KINDS.
+
+    Raises UserError where a weight has no place in that dtype.
+    """
     class_name = read_pipeline_class(folder / "model_index.json")
     denoiser = MODELS[class_name].make_denoiser(folder)
-    trained = CheckpointWeights(checkpoint, weights)
-    cpu = torch.device("cpu")
+    trained, cpu, dtype = CheckpointWeights(checkpoint, weights), torch.device("cpu"), DTYPES[config.export_dtype]
     if config.lora is None:
         load_parameters(denoiser, trained, torch.float32, cpu)
-        return denoiser
-    from train.models.lora import AdaptedWeights, add_adapters  # peft takes seconds to import
+    else:
+        from train.models.lora import AdaptedWeights, add_adapters  # peft takes seconds to import
 
-    base = PartWeights(folder / PIPELINES[class_name].trained, denoiser)
-    add_adapters(denoiser, config.lora)
-    load_parameters(denoiser, AdaptedWeights(denoiser, base, trained), torch.float32, cpu)
-    denoiser.fuse_lora()
-    denoiser.unload_lora()
+        base = PartWeights(folder / PIPELINES[class_name].trained, denoiser)
+        add_adapters(denoiser, config.lora)
+        load_parameters(denoiser, AdaptedWeights(denoiser, base, trained), torch.float32, cpu)
+        denoiser.fuse_lora()
+        denoiser.unload_lora()
+    replace_parameters(denoiser, lambda name, values: cast_weight(name, values.detach(), dtype))
     return denoiser

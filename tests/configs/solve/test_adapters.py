@@ -36,7 +36,9 @@ def test_the_layers_are_those_of_a_real_unet(name: str) -> None:
     counted = list_unet_layers(UNETS[name])
     assert counted is not None
     real = list_layers(make_unet(UNETS[name]))
-    assert sorted(map(str, real)) == sorted(str(layer).replace(f"level={layer.level}", "level=None") for layer in counted)
+    assert sorted(map(str, real)) == sorted(
+        str(layer).replace(f"level={layer.level}", "level=None") for layer in counted
+    )
 
 
 @pytest.mark.parametrize(

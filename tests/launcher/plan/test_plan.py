@@ -1,6 +1,7 @@
 """`lockstep plan` and `lockstep schema` as a user meets them."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs.reading import json_schema
-from configs.reading.load import SCHEMA_FILE, load_config
+from configs.reading.load import SCHEMA_FILE
 from launcher.cli import main
 from launcher.plan import plan
 from store.run import submission
@@ -327,14 +328,6 @@ def test_the_schema_documents_every_key_and_ships_current(lockstep: Lockstep) ->
             assert field.get("description"), f"{key} has no description"
 
 
-@pytest.mark.parametrize("recipe", sorted(SCHEMA_FILE.parent.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_loads_and_names_its_command(recipe: Path) -> None:
-    first, command, *_ = recipe.read_text().splitlines()
-    assert first == "# yaml-language-server: $schema=./schema.json"
-    assert command == f"# lockstep plan {recipe.name}"
-    assert load_config(recipe).name == recipe.stem
-
-
 def test_help_lists_the_commands_in_the_order_of_a_run(lockstep: Lockstep) -> None:
     text = lockstep("--help").out
     commands = text.partition("Commands:")[2]
@@ -359,3 +352,49 @@ def test_a_plan_is_worked_out_once(lockstep: Lockstep, monkeypatch: pytest.Monke
         monkeypatch.setattr(plan, name, count(getattr(plan, name)))
     assert lockstep("plan", "pokemon.yaml", "--samples", "10000", *words).code == 0
     assert sorted(calls) == ["list_checkpoints", "render_deepspeed", "solve_batch", "solve_length"]
+
+
+GPU = ("--samples", "10000", "zero=auto", "--gpu-memory", "80GiB")
+
+
+def test_the_most_that_fits_is_what_auto_settles_and_no_more_would(lockstep: Lockstep) -> None:
+    for entry in plan_json(lockstep, *GPU)["memory"]["most"]:
+        words = (*GPU, f"gradient_checkpointing={str(entry['gradient_checkpointing']).lower()}")
+        settled = plan_json(lockstep, *words, "micro_batch=auto")
+        assert (settled["micro_batch"], settled["auto"]["zero"]["value"]) == (entry["micro_batch"], entry["zero"])
+        assert settled["memory"]["device"]["total"] == entry["total_bytes"] <= 0.92 * 80 * 2**30
+    text = lockstep("plan", "pokemon.yaml", *GPU, "--memory").out
+    assert "\nthe most that fits into 80.0 GiB with a margin of 8%:\n" in text
+    assert re.search(r"gradient_checkpointing: true +ZeRO-1, micro-batch 32 × 1: [\d.]+ GiB, a rank's whole", text)
+    small = plan_json(lockstep, *GPU[:-1], "12", "gradient_checkpointing=true")["memory"]["most"]
+    assert [entry["micro_batch"] for entry in small] == [4, 16]
+    for entry in small:
+        larger = (f"micro_batch={2 * entry['micro_batch']}", f"zero={entry['zero']}")
+        recomputed = f"gradient_checkpointing={str(entry['gradient_checkpointing']).lower()}"
+        assert plan_json(lockstep, *GPU[:-1], "12", *larger, recomputed)["memory"]["fits"] is False
+    assert plan_json(lockstep, *GPU[:-1], "3")["memory"]["most"][0]["micro_batch"] is None
+    assert "not one sample" in lockstep("plan", "pokemon.yaml", *GPU[:-1], "3", "--memory").out
+
+
+def test_an_option_saves_what_the_plan_with_it_has_less(lockstep: Lockstep) -> None:
+    now = plan_json(lockstep, *GPU)["memory"]
+    options = {saving["option"]: saving for saving in now["savings"]}
+    assert {"gradient_checkpointing: true", "data.cache: all", "offload: true", "engine: fsdp2, without zero"} <= set(
+        options
+    )
+    for option, saving in options.items():
+        word = option.removesuffix(", without zero").replace(": ", "=")
+        then = plan_json(lockstep, *GPU, word)["memory"]
+        assert now["device"]["total"] - then["device"]["total"] == saving["saved"], option
+        assert then["chosen"]["cpu_bytes"] - now["chosen"]["cpu_bytes"] == saving["moved"], option
+    assert options["data.cache: all"]["saved"] == 0, "the pictures load what the cache spares"
+    text = lockstep("plan", "pokemon.yaml", *GPU, "--memory").out
+    assert re.search(r"\ndata\.cache: all +nothing here\n", text)
+    assert re.search(r"\noffload: true +[\d.]+ [GM]iB, and takes [\d.]+ GiB of the node's memory\n", text)
+
+
+@pytest.mark.parametrize("size", ["80GB", "80G", "0", "GiB", "-3", "1e3"])
+def test_a_gpu_has_a_size_in_gib(lockstep: Lockstep, size: str) -> None:
+    shell = lockstep("plan", "pokemon.yaml", "--samples", "10", f"--gpu-memory={size}")
+    assert (shell.code, shell.out) == (2, "")
+    assert shell.err == f"--gpu-memory {size}: is no size in GiB; write it as 80GiB (nvidia-smi's MiB / 1024)\n"

@@ -1,15 +1,21 @@
-"""The folder that an export fills: whole or not at all, in the place of an older export and of nothing else."""
+"""Where an export goes, a folder or a file: whole or not at all, in the place of an older export and nothing else."""
 
 import json
+import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.errors import UserError
+from safetensors import SafetensorError, safe_open
 
-MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
+from configs.errors import UserError
+from store.files import sync_directory
+
+MARK = "lockstep.json"  # in every folder of an export: what it was made of, and that it may be replaced
+MARK_KEY = "lockstep"  # the same in the metadata of a file
 
 
 @contextmanager
@@ -19,7 +25,7 @@ def open_export(out: Path, mark: Mapping[str, object]) -> Iterator[Path]:
     Raises UserError where `out` holds anything else.
     """
     temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
-    _check_replaceable(out)
+    _check_folder_replaceable(out)
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -32,7 +38,38 @@ def open_export(out: Path, mark: Mapping[str, object]) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(out: Path) -> None:
+@contextmanager
+def open_export_file(out: Path) -> Iterator[Path]:
+    """A new name to be written, in the folder of `out`, and `out` once all went well.
+
+    Raises UserError where `out` is anything but an older export.
+    """
+    check_file_replaceable(out)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(out.parent)
+
+
+def check_file_replaceable(out: Path) -> None:
+    """Raise UserError where `out` is neither free nor an older export."""
+    if not out.exists():
+        return
+    try:
+        with safe_open(out, framework="pt") as file:
+            is_ours = MARK_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"{out}: exists and was not exported by Lockstep; name another file, or remove it")
+
+
+def _check_folder_replaceable(out: Path) -> None:
     """Raise UserError where `out` is neither free, nor an empty folder, nor an older export."""
     is_empty_folder = out.is_dir() and not any(out.iterdir())
     if out.exists() and not (out / MARK).is_file() and not is_empty_folder:
