@@ -4,6 +4,7 @@ gives them, or alone, under those of kohya's trainer, which ComfyUI and AUTOMATI
 `load_lora_weights` reads both.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
 from train.checkpoint.card import make_card
 from train.checkpoint.cast import cast_weight
-from train.checkpoint.export_place import open_export
+from train.checkpoint.export_place import MARK_KEY, open_export, open_export_file
 from train.checkpoint.trained import CheckpointWeights
-from train.engines.base import replace_parameters
+from train.engines.base import DTYPES, replace_parameters
 from train.models import MODELS
 from train.models.lora import ADAPTER, add_adapters, is_adapter
 
