@@ -1,7 +1,7 @@
 """The program of test_lora: ten steps of our trainer on adapters, and the same ten in a plain loop, side by side.
 
-Arguments: the pipeline folder, the images, the config's `lora` as JSON, the ZeRO stage, and a file for the answer: the
-relative difference of each loss and each adapter, as JSON.
+Arguments: the images, cases as JSON, [[pipeline folder, the config's `lora`, ZeRO stage], …], and a file for the
+answer: of each case the relative difference of each loss and each adapter, as JSON.
 
 The loop is written the way diffusers' text-to-image LoRA example works: the whole pipeline's parts frozen, adapters put
 on the UNet with `add_adapter`, torch's AdamW on what is trained, its clipping. It shares with ours the drawn samples
@@ -78,7 +78,8 @@ def train_plainly(
     return losses, {name: parameter.detach() for name, parameter in adapters.items()}
 
 
-def main(folder: str, images: str, lora: str, zero: str, answer: str) -> None:
+def compare(world: process_group.World, images: str, folder: str, lora: dict, zero: int) -> dict:
+    """Relative differences of one case."""
     config = RunConfig(
         name="lora",
         model=folder,
@@ -89,17 +90,16 @@ def main(folder: str, images: str, lora: str, zero: str, answer: str) -> None:
         lr=LR,
         grad_clip=CLIP,
         optimizer={"betas": BETAS, "eps": EPS, "weight_decay": DECAY},
-        zero=int(zero),
+        zero=zero,
         precision="fp32",
-        lora=json.loads(lora),
+        lora=lora,
     )
     plan = BatchPlan(Shape(1, 1), MICRO, ACCUMULATION)
-    world = process_group.init_process_group(1)
     model = load_model(config, Path(folder), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     stream = Stream(config, index_images(config.data), model.inputs, model.latent_shape, objective.timestep)
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))
-    wanted_losses, wanted = train_plainly(folder, json.loads(lora), drawn, model.weights)
+    wanted_losses, wanted = train_plainly(folder, lora, drawn, model.weights)
 
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     trainer = Trainer(model, objective, engine, None, world.device)
@@ -114,13 +114,16 @@ def main(folder: str, images: str, lora: str, zero: str, answer: str) -> None:
     for step in range(1, STEPS + 1):
         trainer.step(step, LR, batches, lambda: None)
     trained = gather(world, engine.owned, [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned])
-
     assert trained.keys() == wanted.keys()
-    differences = {
+    return {
         "losses": [abs(a.item() - b) / b for a, b in zip(losses, wanted_losses, strict=True)],
         "tensors": {name: ((trained[name] - w.flatten()).norm() / w.norm()).item() for name, w in wanted.items()},
     }
-    Path(answer).write_text(json.dumps(differences))
+
+
+def main(images: str, cases: str, answer: str) -> None:
+    world = process_group.init_process_group(1)
+    Path(answer).write_text(json.dumps([compare(world, images, *case) for case in json.loads(cases)]))
 
 
 if __name__ == "__main__":
