@@ -1,5 +1,6 @@
 """Our side of bench/data.py: the index and the stream, as a rank has them. Argument: options as JSON."""
 
+import gc
 import itertools
 import json
 import sys
@@ -120,6 +121,7 @@ def feed(args: SimpleNamespace, turns: Turns) -> None:
 TASKS = {"open": open_once, "encode": measure_encoding}
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported is nobody's to look through while the clock runs
     options = SimpleNamespace(**json.loads(sys.argv[1]))
     torch.set_num_threads(1)
     if options.task == "feed":
