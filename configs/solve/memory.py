@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.optimizers import OPTIMIZERS
-from configs.schema import RunConfig
+from configs.schema import RunConfig, find_disagreements
 from configs.solve.deepspeed import ZERO3_LIVE_PARAMETERS
 from configs.solve.engine import name_sharding
 
@@ -131,17 +131,17 @@ def _estimate_gradients(config: RunConfig, whole: int, shard: int, accumulation:
 
 
 def list_alternatives(config: RunConfig) -> Iterator[RunConfig]:
-    """`config` with every ZeRO stage that its precision allows, or both ways of FSDP2, with and without offload."""
+    """`config` with every ZeRO stage that its other keys allow, or both ways of FSDP2, with and without offload."""
     if config.engine == "fsdp2":
         for reshard in (False, True):
             for offload in (False, True):
                 yield config.model_copy(update={"reshard": reshard, "offload": offload})
         return
     for zero in (0, 1, 2, 3):
-        if zero == 0 and config.precision != "fp32":
-            continue  # the schema refuses it
-        for offload in (False, True) if zero else (False,):
-            yield config.model_copy(update={"zero": zero, "offload": offload})
+        for offload in (False, True):
+            alternative = config.model_copy(update={"zero": zero, "offload": offload})
+            if not any(find_disagreements(alternative)):
+                yield alternative
 
 
 def estimate_checkpoint(config: RunConfig, parameters: int) -> int:

@@ -97,17 +97,21 @@ def _list_choices(config: RunConfig, batch_plan: BatchPlan) -> Iterator[Settled]
     if config.engine == "fsdp2":
         stages = [UNKNOWN_ZERO]  # which has none
     elif config.zero == "auto":
-        stages = [0, 1, 2, 3] if config.precision == "fp32" and not config.offload else [1, 2, 3]
+        stages = [stage for stage in (0, 1, 2, 3) if not any(find_disagreements(_set_stage(config, stage)))]
     micro_batches = [batch_plan.micro_batch]
     per_rank = batch_plan.micro_batch * batch_plan.accumulation
     if config.micro_batch == "auto":
         micro_batches = list(reversed(list_micro_batches(config.data, batch_plan.batch, per_rank)))
     for zero in stages:
         for micro_batch in micro_batches:
-            settled = config.model_copy(update={"zero": zero})
+            settled = _set_stage(config, zero)
             if config.micro_batch == "auto":
                 settled = settled.model_copy(update={"micro_batch": micro_batch})
             yield Settled(settled, BatchPlan(batch_plan.shape, micro_batch, per_rank // micro_batch))
+
+
+def _set_stage(config: RunConfig, zero: object) -> RunConfig:
+    return config.model_copy(update={"zero": zero})
 
 
 def _describe_no_micro_batch(config: RunConfig, hardware: Hardware, *, known: bool) -> str:
