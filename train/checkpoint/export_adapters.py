@@ -10,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -44,9 +43,11 @@ def export_adapters(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
         denoiser = _load_adapters(config, model, checkpoint, weights)
         pipeline = getattr(diffusers, read_pipeline_class(model / "model_index.json"))
         settings = denoiser.peft_config[ADAPTER].to_dict()
+        # peft's names as they are: diffusers' examples rename attention's alone (convert_state_dict_to_diffusers), and
+        # of a file with both it reads only one kind.
         pipeline.save_lora_weights(
             folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser)),
+            unet_lora_layers=get_peft_model_state_dict(denoiser),
             unet_lora_adapter_metadata=settings | {"target_modules": sorted(settings["target_modules"])},
         )
         prediction = check_objective(config, model)
