@@ -109,7 +109,15 @@ def feed(args: SimpleNamespace, turns: Turns) -> None:
     config, index = make_config(args), keep_index_of(args).index
     model = load_model(config, Path(args.model), torch.device("cpu"))
     encodings = encode(args, config, model, index) if args.encoded else NOTHING_KEPT
-    stream = Stream(config, index, model.inputs, model.latent_shape, lambda drawn: int(drawn * 1000), encodings)
+    stream = Stream(
+        config,
+        index,
+        model.read_caption,
+        model.read_crop,
+        model.latent_shape,
+        lambda drawn: int(drawn * 1000),
+        encodings,
+    )
     plan = BatchPlan(Shape(1, 1), args.batch, 1)
     for batch in micro_batches(stream, plan, 0, itertools.count(1), pin_memory=False):
         turns.before_step()

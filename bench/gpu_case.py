@@ -21,7 +21,7 @@ from bench.counters import count_all, count_launches
 from bench.machine import summarize
 from bench.stage import Stage, make_model, make_stage
 from bench.unets import draw_condition, make_unet
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.solve.device_memory import estimate_device_memory
 from configs.solve.hardware import Hardware
 from tests.tiny import make_images

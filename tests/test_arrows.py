@@ -20,7 +20,7 @@ MAY_IMPORT = {
 # The wings and modules of each package, the ground first: one may import what stands before it in its line, and
 # nothing that stands behind it. A new one is put where it belongs; docs/design.md says what each is for.
 ORDER = {
-    "configs": "errors scalars schema changes pipelines optimizers reading solve",
+    "configs": "errors scalars schema changes pipelines known_models model_folder optimizers reading solve",
     "store": "files run dataset checkpoint encodings",
     "slurm": "site query recovery job backend lab",
     "launcher": "format run_lock hub data local backend plan monitor submit manage doctor demo cli",

@@ -71,7 +71,15 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
         end = _end_before_training(context, encoded=encodings is not None)
     else:
         objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
-        stream = Stream(config, index, model.inputs, model.latent_shape, objective.timestep, encodings)
+        stream = Stream(
+            config,
+            index,
+            model.read_caption,
+            model.read_crop,
+            model.latent_shape,
+            objective.timestep,
+            encodings,
+        )
         compiled = compile_blocks(model.denoiser, config, world.device)
         engine = engine_class.for_attempt(model.denoiser, model.weights, config, attempt, world)
         ema = Ema(config.ema, engine) if config.ema else None

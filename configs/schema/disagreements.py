@@ -1,5 +1,6 @@
 """Keys of a config that are right alone and wrong together."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,11 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
+    if config.revision is not None and os.path.isabs(config.model):
+        yield Disagreement(
+            ("revision", "model"),
+            f"revision: {config.revision} is of a model on the hub, and {config.model} is a folder; leave it out",
+        )
     yield from _find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)
     if config.micro_batch == "auto" and config.batch is None:

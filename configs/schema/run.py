@@ -45,6 +45,21 @@ class RunConfig(Section):
         description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
         json_schema_extra=RUN,
     )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        examples=["fp16"],
+        description="branch, tag or commit of a model on the hub; null: the newest; a run keeps the one it began with",
+        json_schema_extra=RUN,
+    )
+    variant: str | None = Field(
+        None,
+        pattern=r"^\w+$",
+        examples=["fp16"],
+        description="weights with this word in their files' names, such as model.fp16.safetensors, which are half as "
+        "large and a little less exact; a part that has none is taken plain; null: plain",
+        json_schema_extra=RUN,
+    )
     data: DataConfig = Field(examples=[{"images": "./pokemon"}], description="what to train on")
 
     batch: int | None = Field(

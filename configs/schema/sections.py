@@ -98,6 +98,14 @@ class DataConfig(Section):
         description="share of samples trained with the empty caption, for classifier-free guidance",
         json_schema_extra=RUN,
     )
+    size_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of samples trained with zeros for the sizes and the crop that Stable Diffusion XL is told; "
+        "drawn apart from caption_dropout",
+        json_schema_extra=RUN,
+    )
     caption_tokens: Literal[75, 150, 225] = Field(
         75,
         description="tokens of a caption that are read, the rest is cut off; every 75 are a chunk that the text "

@@ -100,6 +100,8 @@ class _Walk:
         text = repeat_per_level(self._unet.get("cross_attention_dim", 1280), 1)[0]
         yield self._keep(self._unet.get("in_channels", 4) * side**2 + self._tokens * text)  # conv_in; the text's states
         yield self._keep(self._channels[0] + 3 * self._embedding)  # the timestep's embedding
+        if self._unet.get("addition_embed_type") == "text_time":  # that of sizes and pooled text, which is added to it
+            yield self._keep(self._unet["projection_class_embeddings_input_dim"] + 2 * self._embedding)
         sides = [side]
         for level, kind in enumerate(self._unet["down_block_types"]):
             yield from self._down(level, kind, sides[-1])

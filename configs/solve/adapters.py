@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import LoraConfig, RunConfig
 from configs.solve.activations import Activations
 from configs.solve.unet_layers import TEXT, Layer, list_unet_layers

@@ -8,7 +8,8 @@ bench.gpu.
 import math
 from dataclasses import dataclass
 
-from configs.pipelines import LatentShape, PipelineSize
+from configs.known_models import PipelineSize
+from configs.pipelines import LatentShape
 from configs.schema import MOST_WORKERS, RunConfig
 from configs.solve.activations import TEXT_TOKENS, Activations, count_activations
 from configs.solve.adapters import count_adapter_activations, count_parameters

@@ -1,8 +1,11 @@
 """How much the cache of encodings holds of a run's data (docs/design.md, contract 7), without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from configs.pipelines import LatentShape, PipelineSize
+from configs.known_models import PipelineSize
+from configs.pipelines import SIZE_NUMBERS, LatentShape
 from configs.schema import RunConfig
 from configs.solve.activations import TEXT_TOKENS
 from configs.solve.device_memory import count_vae_width
@@ -37,6 +40,15 @@ def estimate_encodings(
     moments = 2 * shape.channels * shape.height * shape.width * count_vae_width(config, hardware)
     found = [EncodingsSize("moments", views * samples, views * samples * (moments + _KEY))]
     if data.cached == "all":
-        states = TEXT_TOKENS * data.caption_chunks * unet["cross_attention_dim"] * count_width(config)
+        states = TEXT_TOKENS * data.caption_chunks * unet["cross_attention_dim"] + count_pooled(unet)
+        states *= count_width(config)
         found.append(EncodingsSize("states", captions + 1, (captions + 1) * (states + _KEY)))
     return found
+
+
+def count_pooled(unet: Mapping[str, Any]) -> int:
+    """Numbers of the pooled embedding that a UNet is told beside a caption's states, by its config."""
+    if unet.get("addition_embed_type") != "text_time":
+        return 0
+    told: int = unet["projection_class_embeddings_input_dim"]
+    return told - SIZE_NUMBERS * int(unet["addition_time_embed_dim"])

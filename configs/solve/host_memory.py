@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import RunConfig
 from configs.solve.adapters import count_parameters
 from configs.solve.batch import BatchPlan

@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from configs.pipelines import KNOWN_MODELS, PIPELINES, PipelineSize, find_cached_snapshot
+from configs.known_models import KNOWN_MODELS, PipelineSize
+from configs.model_folder import find_cached_snapshot
+from configs.pipelines import PIPELINES
 
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 _COUNTED = ("unet", "vae")  # parts whose layers are counted, and whose configs are read
 
 
-def read_model_size(model: str) -> PipelineSize:
-    """The sizes of `model`, a folder or a hub id: from its files (the folder's, or the Hugging Face cache's), else from
-    what is known of the id. What neither tells is missing."""
-    folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model)
+def read_model_size(model: str, revision: str | None = None) -> PipelineSize:
+    """The sizes of `model`, a folder, or a hub id and its revision: from its files (the folder's, or the Hugging Face
+    cache's), else from what is known of the id. What neither tells is missing."""
+    folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model, revision)
     known = KNOWN_MODELS.get(model)
     parameters = dict(known.parameters) if known is not None else {}
     configs = dict(known.configs) if known is not None else {}

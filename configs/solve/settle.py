@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from configs.errors import UserError
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import RunConfig, find_disagreements
 from configs.solve.batch import BatchPlan, list_micro_batches
 from configs.solve.device_memory import estimate_device_memory

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import LockstepError
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import RunConfig
 from configs.solve.encodings import EncodingsSize, estimate_encodings
 from configs.solve.hardware import Hardware

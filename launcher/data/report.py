@@ -111,7 +111,7 @@ def _list_sources(config: RunConfig, index: Index) -> list[SourceReport]:
 def _find_tokenizer(config: RunConfig) -> tuple[Path | None, str]:
     """The folder of the model's tokenizer, or why it cannot be had: all the rest can be told without it."""
     try:
-        return resolve_tokenizer(config.model), ""
+        return resolve_tokenizer(config), ""
     except UserError as error:
         return None, str(error)
 

@@ -9,70 +9,100 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import UserError
-from configs.pipelines import NO_INDEX, check_model_folder, check_pipeline_class, read_pipeline_class
-from configs.schema import SourceConfig
-from launcher.hub.files import choose_hub_files
+from configs.model_folder import (
+    NO_INDEX,
+    check_known_model,
+    check_model_folder,
+    check_part_configs,
+    check_pipeline_class,
+    read_pipeline_class,
+)
+from configs.pipelines import PIPELINES
+from configs.schema import RunConfig, SourceConfig
+from launcher.hub.files import choose_hub_files, choose_model_files
 
-# fp32 safetensors and what lies around them; not the single-file, fp16, ONNX or Flax copies of the same weights
-_NEEDED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
-_OTHER_COPIES = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "onnx/*", "*/flax_*"]
 _OTHER_MODEL = "name a diffusers folder"
 PATIENCE = 5  # seconds for one answer of the hub, whose client asks four times
 
 
-def check_model(model: str) -> None:
-    """Refuse a model that this version cannot train. Of a hub id only `model_index.json` is fetched, a few hundred
-    bytes, so that this may come before anything that takes long.
+def check_model(config: RunConfig) -> str | None:
+    """Refuse a model that this version cannot train. Of a hub id only a few kilobytes are fetched, `model_index.json`
+    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder.
 
     Raises UserError where the model is not a pipeline we train, or cannot be had.
     """
+    model = config.model
     if Path(model).is_absolute():
-        check_model_folder(Path(model))
-        return
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
+        check_model_folder(Path(model), config.variant)
+        return None
+    check_known_model(model)
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        try:
-            index = hf_hub_download(model, "model_index.json", local_files_only=not is_hub_up(model))
-        except RemoteEntryNotFoundError:
-            raise UserError(f"{model}: {NO_INDEX}") from None
-    check_pipeline_class(model, read_pipeline_class(Path(index)))
+        folder, class_name = _fetch_index(config)
+        check_pipeline_class(model, class_name)
+        configs = [f"{part}/{name}" for part, name in PIPELINES[class_name].configs.items()]
+        folder = _fetch_files(config, folder.name, configs)
+    check_part_configs(folder, PIPELINES[class_name])
+    return folder.name
 
 
-def resolve_model(model: str) -> Path:
-    """The folder of `model`: itself where it is a path, else the hub's snapshot, named by its commit.
+def resolve_model(config: RunConfig) -> Path:
+    """The folder of the model: itself where it is a path, else the hub's snapshot, named by its commit.
 
     Raises UserError where it cannot be had or is not a pipeline we train.
     """
-    folder = Path(model) if Path(model).is_absolute() else _fetch_snapshot(model)
-    check_model_folder(folder)
+    folder = Path(config.model) if Path(config.model).is_absolute() else _fetch_model(config)
+    check_model_folder(folder, config.variant)
     return folder
 
 
-def _fetch_snapshot(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _fetch_model(config: RunConfig) -> Path:
+    """The snapshot of a hub id, with all that its pipeline is made of and nothing that lies beside it."""
+    from huggingface_hub import HfApi
 
-    with _hub_errors(f"model {repo}", _OTHER_MODEL):
-        folder = snapshot_download(
-            repo,
-            allow_patterns=_NEEDED,
-            ignore_patterns=_OTHER_COPIES,
-            local_files_only=not is_hub_up(repo),
-        )
-    return Path(folder)
-
-
-def resolve_tokenizer(model: str) -> Path:
-    """A folder with the tokenizer of `model`, which is all that is fetched of it. Raises UserError where it cannot be
-    had."""
-    if Path(model).is_absolute():
-        check_model_folder(Path(model))
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
+    model = config.model
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        return Path(snapshot_download(model, allow_patterns="tokenizer/*", local_files_only=not is_hub_up(model)))
+        folder, class_name = _fetch_index(config)
+        check_pipeline_class(model, class_name)
+        if is_hub_up(model):
+            listed = HfApi().model_info(model, revision=folder.name).siblings or []
+            names = [file.rfilename for file in listed]
+        else:
+            names = _list_names(folder)
+        return _fetch_files(config, folder.name, choose_model_files(names, PIPELINES[class_name], config.variant))
+
+
+def _fetch_index(config: RunConfig) -> tuple[Path, str]:
+    """The snapshot that the config means, of which `model_index.json` is there, and the class that it names."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
+    try:
+        index = Path(hf_hub_download(model, "model_index.json", revision=revision, local_files_only=offline))
+    except RemoteEntryNotFoundError:
+        raise UserError(f"{config.model}: {NO_INDEX}") from None
+    return index.parent, read_pipeline_class(index)
+
+
+def _fetch_files(config: RunConfig, commit: str, names: list[str]) -> Path:
+    """The snapshot of a commit, of which these files are there, or those that the cache has where the hub is not up."""
+    from huggingface_hub import snapshot_download
+
+    offline = not is_hub_up(config.model)
+    return Path(snapshot_download(config.model, revision=commit, allow_patterns=names, local_files_only=offline))
+
+
+def resolve_tokenizer(config: RunConfig) -> Path:
+    """A folder with the tokenizer of the model, which is all that is fetched of it. Raises UserError where it cannot be
+    had."""
+    if Path(config.model).is_absolute():
+        check_model_folder(Path(config.model), config.variant)
+        return Path(config.model)
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"model {config.model}", _OTHER_MODEL):
+        model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
+        return Path(snapshot_download(model, revision=revision, allow_patterns="tokenizer/*", local_files_only=offline))
 
 
 def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:
@@ -142,6 +172,7 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -151,6 +182,8 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
         cure = "accept its terms on the hub and run `hf auth login`"
     except (RepositoryNotFoundError, HFValidationError):
         cure = "check the name, or run `hf auth login` if it is private"
+    except RevisionNotFoundError:
+        cure = "it has no such branch, tag or commit; check revision"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         cure = f"the hub does not answer and it is not in the cache ({type(error).__name__}); {elsewhere}"
     raise UserError(f"{what}: cannot be fetched: {cure}")

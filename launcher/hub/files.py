@@ -1,12 +1,14 @@
-"""Which files of a data set on the hub are its samples."""
+"""Which files on the hub are wanted: of a data set its samples, of a model the parts of its pipeline."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from configs.errors import UserError
+from configs.model_folder import list_weight_names
+from configs.pipelines import PipelineClass
 from store.dataset.sources.tar_shards import SUFFIXES
 from store.dataset.sources.walk import IMAGE_SUFFIXES
 
@@ -74,3 +76,36 @@ def _check_subsets(repo: str, files: HubFiles) -> None:
             f"data set {repo}: has parquet files in several folders ({', '.join(folders[:5])}), which may be several "
             f"subsets; fetch it with hf download --repo-type dataset {repo}, and name one with parquet: PATH"
         )
+
+
+_SETTINGS = (".json", ".txt", ".model")  # suffixes of what lies in a part beside its weights
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # diffusers' parts, and transformers'
+
+
+def choose_model_files(names: Sequence[str], pipeline: PipelineClass, variant: str | None) -> list[str]:
+    """Those of a model's files, `names`, that its pipeline is made of: of each part its settings, and its weights once,
+    of `variant` where it has them. Left out are pickled, ONNX and Flax copies of the weights, the other variants, and
+    what lies beside the parts, such as single files of the whole model."""
+    chosen = [name for name in names if name == "model_index.json"]
+    for part in (pipeline.trained, *pipeline.frozen):
+        files = {PurePosixPath(name).name for name in names if str(PurePosixPath(name).parent) == part}
+        settings = {file for file in files if file.endswith(_SETTINGS) and ".index." not in file}
+        chosen += [f"{part}/{file}" for file in sorted(settings | set(_choose_weights(files, variant)))]
+    return chosen
+
+
+def _choose_weights(files: Collection[str], variant: str | None) -> list[str]:
+    """The one file of a part, or all of them and their index."""
+    for own in dict.fromkeys((variant, None)):
+        for name in _WEIGHTS:
+            single, index = list_weight_names(name, own)
+            if single in files:
+                return [single]
+            if index in files:
+                stem = re.escape(name.removesuffix(".safetensors"))
+                number = r"-\d+-of-\d+"
+                shard = rf"{stem}{number}\.safetensors"
+                if own is not None:  # newer releases of the libraries name the variant first, older ones last
+                    shard = rf"{stem}(\.{own}{number}|{number}\.{own})\.safetensors"
+                return [index, *(file for file in files if re.fullmatch(shard, file))]
+    return []

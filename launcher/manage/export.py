@@ -88,7 +88,7 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
     run, source = RunDir.for_config(config), RunDir.open(parent)
     if run.path == source.path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
-    forked = config.model_copy(update={"model": str(run.base_path)})
+    forked = config.model_copy(update={"model": str(run.base_path), "revision": None, "variant": None})
     origin_file = run.base_path / "origin.json"
     origin = ForkOrigin.read_if_written(origin_file)
     if origin is not None:
@@ -96,8 +96,9 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
             raise UserError(f"{run.path}: was forked from {origin.run}; give this one another name")
         return forked
     newest = find_checkpoint(source, None)
-    model = Submission.read(source.submission_path).model_folder
-    prepare_run(config.model_copy(update={"model": model}), RunInputs(hardware))
+    begun = {"model": Submission.read(source.submission_path).model_folder, "revision": None}
+    begun["variant"] = load_config(source.config_path).variant
+    prepare_run(config.model_copy(update=begun), RunInputs(hardware))
     with hold_run(run):
         merged = load_config(source.config_path).lora is not None
         request = ExportRequest(newest.step, "raw", "fp32", out=str(run.base_path), merged=merged)

@@ -3,6 +3,8 @@
 import textwrap
 from itertools import zip_longest
 
+from configs.model_folder import find_pipeline_class
+from configs.pipelines import PIPELINES
 from configs.solve.captions import describe_captions
 from launcher.format import format_amount, format_count, format_rate
 from launcher.plan.plan import RunPlan
@@ -39,8 +41,8 @@ def _batch_words(plan: RunPlan) -> list[tuple[str, str]]:
     return [
         (
             "sample",
-            f"One image with its caption, which is read so: {describe_captions(plan.config.data)}. The dataset has "
-            f"{format_amount(plan.data.samples)}.",
+            f"One image with its caption, which is read so: {describe_captions(plan.config.data)}.{_sizes(plan)} The "
+            f"dataset has {format_amount(plan.data.samples)}.",
         ),
         (
             "micro-batch",
@@ -64,6 +66,16 @@ def _batch_words(plan: RunPlan) -> list[tuple[str, str]]:
             "change; the batch does not, and so the run stays the same run.",
         ),
     ]
+
+
+def _sizes(plan: RunPlan) -> str:
+    """What the UNet is told beside the caption, where it is."""
+    class_name = find_pipeline_class(plan.config)
+    if class_name is None or not PIPELINES[class_name].tells_sizes:
+        return ""
+    share = plan.config.data.size_dropout
+    dropped = f"; zeros in their place for {share:.4g} of the samples" if share else ""
+    return f" {plan.family} is also told the image's own size, the crop, and the size that it is cut to{dropped}."
 
 
 def _time_words(plan: RunPlan) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from configs.pipelines import PipelineSize
+from configs.known_models import PipelineSize
 from configs.schema import LoraConfig, RunConfig, find_disagreements
 from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states

@@ -9,14 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from configs.pipelines import (
-    KNOWN_MODELS,
+from configs.model_folder import (
+    check_known_model,
     check_model_folder,
-    check_objective,
+    check_part_configs,
     check_pipeline_class,
     find_cached_snapshot,
-    read_pipeline_class,
+    find_pipeline_class,
+    list_missing_configs,
 )
+from configs.pipelines import PIPELINES, check_objective, check_told, name_family
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
 from configs.solve.deepspeed import render_deepspeed
@@ -43,6 +45,7 @@ class RunPlan:
     """A run's arithmetic on one shape: the screen, the tables and the JSON of `lockstep plan` all print this value."""
 
     config: RunConfig
+    family: str | None  # of the model; None where nobody knows
     batch_plan: BatchPlan
     length: Length
     data: DataPlan
@@ -102,7 +105,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     hardware = backend.find_hardware(config)
     if request.gpu_memory is not None:
         hardware = replace(hardware, gpus=True, gpu_memory=request.gpu_memory)
-    size = read_model_size(config.model)
+    size = read_model_size(config.model, config.revision)
     config, precision_reason = settle_run_precision(run_dir, config, hardware)
     check_precision(config.precision, hardware.compute_capability)
     settled = settle_memory(config, batch_plan, hardware, size)
@@ -112,8 +115,10 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     length = solve_length(config, batch_plan.batch, data.epoch)
     steps = _steps_to_show(config, length.steps)
     checkpoints = list_checkpoints(run_dir)  # by their folders' names; whether they verify is for the run to find out
+    class_name = find_pipeline_class(config)
     plan = RunPlan(
         config=config,
+        family=None if class_name is None else name_family(class_name, size.configs.get("unet", {})),
         batch_plan=batch_plan,
         length=length,
         data=data,
@@ -145,14 +150,18 @@ def _check_model(config: RunConfig) -> None:
     by its id. The hub itself is not asked, so nothing is refused of which nothing is known."""
     model = config.model
     if os.path.isabs(model):
-        check_model_folder(Path(model))
+        check_told(config, check_model_folder(Path(model), config.variant))
         check_objective(config, Path(model))
         return
-    snapshot = find_cached_snapshot(model)
-    if snapshot is not None and (snapshot / "model_index.json").is_file():
-        check_pipeline_class(model, read_pipeline_class(snapshot / "model_index.json"))
-    elif model in KNOWN_MODELS:
-        check_pipeline_class(model, KNOWN_MODELS[model].class_name)
+    check_known_model(model)
+    class_name = find_pipeline_class(config)
+    if class_name is None:
+        return
+    check_pipeline_class(model, class_name)
+    check_told(config, class_name)
+    snapshot = find_cached_snapshot(model, config.revision)
+    if snapshot is not None and not list_missing_configs(snapshot, PIPELINES[class_name]):
+        check_part_configs(snapshot, PIPELINES[class_name])
 
 
 def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:

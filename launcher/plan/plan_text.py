@@ -20,6 +20,8 @@ def render_plan(plan: RunPlan) -> str:
     config, run_dir = plan.config, plan.run_dir
     shapes = [_marked_shape(batch_plan, plan.batch_plan) for batch_plan in plan.shapes]
     lines = [f"{config.name} → {run_dir.path} ({_progress(plan)})"]
+    if plan.family is not None:
+        lines += _row("model", _model(plan))
     lines += _row("batch", format_equation(plan.batch_plan))
     lines += _row("length", _length(plan))
     if plan.data.buckets:
@@ -77,6 +79,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
     return {
         "name": config.name,
         "run_dir": str(plan.run_dir.path),
+        "model": {"family": plan.family, "revision": config.revision, "variant": config.variant},
         "continues_at": plan.newest_step,
         **_batch_plan_to_json(batch_plan),
         "world_size": batch_plan.shape.world_size,
@@ -132,6 +135,14 @@ def _row(label: str, text: str, indent: int = _LABEL) -> list[str]:
     """`label    text`, wrapped under the text; paths stay whole."""
     first, *rest = textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
     return [f"{label:<{indent}}{first}", *(" " * indent + line for line in rest)]
+
+
+def _model(plan: RunPlan) -> str:
+    """`Stable Diffusion XL, stabilityai/stable-diffusion-xl-base-1.0, variant fp16`."""
+    config = plan.config
+    parts = [plan.family, config.model]
+    parts += [f"{key} {value}" for key, value in (("revision", config.revision), ("variant", config.variant)) if value]
+    return ", ".join(part for part in parts if part)
 
 
 def _progress(plan: RunPlan) -> str:

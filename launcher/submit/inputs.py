@@ -10,6 +10,12 @@ from store.dataset.bad_samples import check_bad_samples
 from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version
 
+_ModelKey = tuple[str, str | None, str | None]
+
+
+def _key_model(config: RunConfig) -> _ModelKey:
+    return config.model, config.revision, config.variant
+
 
 class RunInputs:
     """One for each command. `hardware`: that the runs' ranks compute on."""
@@ -17,8 +23,8 @@ class RunInputs:
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self._datasets: dict[str, KeptIndex] = {}
-        self._checked_models: set[str] = set()
-        self._models: dict[str, str] = {}
+        self._model_commits: dict[_ModelKey, str | None] = {}
+        self._models: dict[_ModelKey, str] = {}
         self._commits: dict[str, str] = {}
 
     def index_dataset(self, config: RunConfig) -> KeptIndex:
@@ -38,16 +44,18 @@ class RunInputs:
             self._commits[source.hub] = find_commit(source)
         return self._commits[source.hub]
 
-    def check_model(self, model: str) -> None:
-        """Raises UserError where `model` is none that this version trains."""
-        if model not in self._checked_models:
-            check_model(model)
-            self._checked_models.add(model)
+    def check_model(self, config: RunConfig) -> str | None:
+        """The model's commit, None of a folder. Raises UserError where it is none that this version trains."""
+        key = _key_model(config)
+        if key not in self._model_commits:
+            self._model_commits[key] = check_model(config)
+        return self._model_commits[key]
 
-    def resolve_model(self, model: str) -> str:
-        if model not in self._models:
-            self._models[model] = str(resolve_model(model))
-        return self._models[model]
+    def resolve_model(self, config: RunConfig) -> str:
+        key = _key_model(config)
+        if key not in self._models:
+            self._models[key] = str(resolve_model(config))
+        return self._models[key]
 
     @cached_property
     def code_digest(self) -> str:

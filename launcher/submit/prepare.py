@@ -8,7 +8,8 @@ from pathlib import Path
 
 from configs.changes import select_values
 from configs.errors import UserError
-from configs.pipelines import check_objective
+from configs.model_folder import find_commit_name, read_pipeline_class
+from configs.pipelines import check_objective, check_told
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
@@ -65,8 +66,10 @@ def prepare_run(
     the cache of encodings. Raises UserError where the model, the batch or the samples
     are wrong, or the run's folder holds another run.
     """
-    inputs.check_model(config.model)  # first: images take minutes to look at, and a whole model hours to fetch
     run = RunDir.for_config(config)
+    config = _keep_revision(config, run)
+    commit = inputs.check_model(config)  # first: images take minutes to look at, and a whole model hours to fetch
+    config = config.model_copy(update={"revision": commit})
     batch_plan = batch_plan or plan_batch(run, config)
     config = config.model_copy(update={"batch": batch_plan.batch})  # another shape must not change it
     config = settle_run_precision(run, config, inputs.hardware)[0]
@@ -75,8 +78,9 @@ def prepare_run(
     dataset = inputs.index_dataset(config)
     index = dataset.index
     total_steps = solve_length(config, batch_plan.batch, count_epoch(config.data, index.source_sizes)).steps
-    model = inputs.resolve_model(config.model)
+    model = inputs.resolve_model(config)
     check_objective(config, Path(model))
+    check_told(config, read_pipeline_class(Path(model, "model_index.json")))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
     digest = identify_dataset(config.data, index)
     meanings = _meanings(config, model, digest, batch_plan, total_steps)
@@ -87,6 +91,19 @@ def prepare_run(
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     check_same_run(ready)
     return ready
+
+
+def _keep_revision(config: RunConfig, run: RunDir) -> RunConfig:
+    """`config` with the commit of its model on the hub that the run began with, where it names no revision."""
+    if config.revision is not None or os.path.isabs(config.model) or not run.config_path.is_file():
+        return config
+    begun, attempts = load_config(run.config_path), run.attempts()
+    if begun.model != config.model:
+        return config
+    revision = begun.revision
+    if revision is None and attempts:  # earlier versions kept it only as the folder's name
+        revision = find_commit_name(Path(AttemptPlan.read(attempts[-1].plan_path).model_folder))
+    return config.model_copy(update={"revision": revision})
 
 
 def _keep_commits(config: RunConfig, run: RunDir, inputs: RunInputs) -> RunConfig:
@@ -110,6 +127,7 @@ def _meanings(
     """What the keys stand for that can be spelled in several ways."""
     return {
         "model": os.path.realpath(model_folder),
+        "revision": config.revision or find_commit_name(Path(model_folder)),
         "data.images": dataset_digest,  # the samples of all sources, in their order
         "data.sources": [str(source.exact_repeats) for source in config.data.listed_sources],
         "data.buckets.grain": choose_grain(config.data, batch_plan.batch),

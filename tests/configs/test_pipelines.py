@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, LatentShape, check_model_folder, check_objective
+from configs.model_folder import check_model_folder
+from configs.pipelines import PIPELINES, LatentShape, check_objective
 from configs.schema import RunConfig
 from tests.launcher.folders import make_model_folder
 

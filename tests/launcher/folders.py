@@ -35,11 +35,17 @@ def make_run(runs: Path, name: str, *, job: str | None = None, after: int = 0) -
 
 
 def make_model_folder(model: Path, kind: str = "StableDiffusionPipeline") -> None:
-    """A pipeline folder as the launcher looks at it; its weights are empty files."""
-    pipeline = PIPELINES["StableDiffusionPipeline"]
+    """A pipeline folder as the launcher looks at it; its weights are empty files. Of a class that is not trained it has
+    the parts of another one."""
+    pipeline = PIPELINES.get(kind, PIPELINES["StableDiffusionPipeline"])
     for part, name in (*pipeline.configs.items(), *pipeline.weights.items()):
         (model / part).mkdir(parents=True, exist_ok=True)
         (model / part / name).write_text("{}" if name.endswith(".json") else "")
+    if pipeline.tells_sizes:
+        told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+        (model / "unet" / "config.json").write_text(
+            json.dumps(told | {"projection_class_embeddings_input_dim": 6 * 8 + 512})
+        )
     (model / "model_index.json").write_text(json.dumps({"_class_name": kind}))
 
 

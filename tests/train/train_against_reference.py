@@ -101,7 +101,8 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     stream = Stream(
         config,
         build_index([ImageFolder(Path(images))], None).index,
-        model.inputs,
+        model.read_caption,
+        model.read_crop,
         model.latent_shape,
         objective.timestep,
     )

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import LockstepError, UserError
-from configs.pipelines import PIPELINES, PipelineClass, check_objective, read_pipeline_class
+from configs.model_folder import find_variant, list_weight_names, read_pipeline_class
+from configs.pipelines import PIPELINES, PipelineClass, check_objective
 from configs.reading.load import load_config
 from configs.schema import RunConfig
 from store.checkpoint import checkpoints
@@ -53,7 +54,7 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     model = Path(plan.model_folder)
     with open_export(out, {"run": config.name, "step": checkpoint.step, "weights": weights}) as folder:
         pipeline = PIPELINES[read_pipeline_class(model / "model_index.json")]
-        _copy_frozen(model, folder, pipeline)
+        _copy_frozen(model, folder, pipeline, config.variant)
         prediction = check_objective(config, model)
         write_sampler(folder, prediction)
         load_denoiser(config, model, checkpoint, weights).save_pretrained(folder / pipeline.trained)
@@ -61,13 +62,15 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _copy_frozen(model: Path, out: Path, pipeline: PipelineClass) -> None:
-    """Copy what training leaves as it is. The index comes with the model, and its keys are folders' names: those that
-    are no part of a pipeline we train are left out, of the folders and of the index."""
+def _copy_frozen(model: Path, out: Path, pipeline: PipelineClass, variant: str | None) -> None:
+    """Copy what training leaves as it is; weights of `variant` under plain names, by which the export loads. The index
+    comes with the model, and its keys are folders' names: those that are no part of a pipeline we train are left out,
+    of the folders and of the index."""
     index = json.loads((model / "model_index.json").read_text())
     for part in pipeline.frozen:
         if part in index and (model / part).is_dir():
             shutil.copytree(model / part, out / part, copy_function=shutil.copyfile)  # sources may be read-only
+            _name_plainly(out / part, variant)
     parts = (*pipeline.frozen, pipeline.trained)
     ours = {name: value for name, value in index.items() if not isinstance(value, list) or name in parts}
     ours |= {part: [None, None] for part in pipeline.frozen if part in index and not (out / part).is_dir()}
@@ -75,6 +78,20 @@ def _copy_frozen(model: Path, out: Path, pipeline: PipelineClass) -> None:
         shutil.copy(model / "model_index.json", out)
     else:
         (out / "model_index.json").write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def _name_plainly(part: Path, variant: str | None) -> None:
+    """Put the weights of `variant`, where `part` has them, in the place of the plain ones."""
+    for name in {pipeline.weights[part] for pipeline in PIPELINES.values() for part in pipeline.weights}:
+        own = find_variant(part, name, variant)
+        if own is None:
+            continue
+        plain = [part / file for file in list_weight_names(name, None)]
+        for path in plain:
+            path.unlink(missing_ok=True)
+        for file, path in zip(list_weight_names(name, own), plain, strict=True):
+            if (part / file).is_file():
+                (part / file).rename(path)
 
 
 def main() -> None:

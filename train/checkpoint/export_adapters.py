@@ -14,7 +14,8 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from configs.errors import UserError
-from configs.pipelines import check_objective, read_pipeline_class
+from configs.model_folder import read_pipeline_class
+from configs.pipelines import check_objective
 from configs.schema import RunConfig
 from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan

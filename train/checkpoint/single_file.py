@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from configs.pipelines import PIPELINES, read_pipeline_class
+from configs.model_folder import read_pipeline_class
+from configs.pipelines import PIPELINES
 from train.checkpoint.cast import cast_weight
 from train.checkpoint.export_place import MARK, MARK_KEY, open_export_file
 from train.models.original_names import (

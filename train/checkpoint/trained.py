@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from configs.pipelines import PIPELINES, read_pipeline_class
+from configs.model_folder import read_pipeline_class
+from configs.pipelines import PIPELINES
 from configs.schema import RunConfig
 from store.checkpoint.checkpoints import Checkpoint
 from train.checkpoint.cast import cast_weight
@@ -42,7 +43,7 @@ def load_denoiser(config: RunConfig, folder: Path, checkpoint: Checkpoint, weigh
     else:
         from train.models.lora import AdaptedWeights, add_adapters  # peft takes seconds to import
 
-        base = PartWeights(folder / PIPELINES[class_name].trained, denoiser)
+        base = PartWeights(folder / PIPELINES[class_name].trained, denoiser, config.variant)
         add_adapters(denoiser, config.lora)
         load_parameters(denoiser, AdaptedWeights(denoiser, base, trained), torch.float32, cpu)
         denoiser.fuse_lora()

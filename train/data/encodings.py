@@ -1,4 +1,4 @@
-"""What the stream takes from the cache of encodings in the place of pixels and of a model's inputs."""
+"""What the stream takes from the cache of encodings in the place of pixels and captions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def make_moments_key(content: bytes, view: View) -> bytes:
 
 
 def make_states_key(inputs: Mapping[str, torch.Tensor]) -> bytes:
-    """`inputs`: those that a model makes of one caption and crop."""
+    """`inputs`: what a model reads of one caption."""
     content = b"".join(value.contiguous().numpy().tobytes() for _, value in sorted(inputs.items()))
     return make_key(content, *((name, str(value.dtype), *value.shape) for name, value in sorted(inputs.items())))
 
@@ -73,7 +73,7 @@ class Encodings:
         return self.moments.find(make_moments_key(content, view))
 
     def find_states(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """Those of a caption, given the model's inputs of it."""
+        """Those of a caption, given what the model reads of it."""
         return None if self.states is None else self.states.find(make_states_key(inputs))
 
 

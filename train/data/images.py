@@ -24,11 +24,19 @@ Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]
 
 @dataclass(frozen=True)
 class Crop:
-    """What a sample shows of its image: some models are told, and draw accordingly (SDXL: Podell et al. 2023,
-    section 2.2)."""
+    """What a sample shows of its image, in pixels: some models are told, and draw accordingly (Podell et al. 2023,
+    section 2.2).
 
-    original: tuple[int, int]  # height and width of the upright image before it was resized, in pixels
+    Of a mirrored sample `left` is what is cut off on the left of the mirrored image: as if it were mirrored first, and
+    cropped then, which diffusers' train_text_to_image_sdxl.py does (its pull request 6547).
+    """
+
+    original: tuple[int, int]  # height and width of the upright image before it was resized
     corner: tuple[int, int]  # top and left of what is shown, in pixels of the resized image
+    target: tuple[int, int]  # height and width of what is shown
+
+
+NOTHING_TOLD = Crop((0, 0), (0, 0), (0, 0))
 
 
 def load_crop(
@@ -45,16 +53,17 @@ def load_crop(
     pixels = np.asarray(_cut(image, size, crop_at))
     if flip:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), describe_crop(width, height, size, crop_at)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), describe_crop(width, height, size, crop_at, flip)
 
 
-def describe_crop(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> Crop:
+def describe_crop(width: int, height: int, size: CropSize, crop_at: tuple[float, float], flip: bool) -> Crop:
     """What `load_crop` says that it shows, of an upright image of so many pixels: told of its size alone, so that it is
     the same where the pixels come from the cache."""
     if not width or not height:  # earlier versions' lists hold no sizes
-        return Crop((height, width), (0, 0))
+        return NOTHING_TOLD
     x, y = _span_both(width, height, size, crop_at)
-    return Crop((height, width), (y.start, x.start))
+    left = x.resized - size.width - x.start if flip else x.start
+    return Crop((height, width), (y.start, left), (size.height, size.width))
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
@@ -100,6 +109,7 @@ class _Span(NamedTuple):
     last: int  # the one after the last of them
     begin: float  # of it among them
     end: float
+    resized: int  # length of all of the image, resized
 
 
 def _span_both(width: int, height: int, size: CropSize, crop_at: tuple[float, float]) -> tuple[_Span, _Span]:
@@ -115,4 +125,4 @@ def _span(length: int, scale: float, side: int, crop_at: float) -> _Span:
     begin, end = start * length / resized, (start + side) * length / resized
     reach = math.ceil(REACH * max(1.0, length / resized))
     first, last = max(0, math.floor(begin) - reach), min(length, math.ceil(end) + reach)
-    return _Span(start, first, last, begin - first, end - first)
+    return _Span(start, first, last, begin - first, end - first, resized)

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     GRAIN_ORDER = 10
     BUCKET_ORDER = 11
     CROP_CHOICE = 12
+    SIZE_DROPOUT = 13
     ADAPTER = 20
 
 

@@ -24,7 +24,7 @@ from store.dataset.sample import BadSample
 from train.data.captions import choose_caption
 from train.data.crops import draw_crop
 from train.data.encodings import NOTHING_KEPT, Encodings, View, collate_samples
-from train.data.images import Crop, describe_crop, load_crop
+from train.data.images import NOTHING_TOLD, Crop, describe_crop, load_crop
 from train.data.order import SamplePlace, make_order
 from train.data.randomness import Purpose, draw_normals, draw_uniform
 from train.data.workers import count_workers
@@ -43,22 +43,24 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
     ==================  ===================================================================
     pixels              (m, 3, H, W), uint8, all of one size; `scale_pixels` makes [-1, 1] of them
     or moments          (m, 2·C, h, w), what the VAE makes of them, where `encodings` has it
-    the model's inputs  what `inputs` makes of caption and crop, such as tokens (m, chunks, 77)
-    or states           what the text encoders make of them, where `encodings` has it
+    the caption         what `read_caption` makes of it, such as tokens (m, chunks, 77)
+    or states           what the text encoders make of that, where `encodings` has it
+    the crop            what `read_crop` makes of it, such as time_ids (m, 6); or nothing
     posterior, noise    (m, C, h, w), fp32, standard normal, for latents of C × h × w
     timestep            (m,), 0 … T − 1: what `timestep` makes of a uniform number in [0, 1)
     position            (m,)
     ==================  ===================================================================
 
     `latent_shape` says what latents an image of some height and width has. Worker processes get a copy of the stream,
-    so `inputs` and `timestep` should hold no weights.
+    so `read_caption`, `read_crop` and `timestep` should hold no weights.
     """
 
     def __init__(
         self,
         config: RunConfig,
         index: Index,
-        inputs: Callable[[str, Crop], dict[str, torch.Tensor]],
+        read_caption: Callable[[str], dict[str, torch.Tensor]],
+        read_crop: Callable[[Crop], dict[str, torch.Tensor]],
         latent_shape: Callable[[int, int], LatentShape],
         timestep: Callable[[float], int],
         encodings: Encodings = NOTHING_KEPT,
@@ -67,7 +69,7 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         self.seed = config.seed
         self.index = index
         self.order = make_order(config, index)
-        self.inputs = inputs
+        self.read_caption, self.read_crop = read_caption, read_crop
         sizes = {bucket.size for bucket in self.order.buckets}
         self.latent_shapes = {size: dataclasses.astuple(latent_shape(*size)) for size in sizes}
         self.timestep = timestep
@@ -99,11 +101,13 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         return self.order.find_places([position])[0]
 
     def _draw(self, position: int, place: SamplePlace) -> dict[str, torch.Tensor]:
-        """What depends on the sample at `place`: pixels or moments, the model's inputs or states."""
+        """What depends on the sample at `place`: pixels or moments, and what the model is told of caption and crop."""
         image, crop, captions = self._load(position, place)
-        inputs = self.inputs(choose_caption(captions, self.data, self.seed, position), crop)
-        states = self.encodings.find_states(inputs)
-        return {**image, **(inputs if states is None else {"states": states})}
+        caption = self.read_caption(choose_caption(captions, self.data, self.seed, position))
+        states = self.encodings.find_states(caption)
+        if draw_uniform(self.seed, Purpose.SIZE_DROPOUT, position) < self.data.size_dropout:
+            crop = NOTHING_TOLD
+        return {**image, **(caption if states is None else {"states": states}), **self.read_crop(crop)}
 
     def _load(self, position: int, place: SamplePlace) -> tuple[dict[str, torch.Tensor], Crop, tuple[str, ...]]:
         """Pixels or moments, crop and captions of the sample at `place`, or, with `on_bad_sample: skip`, of the next
@@ -115,7 +119,7 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
             view = self._choose_view(position, size, sample.name)
             moments = self.encodings.find_moments(row, view)
             if moments is not None:
-                crop = describe_crop(sample.width, sample.height, size, view.crop_at)
+                crop = describe_crop(sample.width, sample.height, size, view.crop_at, view.flip)
                 return {"moments": moments}, crop, sample.captions
             path = self.index.path_of(sample)
             try:

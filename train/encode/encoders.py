@@ -24,7 +24,7 @@ from store.encodings.known import KnownEncodings
 from store.encodings.maps import SampleContent
 from train.data.crops import list_crops
 from train.data.encodings import View, make_moments_key, make_states_key
-from train.data.images import describe_crop, load_crop
+from train.data.images import load_crop
 from train.models.base import Batch, DiffusionModel
 
 DECODER = 1  # to be raised where this version makes other pixels of the same file than the last one
@@ -131,17 +131,15 @@ class CaptionEncoder:
     order: NDArray[np.intp] | None = None
 
     def __init__(self, config: RunConfig, model: DiffusionModel, index: Index, facts: Mapping[str, str]):
-        self.data, self.seed, self.model, self.index = config.data, config.seed, model, index
+        self.model, self.index = model, index
         self.family = Family(self.kind, facts, {"model": config.model})
         self.map_name = name_map(index.digest, [])
 
     def read(self, number: int, known: KnownEncodings) -> SampleInputs:
         sample = self.index[number]
-        view = next(list_views(self.data, self.seed, sample))
-        crop = describe_crop(sample.width, sample.height, CropSize(view.height, view.width), view.crop_at)
         inputs: dict[bytes, Batch | None] = {}
         for caption in (*sample.captions, *([""] if number == 0 else [])):
-            tensors = self.model.inputs(caption, crop)
+            tensors = self.model.read_caption(caption)
             key = make_states_key(tensors)
             inputs[key] = None if known.find(key) is not None else tensors
         return SampleInputs(_NO_CONTENT, inputs)

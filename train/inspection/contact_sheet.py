@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from store.dataset.index import Index
-from train.data.images import Crop
 from train.data.stream import Stream
 
 CELL = 160  # pixels, the longest side of one picture on the sheet
@@ -35,7 +34,12 @@ class SampleViewer:
     def __init__(self, config: RunConfig, index: Index):
         self._caption = ""
         self._stream = Stream(
-            config, index, self._note_caption, lambda height, width: LatentShape(1, 1, 1), lambda u: 0
+            config,
+            index,
+            self._note_caption,
+            lambda crop: {},
+            lambda height, width: LatentShape(1, 1, 1),
+            lambda u: 0,
         )
 
     def view_sample(self, position: int) -> SeenSample:
@@ -43,8 +47,8 @@ class SampleViewer:
         pixels = self._stream.sample(position)["pixels"].numpy()
         return SeenSample(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), self._caption)
 
-    def _note_caption(self, caption: str, crop: Crop) -> dict[str, torch.Tensor]:
-        """The stream asks for a model's inputs, which are made of a caption as it is drawn."""
+    def _note_caption(self, caption: str) -> dict[str, torch.Tensor]:
+        """The stream asks for what a model reads of a caption as it is drawn."""
         self._caption = caption
         return {}
 

@@ -40,9 +40,15 @@ class DiffusionModel(Protocol):
         ...
 
     @property
-    def inputs(self) -> Callable[[str, Crop], dict[str, torch.Tensor]]:
-        """A sample's caption and crop → what `condition` needs of them, such as tokens. It goes to worker processes, so
-        it holds no weights."""
+    def read_caption(self) -> Callable[[str], dict[str, torch.Tensor]]:
+        """A caption → what the text encoders read, such as tokens: all that `states` are made of. It goes to worker
+        processes, so it holds no weights."""
+        ...
+
+    @property
+    def read_crop(self) -> Callable[[Crop], dict[str, torch.Tensor]]:
+        """What a sample shows of its image → what `condition` needs of it, which is never cached; nothing for a
+        denoiser that is told nothing of it. It goes to worker processes, too."""
         ...
 
     def latent_shape(self, height: int, width: int) -> LatentShape:
@@ -59,12 +65,13 @@ class DiffusionModel(Protocol):
         ...
 
     def states(self, batch: Batch) -> torch.Tensor:
-        """Of the model's inputs what is cached in their place, (m, …): what the text encoders make of them."""
+        """Of captions as `read_caption` reads them what is cached in their place, one tensor, (m, …): all that the text
+        encoders make of them."""
         ...
 
     def condition(self, batch: Batch) -> dict[str, Any]:
-        """What the denoiser is told beside x_t and t, by `states` or by the model's inputs, as keyword arguments of its
-        forward pass; tensors in `dtype`."""
+        """What the denoiser is told beside x_t and t, by `states` or by captions as they are read, and by the crops, as
+        keyword arguments of its forward pass; tensors of real numbers in `dtype`."""
         ...
 
     def describe_encoder(self, kind: str) -> dict[str, str]:
@@ -81,8 +88,8 @@ class DiffusionModel(Protocol):
         ...
 
     def embed_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
-        """What `pipeline` is told in the place of `prompt` and of an empty negative prompt: the states that training
-        would have of them, which has more tokens than a pipeline reads by itself. As keyword arguments."""
+        """What `pipeline` is told in the place of `prompt` and of an empty negative prompt: what training would have of
+        them, which has more tokens than a pipeline reads by itself. As keyword arguments."""
         ...
 
     def pipeline(self) -> DiffusionPipeline:

@@ -1,21 +1,38 @@
 """The frozen parts of a pipeline, loaded when somebody needs them: what is cached needs none."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from configs.model_folder import find_variant
+from configs.pipelines import find_weights_name
+from configs.schema import RunConfig
 from store.encodings.family import digest_files
+from train.engines.base import DTYPES
 from train.models.parts import freeze_part, load_part
 
 
 class FrozenPart:
-    """A part in its folder. `options`: those of `load_part`, of which one is its dtype."""
+    """A part in its folder, its weights of `variant` where it has such. `options`: those of `load_part`, of which one
+    is its dtype."""
 
-    def __init__(self, part_class: Any, folder: Path, device: torch.device, **options: Any):
-        self.part_class, self.folder, self.device, self.options = part_class, folder, device, options
+    def __init__(self, part_class: Any, folder: Path, device: torch.device, variant: str | None, **options: Any):
+        self.part_class, self.folder, self.device = part_class, folder, device
+        self.variant = find_variant(folder, find_weights_name(folder.name), variant)
+        self.options = {"variant": self.variant} | options
         self._part: Any = None
         self._spared = False
+
+    @classmethod
+    def for_text(cls, config: RunConfig, part_class: Any, folder: Path, device: torch.device) -> Self:
+        """A text encoder, in the dtype of the passes; loaded now where the run does not cache what it makes. Raises
+        UserError where it is not whole."""
+        options = {"dtype": DTYPES[config.precision], "ignore_mismatched_sizes": True}  # else transformers names none
+        part = cls(part_class, folder, device, config.variant, **options)
+        if config.data.cached != "all":
+            part.load("to train")
+        return part
 
     def load(self, reason: str) -> Any:
         """The module, on the device; `reason` is told where it had been spared. Raises UserError where it is not
@@ -35,7 +52,8 @@ class FrozenPart:
         dtype = self.options.get("torch_dtype") or self.options["dtype"]  # the two libraries' names for it
         weights = digest_files(self.folder, "config.json", "*.safetensors", "*.safetensors.index.json")
         rounding = "TF32" if tf32 and dtype == torch.float32 else "none"
-        return {"weights": weights, "dtype": str(dtype), "rounding": rounding}
+        facts = {"weights": weights, "dtype": str(dtype), "rounding": rounding}
+        return facts if self.variant is None else facts | {"variant": self.variant}
 
 
 def merge_rows(made: torch.Tensor | None, kept: torch.Tensor | None, is_kept: torch.Tensor | None) -> torch.Tensor:

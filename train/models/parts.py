@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 
 CURE = "fetch the model again"
 _SHOWN = 5  # tensors that one sentence names
@@ -66,6 +67,11 @@ def check_trainable(path: Path, part: torch.nn.Module) -> None:
 def freeze_part(part: Any, device: torch.device) -> Any:
     """The same model on `device`, for inference alone."""
     return part.requires_grad_(False).eval().to(device)
+
+
+def may_round(config: RunConfig, device: torch.device) -> bool:
+    """Whether frozen parts may round fp32 products to TF32, see `frozen_pass`."""
+    return device.type == "cuda" and not config.deterministic
 
 
 @contextmanager

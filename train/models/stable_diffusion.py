@@ -5,7 +5,7 @@ depth and activation (CLIP ViT-L/14; OpenCLIP ViT-H/14 less its last layer), the
 attention heads and projections, and epsilon or v_prediction.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,109 +13,87 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from configs.pipelines import LatentShape, check_objective
+from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from store.encodings.family import digest_files
 from train.data.images import Crop
 from train.engines.base import DTYPES, WeightReader
 from train.models.base import Batch
 from train.models.frozen import FrozenPart, merge_rows
-from train.models.parts import check_trainable, frozen_pass
+from train.models.parts import frozen_pass, may_round
 from train.models.sampler import load_sampler
 from train.models.tokens import tokenize_caption
-from train.models.vae import choose_vae_dtype, decode_latents, draw_latents, encode_pixels
+from train.models.unet import load_noise_scheduler, make_unet, prepare_unet
+from train.models.vae import FrozenVae
 from train.models.weights import PartWeights
+
+
+def ignore_crop(crop: Crop) -> dict[str, torch.Tensor]:
+    """What a model reads of a sample's crop that is told nothing of it."""
+    return {}
 
 
 @dataclass
 class StableDiffusion:
-    """A `DiffusionModel`. The text encoder is in `dtype`, the VAE too, except in fp16: see `choose_vae_dtype`."""
+    """A `DiffusionModel`. The text encoder is in `dtype`."""
 
     folder: Path
     denoiser: UNet2DConditionModel
     weights: WeightReader
-    vae_part: FrozenPart
-    vae_config: Mapping[str, Any]
+    vae: FrozenVae
     text_part: FrozenPart
     tokenizer: CLIPTokenizer
     noise_scheduler: DDPMScheduler
     dtype: torch.dtype
     chunks: int = 1  # of a caption
-    tf32: bool = False  # whether the frozen parts may round fp32 products to it
+    tf32: bool = False  # whether the text encoder may round fp32 products to it
 
     @classmethod
     def load(cls, config: RunConfig, folder: Path, device: torch.device) -> Self:
-        dtype = DTYPES[config.precision]
-        noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        noise_scheduler.register_to_config(prediction_type=check_objective(config, folder))
-        overflows = AutoencoderKL.load_config(folder, subfolder="vae").get("force_upcast", True)
-        vae_dtype = choose_vae_dtype(config, overflows, device)
-        vae = FrozenPart(AutoencoderKL, folder / "vae", device, torch_dtype=vae_dtype)
-        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
-        text_encoder = FrozenPart(CLIPTextModel, folder / "text_encoder", device, **options)
-        if config.data.cached == "off":
-            vae.load("to train")
-        if config.data.cached != "all":
-            text_encoder.load("to train")
-        unet = cls.make_denoiser(folder)
-        check_trainable(folder / "unet", unet)
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+        unet = prepare_unet(config, folder)
         return cls(
             folder=folder,
-            denoiser=unet.train(),
-            weights=PartWeights(folder / "unet", unet),
-            vae_part=vae,
-            vae_config=cls.read_vae_config(folder),
-            text_part=text_encoder,
+            denoiser=unet,
+            weights=PartWeights(folder / "unet", unet, config.variant),
+            vae=FrozenVae.for_run(config, folder, device),
+            text_part=FrozenPart.for_text(config, CLIPTextModel, folder / "text_encoder", device),
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            noise_scheduler=noise_scheduler,
-            dtype=dtype,
+            noise_scheduler=load_noise_scheduler(config, folder),
+            dtype=DTYPES[config.precision],
             chunks=config.data.caption_chunks,
-            tf32=device.type == "cuda" and not config.deterministic,
+            tf32=may_round(config, device),
         )
 
     @staticmethod
     def make_denoiser(folder: Path) -> Any:
-        with torch.device("meta"):
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
-
-    @staticmethod
-    def read_vae_config(folder: Path) -> Mapping[str, Any]:
-        """With the class's defaults for what the file leaves out."""
-        with torch.device("meta"):
-            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
-        return dict(vae.config)
-
-    @property
-    def vae(self) -> AutoencoderKL:
-        return self.vae_part.load("for sample pictures")
+        return make_unet(folder)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
         return self.text_part.load("for sample pictures")
 
     @property
-    def inputs(self) -> Callable[[str, Crop], dict[str, torch.Tensor]]:
+    def read_caption(self) -> Callable[[str], dict[str, torch.Tensor]]:
         """`tokens`, (chunks, 77)."""
-        return partial(tokenize_caption, self.tokenizer, self.chunks)
+        return partial(tokenize_caption, {"tokens": self.tokenizer}, self.chunks)
+
+    @property
+    def read_crop(self) -> Callable[[Crop], dict[str, torch.Tensor]]:
+        """Nothing: these UNets are not told."""
+        return ignore_crop
 
     def latent_shape(self, height: int, width: int) -> LatentShape:
-        return LatentShape.of_vae(self.vae_config, height, width)
+        return self.vae.latent_shape(height, width)
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        vae = self.vae_part.load("for an image that is not in it")
-        with frozen_pass(self.tf32):
-            return encode_pixels(vae, pixels)
+        return self.vae.moments(pixels)
 
     def latents(self, batch: Batch) -> torch.Tensor:
-        made = self.moments(batch["pixels"]) if "pixels" in batch else None
-        moments = merge_rows(made, batch.get("moments"), batch.get("has_moments"))
-        return draw_latents(self.vae_config, moments, batch["posterior"])
+        return self.vae.latents(batch)
 
     def states(self, batch: Batch) -> torch.Tensor:
         """The text encoder's last hidden states of all chunks, (m, chunks · 77, width)."""
@@ -131,29 +109,28 @@ class StableDiffusion:
 
     def describe_encoder(self, kind: str) -> dict[str, str]:
         if kind == "moments":
-            return self.vae_part.describe(self.tf32)
+            return self.vae.describe()
         tokens = {"tokenizer": digest_files(self.folder / "tokenizer", "*"), "chunks": str(self.chunks)}
         return self.text_part.describe(self.tf32) | tokens
 
     def spare_encoder(self, kind: str) -> None:
-        (self.vae_part if kind == "moments" else self.text_part).spare()
+        (self.vae.part if kind == "moments" else self.text_part).spare()
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
-        with frozen_pass(self.tf32):
-            return decode_latents(self.vae, latents)
+        return self.vae.decode(latents)
 
     def embed_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
         return {"prompt_embeds": self._read(prompt), "negative_prompt_embeds": self._read("")}
 
     def _read(self, text: str) -> torch.Tensor:
         """What the UNet is told of one text, (1, chunks · 77, width)."""
-        tokens = tokenize_caption(self.tokenizer, self.chunks, text)["tokens"].to(self.text_encoder.device)
+        tokens = self.read_caption(text)["tokens"].to(self.text_encoder.device)
         states: torch.Tensor = self.condition({"tokens": tokens[None]})["encoder_hidden_states"]
         return states
 
     def pipeline(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
-            vae=self.vae,
+            vae=self.vae.module,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.denoiser,

@@ -6,20 +6,16 @@ number of chunks is fixed: were it that of the longest caption of a micro-batch,
 micro-batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from transformers import CLIPTokenizer
 
-from train.data.images import Crop
 
-
-def tokenize_caption(
-    tokenizer: CLIPTokenizer, chunks: int, caption: str, crop: Crop | None = None
-) -> dict[str, torch.Tensor]:
-    """`tokens`, (chunks, 77): the caption cut or padded to so many chunks; the model is told nothing of the crop."""
-    return {"tokens": _tokenize(tokenizer, chunks, caption)}
+def tokenize_caption(tokenizers: Mapping[str, CLIPTokenizer], chunks: int, caption: str) -> dict[str, torch.Tensor]:
+    """Under the name of each tokenizer its tokens, (chunks, 77): the caption cut or padded to so many chunks."""
+    return {name: _tokenize(tokenizer, chunks, caption) for name, tokenizer in tokenizers.items()}
 
 
 def count_tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[int]:

@@ -1,17 +1,71 @@
 """The frozen VAE of a pipeline: pixels to latents and back (Rombach et al. 2022, section 3.1)."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 
+from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from configs.solve.device_memory import count_vae_slices
 from train.data.images import scale_pixels
 from train.engines.base import DTYPES
+from train.models.base import Batch
+from train.models.frozen import FrozenPart, merge_rows
+from train.models.parts import frozen_pass, may_round
+
+
+@dataclass
+class FrozenVae:
+    """The VAE of a pipeline folder, in the dtype of `choose_vae_dtype`: what a `DiffusionModel` does with it."""
+
+    part: FrozenPart
+    config: Mapping[str, Any]  # with the class's defaults for what its file leaves out
+    tf32: bool = False
+
+    @classmethod
+    def for_run(cls, config: RunConfig, folder: Path, device: torch.device) -> Self:
+        """Of the pipeline in `folder`; loaded now where the run caches nothing. Raises UserError where it is not
+        whole."""
+        with torch.device("meta"):
+            settings = dict(AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae")).config)
+        dtype = choose_vae_dtype(config, settings["force_upcast"], device)
+        part = FrozenPart(AutoencoderKL, folder / "vae", device, config.variant, torch_dtype=dtype)
+        if config.data.cached == "off":
+            part.load("to train")
+        return cls(part, settings, may_round(config, device))
+
+    @property
+    def module(self) -> AutoencoderKL:
+        """For whoever draws pictures."""
+        return self.part.load("for sample pictures")
+
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        return LatentShape.of_vae(self.config, height, width)
+
+    def moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        vae = self.part.load("for an image that is not in it")
+        with frozen_pass(self.tf32):
+            return encode_pixels(vae, pixels)
+
+    def latents(self, batch: Batch) -> torch.Tensor:
+        made = self.moments(batch["pixels"]) if "pixels" in batch else None
+        moments = merge_rows(made, batch.get("moments"), batch.get("has_moments"))
+        return draw_latents(self.config, moments, batch["posterior"])
+
+    def describe(self) -> dict[str, str]:
+        """All that decides what `moments` are of pixels. Raises OSError."""
+        return self.part.describe(self.tf32)
+
+    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        with frozen_pass(self.tf32):
+            return decode_latents(self.module, latents)
 
 
 def choose_vae_dtype(config: RunConfig, force_upcast: bool, device: torch.device) -> torch.dtype:

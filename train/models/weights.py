@@ -14,10 +14,10 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
+from configs.model_folder import find_variant, list_weight_names
 from train.models.parts import CURE, check_finite, check_whole
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_INDEX_NAME = f"{SAFETENSORS_WEIGHTS_NAME}.index.json"  # says which file holds what, where there are several
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,17 @@ class _Stored:
 
 
 class PartWeights:
-    """The weights of the part in `folder`, whose names and shapes are those of `module` (on torch's meta device, say).
+    """The weights of the part in `folder`, of `variant` if that is given and there, whose names and shapes are those of
+    `module` (on torch's meta device, say).
 
     Read with pread, never mapped: mapped pages would count as the process's own, and a file that shrinks under a
     mapping kills it. Raises UserError where a file is damaged, or a weight is missing or has another shape.
     """
 
-    def __init__(self, folder: Path, module: torch.nn.Module):
+    def __init__(self, folder: Path, module: torch.nn.Module, variant: str | None = None):
         self.folder = folder
+        own = find_variant(folder, SAFETENSORS_WEIGHTS_NAME, variant)
+        self._name, self._index_name = list_weight_names(SAFETENSORS_WEIGHTS_NAME, own)
         self._stored = self._read_headers()
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         shared = [(name, self._stored[name].shape, shape) for name, shape in shapes.items() if name in self._stored]
@@ -73,13 +76,13 @@ class PartWeights:
         return stored
 
     def _find_files(self) -> list[Path]:
-        index = self.folder / _INDEX_NAME
+        index = self.folder / self._index_name  # says which file holds what, where there are several
         if not index.exists():
-            return [self.folder / SAFETENSORS_WEIGHTS_NAME]
+            return [self.folder / self._name]
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._refusal(f"{_INDEX_NAME}: {error}") from error
+            raise self._refusal(f"{self._index_name}: {error}") from error
         return [self.folder / name for name in sorted(names)]
 
     def _refusal(self, problem: object) -> UserError:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from configs.pipelines import SD1, SD2, SDXL
+from configs.known_models import SD1, SD2, SDXL
 from configs.schema import RunConfig
 from configs.solve.activations import count_activations
 from configs.solve.device_memory import VAE_TENSORS, count_sample
@@ -35,6 +35,13 @@ NESTED = TINY | {  # layers and transformers that differ from level to level and
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "transformer_layers_per_block": [2, 3],
     "use_linear_projection": False,
+}
+XL = TINY | {  # told sizes and a pooled embedding
+    "cross_attention_dim": 80,
+    "transformer_layers_per_block": [1, 2],
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
 }
 GIB = 2**30
 
@@ -130,8 +137,9 @@ def measure(config: dict[str, Any], side: int, dtype: torch.dtype, recomputed: b
         (SDXL.configs["unet"], 128, torch.bfloat16),
         (TINY, 8, torch.float32),
         (NESTED, 9, torch.bfloat16),  # a side that does not halve
+        (XL, 8, torch.float32),
     ],
-    ids=["SD1-512", "SD2-768", "SDXL-1024", "tiny", "nested"],
+    ids=["SD1-512", "SD2-768", "SDXL-1024", "tiny", "nested", "tiny-XL"],
 )
 @pytest.mark.parametrize("recomputed", [False, True], ids=["plain", "checkpointing"])
 def test_what_is_counted_is_what_autograd_saves(

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from configs.errors import UserError
-from configs.pipelines import SD1, SD2, SDXL, PipelineSize
+from configs.known_models import SD1, SD2, SDXL, PipelineSize
 from configs.schema import LoraConfig, RunConfig
 from configs.solve.adapters import ParameterCounts, count_adapters, count_parameters, select_targets
 from configs.solve.device_memory import count_sample, estimate_device_memory

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs.pipelines import SD1, PipelineSize
+from configs.known_models import SD1, PipelineSize
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.device_memory import estimate_device_memory

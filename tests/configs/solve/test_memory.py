@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.pipelines import SD1
+from configs.known_models import SD1
 from configs.schema import RunConfig
 from configs.solve.memory import estimate_checkpoint, estimate_model_states, list_alternatives
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from configs.errors import UserError
-from configs.pipelines import SD1, SDXL, PipelineSize
+from configs.known_models import SD1, SDXL, PipelineSize
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, solve_batch
 from configs.solve.device_memory import VAE_TENSORS, estimate_device_memory

@@ -12,8 +12,8 @@ from tests.launcher.folders import make_model_folder
 from tests.launcher.hub.fake_hub import FakeHub
 from tests.shell import ENVIRONMENT, lockstep
 
-XL = "stabilityai/stable-diffusion-xl-base-1.0"
-REFUSAL = "is a StableDiffusionXLPipeline; this version trains StableDiffusionPipeline"
+REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
+REFUSAL = "is a StableDiffusionXLImg2ImgPipeline; this version trains StableDiffusionPipeline"
 LOCAL = ("--local", "--ranks", 1)
 
 
@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """Serves an SDXL pipeline as `me/mine`."""
-    make_model_folder(tmp_path / "served", "StableDiffusionXLPipeline")
+    """Serves a refiner of SDXL as `me/mine`."""
+    make_model_folder(tmp_path / "served", "StableDiffusionXLImg2ImgPipeline")
     with FakeHub("me/mine", tmp_path / "served").serving() as hub:
         yield hub
 
@@ -66,12 +66,22 @@ def test_plan_refuses_what_the_cache_shows_and_asks_no_network(folder: Path, hub
     assert hub.requested == []
 
 
-def test_plan_refuses_a_known_id_with_the_sentence_of_submit(folder: Path, hub: FakeHub) -> None:
-    by_plan = refusal(folder, hub, "plan", f"model={XL}")
-    assert by_plan.startswith(f"{XL}: {REFUSAL}")
+def test_a_known_id_is_refused_by_its_name_alone(folder: Path, hub: FakeHub) -> None:
+    by_plan = refusal(folder, hub, "plan", f"model={REFINER}")
+    assert by_plan.startswith(f"{REFINER}: {REFUSAL}")
+    assert refusal(folder, hub, "submit", *LOCAL, f"model={REFINER}") == by_plan
     assert hub.requested == []
-    hub.repo = XL
-    assert refusal(folder, hub, "submit", *LOCAL, f"model={XL}") == by_plan
+
+
+def test_a_unet_of_another_kind_is_refused_before_its_weights_are_fetched(folder: Path, hub: FakeHub) -> None:
+    make_model_folder(hub.model)
+    (hub.model / "unet/config.json").write_text('{"in_channels": 9}')
+    by_submit = refusal(folder, hub, "submit", *LOCAL)
+    assert "unet/config.json: the UNet takes 9 channels, as inpainting takes" in by_submit
+    assert [name for name in hub.requested if name.endswith(".safetensors")] == []
+    hub.requested.clear()
+    assert refusal(folder, hub, "plan") == by_submit, "the cache shows it"
+    assert hub.requested == []
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"_class_name": null}', b"\xff"])
@@ -90,12 +100,83 @@ def test_a_repository_that_holds_no_pipeline(folder: Path, hub: FakeHub) -> None
     assert set(hub.requested) == {"model_index.json"}
 
 
-def test_a_pipeline_that_can_be_trained_is_fetched_whole(folder: Path, hub: FakeHub) -> None:
-    make_model_folder(hub.model)
-    command = [sys.executable, "-c", "from launcher.hub.fetch import resolve_model; print(resolve_model('me/mine'))"]
-    done = subprocess.run(
-        command, env=ENVIRONMENT | environment(folder, hub), capture_output=True, text=True, check=True
+LEFT_OUT = (
+    "sd_xl_base_1.0.safetensors",
+    "sd_xl_base_1.0_0.9vae.safetensors",
+    "comparison.png",
+    "README.md",
+    "text_encoder/flax_model.msgpack",
+    "text_encoder/model.onnx",
+    "text_encoder/openvino_model.bin",
+    "text_encoder/pytorch_model.bin",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "vae_1_0/config.json",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+    "vae_decoder/config.json",
+)
+
+
+@pytest.mark.parametrize(("variant", "other"), [(None, ".fp16"), ("fp16", "")])
+def test_a_pipeline_is_fetched_whole_and_nothing_beside_it(
+    folder: Path, hub: FakeHub, variant: str | None, other: str
+) -> None:
+    """Of the tokenizers all files; of the weights those of one variant."""
+    make_model_folder(hub.model, "StableDiffusionXLPipeline")
+    fp16 = [path.with_name(f"{path.stem}.fp16{path.suffix}") for path in hub.model.rglob("*.safetensors")]
+    wanted = {path.relative_to(hub.model).as_posix() for path in hub.model.rglob("*.*")} | {"tokenizer/merges.txt"}
+    wanted = {name.replace(".safetensors", ".fp16.safetensors" if variant else ".safetensors") for name in wanted}
+    for path in [*fp16, *(hub.model / name for name in (*LEFT_OUT, "tokenizer/merges.txt"))]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    fetched = Path(answer(folder, hub, f"print(resolve_model(config({variant!r})))"))
+    assert fetched.name == hub.commit
+    assert {path.relative_to(fetched).as_posix() for path in fetched.rglob("*.*")} == wanted
+    assert not set(hub.requested) & set(LEFT_OUT)
+    assert [name for name in hub.requested if name.endswith(f"model{other}.safetensors")] == []
+
+
+def test_a_run_keeps_the_commit_that_it_began_with(folder: Path, hub: FakeHub) -> None:
+    """However far the branch went on since; and another one is another run."""
+    make_model_folder(hub.model, "StableDiffusionXLPipeline")
+    first = hub.commit
+    prepare = "prepare_run(load_config('my.yaml', {}), RunInputs(Hardware()))"
+    begin = f"run = {prepare.format(['precision=fp32'])}; run.write(); "
+    begin += "print(run.config.revision, run.submission.model_folder)"
+    revision, model = answer(folder, hub, begin).split()
+    assert (revision, Path(model).name) == (first, first)
+    hub.commit = "b" * 40
+    again = answer(folder, hub, f"print({prepare.format(['precision=fp32'])}.config.revision)")
+    assert again == first
+    assert (
+        answer(folder, hub, f"print({prepare.format(['name=other', 'precision=fp32'])}.config.revision)") == hub.commit
     )
-    fetched = Path(done.stdout.strip())
-    for path in hub.model.rglob("*.*"):
-        assert (fetched / path.relative_to(hub.model)).is_file(), path
+
+
+def answer(folder: Path, hub: FakeHub, program: str) -> str:
+    """What a program of the launcher prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS + program],
+        env=ENVIRONMENT | environment(folder, hub),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+IMPORTS = """
+from configs.reading.load import load_config
+from configs.schema import RunConfig
+from configs.solve.hardware import Hardware
+from launcher.hub.fetch import resolve_model
+from launcher.submit.inputs import RunInputs
+from launcher.submit.prepare import prepare_run
+
+
+def config(variant):
+    return RunConfig(name="a", model="me/mine", variant=variant, data={"images": "-"})
+
+
+"""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from configs.pipelines import SD1
+from configs.known_models import SD1
 from configs.schema import RunConfig
 from configs.solve.hardware import Hardware
 from launcher.data.encodings import describe_encodings, plan_encodings

@@ -23,6 +23,7 @@ from tests.pokemon import POKEMON
 # bytes per parameter. Of the node: 4 ranks × (2 GiB + 1.6 of buffers + 0.8 of loading + 7 workers × 0.5).
 SCREEN = """\
 pokemon → /scratch/me/runs/pokemon (new)
+model    Stable Diffusion 1, stable-diffusion-v1-5/stable-diffusion-v1-5
 batch    256 = 8 micro-batch × 4 accumulation × 8 ranks (2 nodes × 4)
 length   10,000 samples → 39.06 steps/epoch; 20 epochs → 782 steps (192 samples into the next)
 lr       0 → 1e-5 at step 100, then constant

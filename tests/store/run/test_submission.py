@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs.errors import UserError
-from configs.pipelines import SD1
+from configs.known_models import SD1
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch

@@ -75,8 +75,8 @@ class Case:
     def train(self, steps: range) -> dict:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
         index = Index.open_file(self.run.dataset_path)
-        latent_shape, timestep = self.model.latent_shape, self.objective.timestep
-        stream = Stream(self.config, index, self.model.inputs, latent_shape, timestep)
+        model, timestep = self.model, self.objective.timestep
+        stream = Stream(self.config, index, model.read_caption, model.read_crop, model.latent_shape, timestep)
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
 

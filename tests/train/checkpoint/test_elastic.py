@@ -111,6 +111,16 @@ def test_adapters_go_on_elsewhere(tmp_path, pipeline_folder, image_folder):
     load_all(*folders, pairs, 2, more=4)
 
 
+def test_stable_diffusion_xl_goes_on_on_its_own_shape_and_elsewhere(tmp_path, pipeline_xl_folder, image_folder):
+    """With sizes that are dropped now and then."""
+    data = json.dumps({"data": square_data(image_folder) | {"size_dropout": 0.3}})
+    source: Shape = (2, "zero2", "fp32")
+    make_all(tmp_path, pipeline_xl_folder, data, [source], more=3)
+    pairs = {target: [source] for target in (source, (2, "zero3", "fp32"), (1, "reshard", "fp32"))}
+    for ranks in (1, 2):
+        load_all(tmp_path, pipeline_xl_folder, data, pairs, ranks, more=3)
+
+
 def is_tried(source: Shape, target: Shape) -> bool:
     """Every engine on every world to every other, in one precision: where both know two, they take turns."""
     if source[2] != target[2] or source == target or "zero0" in (source[1], target[1]):
@@ -136,6 +146,15 @@ def test_adapters_of_every_shape_to_every_other(tmp_path, pipeline_2_folder, ima
     check_alike(tmp_path, [source for source in sources if source[2] == "fp32"])
     pairs = {target: [source for source in sources if is_tried(source, target)] for target in sources}
     load_all(*folders, pairs, ranks, more=10)
+
+
+@pytest.mark.faults
+def test_stable_diffusion_xl_from_some_shapes_to_some_others(tmp_path, pipeline_xl_folder, image_folder):
+    folders = (tmp_path, pipeline_xl_folder, squares(image_folder))
+    make_all(*folders, FEW_SOURCES, more=4)
+    pairs = {target: [source for source in FEW_SOURCES if source[2] == target[2]] for target in FEW_TARGETS}
+    for ranks in (2, 3):
+        load_all(*folders, pairs, ranks, more=4)
 
 
 @pytest.mark.faults

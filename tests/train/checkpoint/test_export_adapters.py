@@ -27,7 +27,7 @@ NAME = "pytorch_lora_weights.safetensors"
 NEAR = {"rtol": 1e-3, "atol": 1e-3}  # of latents after three timesteps: W + BA rounds otherwise than W x + B (A x)
 
 
-@pytest.fixture(params=["pipeline_folder", "pipeline_2_folder"])
+@pytest.fixture(params=["pipeline_folder", "pipeline_2_folder", "pipeline_xl_folder"])
 def model(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 

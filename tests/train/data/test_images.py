@@ -281,7 +281,9 @@ def test_any_crop_is_a_part_of_the_image_that_just_covers_it(
     apart = np.abs(shown.transpose(1, 2, 0).astype(int) - expected)
     assert apart.max() <= 1
     assert (apart > 0).mean() < 2e-3
-    assert crop == Crop((size[1], size[0]), (top, left)) == describe_crop(*size, cut, at)
+    assert (
+        crop == Crop((size[1], size[0]), (top, left), (cut.height, cut.width)) == describe_crop(*size, cut, at, False)
+    )
     assert min(width - cut.width, height - cut.height) == 0
 
 
@@ -311,9 +313,9 @@ def test_the_crop_says_what_the_square_shows(tmp_path: Path, suffix: str, how: d
     exif[0x0112] = how.get("exif", 1)
     image = Image.new("RGB", (1600, 800))
     path = saved(image.transpose(Image.Transpose.ROTATE_90) if how else image, tmp_path / f"wide.{suffix}", exif=exif)
-    assert crop_of(path, 64, (0.5, 0.5)) == Crop((800, 1600), (0, 32))
-    assert crop_of(path, 64, (0.0, 0.9)) == Crop((800, 1600), (0, 0))
-    assert crop_of(path, 64, (0.999, 0.0)) == Crop((800, 1600), (0, 64))
+    assert crop_of(path, 64, (0.5, 0.5)) == Crop((800, 1600), (0, 32), (64, 64))
+    assert crop_of(path, 64, (0.0, 0.9)) == Crop((800, 1600), (0, 0), (64, 64))
+    assert crop_of(path, 64, (0.999, 0.0)) == Crop((800, 1600), (0, 64), (64, 64))
 
 
 def test_what_is_no_image_is_named_without_its_handle(tmp_path: Path) -> None:
@@ -353,4 +355,4 @@ def test_a_crop_is_told_by_the_images_size_alone(tmp_path: Path) -> None:
         path = tmp_path / "image.jpg"
         Image.new("RGB", (width, 521)).save(path)
         with open(path, "rb") as file:
-            assert load_crop(file, DATA, size, at, False)[1] == describe_crop(width, 521, size, at)
+            assert load_crop(file, DATA, size, at, False)[1] == describe_crop(width, 521, size, at, False)

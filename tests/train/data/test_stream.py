@@ -21,12 +21,13 @@ from train.data.images import Crop, load_crop
 from train.data.stream import Stream, list_positions, micro_batches
 
 
-def letters(caption: str, crop: Crop) -> dict[str, torch.Tensor]:
-    """A model's inputs: the caption's letters, to see which caption came through, and the crop."""
-    return {
-        "letters": torch.tensor([*caption.encode()[:16], *[0] * (16 - len(caption))]),
-        "crop": torch.tensor(crop.corner),
-    }
+def read_letters(caption: str) -> dict[str, torch.Tensor]:
+    """What a model reads of a caption: its letters, to see which caption came through."""
+    return {"letters": torch.tensor([*caption.encode()[:16], *[0] * (16 - len(caption))])}
+
+
+def read_crop(crop: Crop) -> dict[str, torch.Tensor]:
+    return {"crop": torch.tensor([*crop.original, *crop.corner, *crop.target])}
 
 
 def latent_shape(height: int, width: int) -> LatentShape:
@@ -40,7 +41,9 @@ def timestep(u: float) -> int:
 def stream(folder: Path, batch: int | None = None, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="s", model="m", data=settings, seed=3, batch=batch)
-    return Stream(config, build_index([ImageFolder(folder)], None).index, letters, latent_shape, timestep)
+    return Stream(
+        config, build_index([ImageFolder(folder)], None).index, read_letters, read_crop, latent_shape, timestep
+    )
 
 
 def caption(item: dict) -> str:
@@ -63,10 +66,41 @@ def test_a_sample_is_the_same_however_it_is_reached(image_folder):
 
 
 def test_the_model_is_told_the_crop(image_folder):
-    """The images are 48 × 40 pixels, and the square's side is the short one."""
-    assert stream(image_folder, crop="center").sample(5)["crop"].tolist() == [0, 3]
+    """The images are 48 × 40 pixels, and the square's side is the short one: they are 38 × 32 once they are resized."""
+    assert stream(image_folder, crop="center").sample(5)["crop"].tolist() == [40, 48, 0, 3, 32, 32]
     random = stream(image_folder, crop="random")
-    assert {tuple(random.sample(position)["crop"].tolist()) for position in range(40)} == {(0, x) for x in range(7)}
+    assert {tuple(random.sample(position)["crop"].tolist()) for position in range(40)} == {
+        (40, 48, 0, x, 32, 32) for x in range(7)
+    }
+
+
+def test_of_a_mirrored_sample_the_crop_is_that_of_the_mirrored_image(image_folder):
+    """What lies on the left of it lay on the right before: 38 − 32 − left."""
+    plain, mirrored = (stream(image_folder, crop="random", flip=flip) for flip in (False, True))
+    compared = set()
+    for position in range(40):
+        one, other = plain.sample(position), mirrored.sample(position)
+        left = one["crop"][3].item()
+        flipped = torch.equal(other["pixels"], one["pixels"].flip(-1)) and not torch.equal(
+            other["pixels"], one["pixels"]
+        )
+        assert other["crop"].tolist() == [40, 48, 0, 6 - left if flipped else left, 32, 32]
+        compared.add(flipped)
+    assert compared == {False, True}
+
+
+def test_sizes_are_told_as_zeros_for_a_share_of_the_samples(image_folder):
+    """A draw of its own: which captions are dropped is the same whatever the sizes do."""
+    plain, dropped = (stream(image_folder, size_dropout=share, caption_dropout=0.3) for share in (0, 0.3))
+    told = [dropped.sample(position) for position in range(400)]
+    zeros = [not sample["crop"].any() for sample in told]
+    assert 0.2 < sum(zeros) / len(zeros) < 0.4
+    assert all(sample["crop"][0] == 40 for sample, zero in zip(told, zeros, strict=True) if not zero)
+    captions = [caption(sample) for sample in told]
+    assert captions == [caption(plain.sample(position)) for position in range(400)]
+    both = sum(zero and not text for zero, text in zip(zeros, captions, strict=True))
+    assert 0.04 < both / len(told) < 0.16, "about 0.3 × 0.3"
+    assert all(sample["crop"].any() for sample in (plain.sample(position) for position in range(400)))
 
 
 def test_worker_processes_change_nothing(image_folder):

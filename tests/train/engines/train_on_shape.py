@@ -40,7 +40,7 @@ def record(world, config, plan, file: Path) -> dict:
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     index = index_images(config.data)
-    stream = Stream(config, index, model.inputs, model.latent_shape, objective.timestep)
+    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, objective.timestep)
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)
@@ -56,6 +56,7 @@ def record(world, config, plan, file: Path) -> dict:
                 "pixels": [digest(x) for x in micro_batch["pixels"]],
                 "shape": list(micro_batch["pixels"].shape[1:]),
                 "tokens": micro_batch["tokens"].tolist(),
+                "sizes": micro_batch.get("time_ids", micro_batch["position"][:, None]).tolist(),
                 "timesteps": micro_batch["timestep"].tolist(),
                 "loss": loss.item(),
             }

@@ -53,6 +53,11 @@ def test_what_is_compiled_learns_the_same_in_every_engine(
 
 
 @pytest.mark.faults
+def test_stable_diffusion_xl_is_compiled_as_well(tmp_path: Path, pipeline_xl_folder: Path, image_folder: Path) -> None:
+    test_what_is_compiled_learns_the_same_in_every_engine(tmp_path, pipeline_xl_folder, image_folder, CASES)
+
+
+@pytest.mark.faults
 def test_every_size_of_the_buckets_is_compiled(tmp_path: Path, pipeline_folder: Path, image_folder: Path) -> None:
     """Micro-batches of several sizes in a run learn what they do uncompiled."""
     data = make_bucket_data(tmp_path)

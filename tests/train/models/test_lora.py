@@ -15,7 +15,7 @@ from train.models.base import DiffusionModel
 EVERYWHERE = ["to_q", "to_out.0", "conv1", "proj_in", "time_emb_proj", "conv_in"]
 
 
-@pytest.fixture(params=["pipeline_folder", "pipeline_2_folder"])
+@pytest.fixture(params=["pipeline_folder", "pipeline_2_folder", "pipeline_xl_folder"])
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
@@ -38,8 +38,9 @@ def test_a_denoiser_with_new_adapters_is_the_base_model(folder: Path, lora: dict
     base = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     text = torch.randn(2, 77, base.config.cross_attention_dim)
     inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), text
+    told = {"text_embeds": torch.randn(2, 40), "time_ids": torch.ones(2, 6)}  # of which SDXL's alone takes notice
     with torch.no_grad():
-        answer, expected = model.denoiser(*inputs).sample, base(*inputs).sample
+        answer, expected = (unet(*inputs, added_cond_kwargs=told).sample for unet in (model.denoiser, base))
     if lora.get("dora"):
         torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
     else:

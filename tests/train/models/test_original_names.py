@@ -8,7 +8,7 @@ from diffusers.loaders import single_file_utils
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from configs.errors import UserError
-from configs.pipelines import SD1, SD2, SDXL, KnownModel
+from configs.known_models import SD1, SD2, SDXL, KnownModel
 from train.models.original_names import (
     OriginalTensor,
     name_text_tensors,

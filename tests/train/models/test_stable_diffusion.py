@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
-from configs.pipelines import PIPELINES, check_model_folder
+from configs.model_folder import check_model_folder
+from configs.pipelines import PIPELINES
 from configs.schema import RunConfig
 from train.engines.base import load_parameters
-from train.models import load_model, parts, stable_diffusion
+from train.models import load_model, parts
 from train.models.base import DiffusionModel
 
 WEIGHTS = PIPELINES["StableDiffusionPipeline"].weights
@@ -90,13 +92,13 @@ def test_the_machines_trouble_is_not_called_the_users(folder, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")
 
-    monkeypatch.setattr(stable_diffusion.AutoencoderKL, "from_pretrained", fail)
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         load(folder)
     (folder / "vae" / WEIGHTS["vae"]).unlink()
     (folder / "vae" / WEIGHTS["vae"]).mkdir()  # as good as any file that cannot be read, also for root
     with pytest.raises(IsADirectoryError):
-        parts.load_part(stable_diffusion.AutoencoderKL, folder / "vae")
+        parts.load_part(AutoencoderKL, folder / "vae")
 
 
 @pytest.mark.parametrize("part", WEIGHTS)

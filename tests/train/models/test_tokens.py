@@ -8,14 +8,12 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from configs.schema import RunConfig
-from train.data.images import Crop
 from train.models import load_model
 from train.models.base import DiffusionModel
 from train.models.tokens import count_tokens, tokenize_caption
 
 LONG = " ".join(f"word {number}" for number in range(200))
 WORDS = ["a", "red", "circle", "on", "white"]  # one token each
-CROP = Crop((32, 32), (0, 0))
 
 
 @pytest.fixture(scope="module", params=["pipeline_folder", "pipeline_2_folder"])
@@ -37,7 +35,7 @@ def load(folder: Path, caption_tokens: int) -> DiffusionModel:
 @pytest.mark.parametrize("caption", ["", "a red circle", "a red circle! " * 3, "ÄÖ 猫 🐈", LONG])
 def test_one_chunk_is_what_the_tokenizer_makes_itself(tokenizer: CLIPTokenizer, caption: str) -> None:
     expected = tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    assert torch.equal(tokenize_caption(tokenizer, 1, caption)["tokens"], expected)
+    assert torch.equal(tokenize_caption({"tokens": tokenizer}, 1, caption)["tokens"], expected)
 
 
 @pytest.mark.parametrize("chunks", [2, 3])
@@ -46,7 +44,7 @@ def test_every_caption_has_all_its_chunks(tokenizer: CLIPTokenizer, chunks: int,
     caption = " ".join((WORDS * 60)[:length])
     words = tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
     assert count_tokens(tokenizer, [caption, ""]) == [length, 0]
-    tokens = tokenize_caption(tokenizer, chunks, caption)["tokens"]
+    tokens = tokenize_caption({"tokens": tokenizer}, chunks, caption)["tokens"]
     assert tokens.shape == (chunks, 77)
     for chunk, row in enumerate(tokens.tolist()):
         part = words[75 * chunk : 75 * (chunk + 1)]
@@ -60,7 +58,7 @@ def test_the_unet_is_told_the_states_of_all_chunks(folder: Path) -> None:
     words = WORDS * 60
     texts = [" ".join(words[:75]), " ".join(words[75:100]), ""]
     expected = [pipeline.encode_prompt(text, torch.device("cpu"), 1, False)[0] for text in texts]
-    tokens = [model.inputs(caption, CROP)["tokens"] for caption in (" ".join(words[:100]), "")]
+    tokens = [model.read_caption(caption)["tokens"] for caption in (" ".join(words[:100]), "")]
     states = model.condition({"tokens": torch.stack(tokens)})["encoder_hidden_states"]
     torch.testing.assert_close(states[:1], torch.cat(expected, 1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(states[1:], torch.cat(expected[2:] * 3, 1), rtol=1e-5, atol=1e-5)
@@ -71,7 +69,7 @@ def test_sample_pictures_read_a_prompt_as_training_reads_a_caption(folder: Path,
     model, pipeline = load(folder, caption_tokens), StableDiffusionPipeline.from_pretrained(folder)
     told = model.embed_prompt(LONG)
     for key, text in (("prompt_embeds", LONG), ("negative_prompt_embeds", "")):
-        training = model.condition({"tokens": model.inputs(text, CROP)["tokens"][None]})["encoder_hidden_states"]
+        training = model.condition({"tokens": model.read_caption(text)["tokens"][None]})["encoder_hidden_states"]
         assert torch.equal(told[key], training)
     if caption_tokens == 75:
         own, empty = pipeline.encode_prompt(LONG, torch.device("cpu"), 1, True)

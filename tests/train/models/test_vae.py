@@ -88,10 +88,10 @@ def test_only_frozen_passes_may_round_to_tf32(pipeline_folder: Path, monkeypatch
     config = RunConfig(name="a", model=str(pipeline_folder), data={"images": "-"}, precision="fp32")
     model = load_model(config, pipeline_folder, CPU)
     assert isinstance(model, StableDiffusion)
-    assert not model.tf32, "on a CPU nothing is rounded"
-    model.tf32 = True
+    assert (model.tf32, model.vae.tf32) == (False, False), "on a CPU nothing is rounded"
+    model.tf32 = model.vae.tf32 = True
     seen = []
-    for part in (model.vae.encoder, model.vae.decoder, model.text_encoder):
+    for part in (model.vae.module.encoder, model.vae.module.decoder, model.text_encoder):
         part.register_forward_pre_hook(lambda *_: seen.append((allowed(), torch.is_grad_enabled())))
     latents = model.latents(
         {"pixels": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "posterior": torch.zeros(1, 4, 8, 8)}
