@@ -4,11 +4,12 @@ them, for each family of models: of the whole UNet, and of adapters.
 Arguments: the image folder, a file for the relative differences of the losses as JSON, and pipelines' folders.
 
 The loops are written the way examples/text_to_image/train_text_to_image.py, train_text_to_image_sdxl.py and their LoRA
-siblings work: adapters on the UNet by add_adapter, which begin as ours do, the noise scheduler's own add_noise and get_velocity, the mean squared error, torch's AdamW and clipping. They read captions
-and sizes themselves. Fed in are what the examples draw: which image comes when, its pixels, whether it is mirrored, its
-caption, the posterior, the noise and the timesteps. Where an example is known to be wrong, the pipeline decides: the
-heights stand before the widths, a mirrored image is mirrored before it is cropped, and an empty caption is what the
-pipeline draws with for an empty negative prompt.
+siblings work: adapters on the UNet by add_adapter, which begin as ours do; the noise scheduler's own add_noise and
+get_velocity, the mean squared error, torch's AdamW and clipping. They read captions and sizes themselves. Fed in are
+what the examples draw: which image comes when, its pixels, whether it is mirrored, its caption, the posterior, the
+noise and the timesteps. Where an example is known to be wrong, the pipeline decides: the heights stand before the
+widths, a mirrored image is mirrored before it is cropped, and an empty caption is what the pipeline draws with for an
+empty negative prompt.
 """
 
 import json
