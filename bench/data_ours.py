@@ -112,9 +112,7 @@ def feed(args: SimpleNamespace, turns: Turns) -> None:
     stream = Stream(
         config,
         index,
-        model.read_caption,
-        model.read_crop,
-        model.latent_shape,
+        model,
         lambda drawn: int(drawn * 1000),
         encodings,
     )

@@ -92,9 +92,7 @@ def measure_samples(args: SimpleNamespace, usual: Usual) -> dict[str, float]:
     stream = Stream(
         config,
         build_index([ImageFolder(Path(args.images))], None).index,
-        model.read_caption,
-        model.read_crop,
-        model.latent_shape,
+        model,
         objective.timestep,
     )
     collate = Collate(usual.tokenizer)

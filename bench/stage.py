@@ -159,7 +159,7 @@ def make_stage(args: SimpleNamespace, world: process_group.World, model: StableD
         config = config.model_copy(update={"zero": UNKNOWN_ZERO})
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     index = build_index([ImageFolder(images)], None).index
-    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, objective.timestep)
+    stream = Stream(config, index, model, objective.timestep)
     ready = InMemory(**{field.name: getattr(model, field.name) for field in fields(model)})
     drawn = torch.Generator().manual_seed(2)
     ready.x_0 = torch.randn(plan.micro_batch, 4, args.side, args.side, generator=drawn).to(world.device)

@@ -74,9 +74,7 @@ def run_attempt(run: RunDir, attempt: Attempt, stop: StopSignal) -> End:
         stream = Stream(
             config,
             index,
-            model.read_caption,
-            model.read_crop,
-            model.latent_shape,
+            model,
             objective.timestep,
             encodings,
         )

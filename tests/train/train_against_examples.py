@@ -24,6 +24,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipelin
 from peft import LoraConfig as PeftConfig
 from PIL import Image
 
+from configs.pipelines import LatentShape
 from configs.schema import LoraConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from store.dataset.build import build_index
@@ -31,9 +32,11 @@ from store.dataset.index import Index
 from store.dataset.sources.image_folder import ImageFolder
 from tests.engines import SETTINGS, build_engine
 from train import process_group
+from train.data.images import Crop
 from train.data.stream import Stream
 from train.engines.base import WeightReader
 from train.models import load_model
+from train.models.base import DiffusionModel
 from train.objective import make_objective
 from train.step import Trainer
 
@@ -49,6 +52,24 @@ class Sample:
     image: Path
     caption: str
     drawn: dict[str, torch.Tensor]
+
+
+@dataclass
+class Noting:
+    """A model that notes down the captions that it reads."""
+
+    model: DiffusionModel
+    captions: list[str]
+
+    def read_caption(self, caption: str) -> dict[str, torch.Tensor]:
+        self.captions.append(caption)
+        return self.model.read_caption(caption)
+
+    def read_crop(self, crop: Crop) -> dict[str, torch.Tensor]:
+        return self.model.read_crop(crop)
+
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        return self.model.latent_shape(height, width)
 
 
 def encode_prompts(pipeline: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,11 +187,7 @@ def compare(folder: Path, images: Path, engine_name: str, lora: dict[str, object
     index = build_index([ImageFolder(images)], None).index
     captions: list[str] = []
 
-    def note_caption(caption: str) -> dict[str, torch.Tensor]:
-        captions.append(caption)
-        return model.read_caption(caption)
-
-    stream = Stream(config, index, note_caption, model.read_crop, model.latent_shape, objective.timestep)
+    stream = Stream(config, index, Noting(model, captions), objective.timestep)
     samples = draw_samples(stream, index, captions)
     assert "" in [sample.caption for sample in samples]
     expected = train_as_the_examples(folder, samples, config, model.weights)

@@ -101,9 +101,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     stream = Stream(
         config,
         build_index([ImageFolder(Path(images))], None).index,
-        model.read_caption,
-        model.read_crop,
-        model.latent_shape,
+        model,
         objective.timestep,
     )
     drawn = list(micro_batches(stream, plan, 0, range(1, STEPS + 1), pin_memory=False))

@@ -8,6 +8,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -37,6 +38,18 @@ def list_positions(plan: BatchPlan, rank: int, step: int) -> list[range]:
     return [range(start, start + m) for start in starts]
 
 
+class SampleReader(Protocol):
+    """What the stream asks of a model, see `train.models.base.DiffusionModel`."""
+
+    @property
+    def read_caption(self) -> Callable[[str], dict[str, torch.Tensor]]: ...
+
+    @property
+    def read_crop(self) -> Callable[[Crop], dict[str, torch.Tensor]]: ...
+
+    def latent_shape(self, height: int, width: int) -> LatentShape: ...
+
+
 class Stream(Dataset[dict[str, torch.Tensor]]):
     """A range of m positions → everything one pass needs about their samples, a pure function of seed and positions:
 
@@ -51,17 +64,15 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
     position            (m,)
     ==================  ===================================================================
 
-    `latent_shape` says what latents an image of some height and width has. Worker processes get a copy of the stream,
-    so `read_caption`, `read_crop` and `timestep` should hold no weights.
+    Worker processes get a copy of the stream, so what reads captions and crops, and `timestep`, should hold no weights;
+    the rest of `reader` is not kept.
     """
 
     def __init__(
         self,
         config: RunConfig,
         index: Index,
-        read_caption: Callable[[str], dict[str, torch.Tensor]],
-        read_crop: Callable[[Crop], dict[str, torch.Tensor]],
-        latent_shape: Callable[[int, int], LatentShape],
+        reader: SampleReader,
         timestep: Callable[[float], int],
         encodings: Encodings = NOTHING_KEPT,
     ):
@@ -69,9 +80,9 @@ class Stream(Dataset[dict[str, torch.Tensor]]):
         self.seed = config.seed
         self.index = index
         self.order = make_order(config, index)
-        self.read_caption, self.read_crop = read_caption, read_crop
+        self.read_caption, self.read_crop = reader.read_caption, reader.read_crop
         sizes = {bucket.size for bucket in self.order.buckets}
-        self.latent_shapes = {size: dataclasses.astuple(latent_shape(*size)) for size in sizes}
+        self.latent_shapes = {size: dataclasses.astuple(reader.latent_shape(*size)) for size in sizes}
         self.timestep = timestep
         self.encodings = encodings
         self.bad: list[BadDecode] = []  # what did not decode since somebody emptied it

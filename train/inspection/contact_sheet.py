@@ -1,6 +1,7 @@
 """A sheet of samples as training will see them: what the first positions of the stream hold, with its captions."""
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from store.dataset.index import Index
+from train.data.images import Crop
 from train.data.stream import Stream
 
 CELL = 160  # pixels, the longest side of one picture on the sheet
@@ -28,19 +30,25 @@ class SeenSample:
     caption: str
 
 
+@dataclass(frozen=True)
+class _CaptionReader:
+    """What the stream asks of a model, without one."""
+
+    read_caption: Callable[[str], dict[str, torch.Tensor]]
+
+    def read_crop(self, crop: Crop) -> dict[str, torch.Tensor]:
+        return {}
+
+    def latent_shape(self, height: int, width: int) -> LatentShape:
+        return LatentShape(1, 1, 1)
+
+
 class SampleViewer:
     """Reads positions of the stream as people look at them, without a model. Raises as the stream does."""
 
     def __init__(self, config: RunConfig, index: Index):
         self._caption = ""
-        self._stream = Stream(
-            config,
-            index,
-            self._note_caption,
-            lambda crop: {},
-            lambda height, width: LatentShape(1, 1, 1),
-            lambda u: 0,
-        )
+        self._stream = Stream(config, index, _CaptionReader(self._note_caption), lambda u: 0)
 
     def view_sample(self, position: int) -> SeenSample:
         """What is trained with at `position`, but for the noise."""

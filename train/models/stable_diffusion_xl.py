@@ -32,7 +32,7 @@ from train.models.frozen import FrozenPart, merge_rows
 from train.models.parts import frozen_pass, may_round
 from train.models.sampler import load_sampler
 from train.models.tokens import tokenize_caption
-from train.models.unet import load_noise_scheduler, make_unet, prepare_unet
+from train.models.unet import load_noise_scheduler, make_empty_unet, prepare_unet
 from train.models.vae import FrozenVae
 from train.models.weights import PartWeights
 
@@ -92,7 +92,7 @@ class StableDiffusionXL:
 
     @staticmethod
     def make_denoiser(folder: Path) -> Any:
-        return make_unet(folder)
+        return make_empty_unet(folder)
 
     @property
     def read_caption(self) -> Callable[[str], dict[str, torch.Tensor]]:

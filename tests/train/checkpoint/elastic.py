@@ -76,7 +76,7 @@ class Case:
         """Losses of the steps, and of the first step's micro-batches by their positions."""
         index = Index.open_file(self.run.dataset_path)
         model, timestep = self.model, self.objective.timestep
-        stream = Stream(self.config, index, model.read_caption, model.read_crop, model.latent_shape, timestep)
+        stream = Stream(self.config, index, model, timestep)
         batches = micro_batches(stream, self.plan.batch_plan, self.world.rank, steps, pin_memory=False)
         losses, first, original = [], {}, Trainer.micro_loss
 

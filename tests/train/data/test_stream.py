@@ -21,17 +21,21 @@ from train.data.images import Crop, load_crop
 from train.data.stream import Stream, list_positions, micro_batches
 
 
-def read_letters(caption: str) -> dict[str, torch.Tensor]:
-    """What a model reads of a caption: its letters, to see which caption came through."""
-    return {"letters": torch.tensor([*caption.encode()[:16], *[0] * (16 - len(caption))])}
+class Reader:
+    """In the place of a model."""
 
+    @staticmethod
+    def read_caption(caption: str) -> dict[str, torch.Tensor]:
+        """Its letters, to see which caption came through."""
+        return {"letters": torch.tensor([*caption.encode()[:16], *[0] * (16 - len(caption))])}
 
-def read_crop(crop: Crop) -> dict[str, torch.Tensor]:
-    return {"crop": torch.tensor([*crop.original, *crop.corner, *crop.target])}
+    @staticmethod
+    def read_crop(crop: Crop) -> dict[str, torch.Tensor]:
+        return {"crop": torch.tensor([*crop.original, *crop.corner, *crop.target])}
 
-
-def latent_shape(height: int, width: int) -> LatentShape:
-    return LatentShape(4, height // 4, width // 4)
+    @staticmethod
+    def latent_shape(height: int, width: int) -> LatentShape:
+        return LatentShape(4, height // 4, width // 4)
 
 
 def timestep(u: float) -> int:
@@ -41,9 +45,7 @@ def timestep(u: float) -> int:
 def stream(folder: Path, batch: int | None = None, **data) -> Stream:
     settings = {"images": str(folder), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="s", model="m", data=settings, seed=3, batch=batch)
-    return Stream(
-        config, build_index([ImageFolder(folder)], None).index, read_letters, read_crop, latent_shape, timestep
-    )
+    return Stream(config, build_index([ImageFolder(folder)], None).index, Reader(), timestep)
 
 
 def caption(item: dict) -> str:

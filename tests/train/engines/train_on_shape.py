@@ -40,7 +40,7 @@ def record(world, config, plan, file: Path) -> dict:
     model = load_model(config, Path(config.model), world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     index = index_images(config.data)
-    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, objective.timestep)
+    stream = Stream(config, index, model, objective.timestep)
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     ema = Ema(config.ema, engine)
     trainer = Trainer(model, objective, engine, ema, world.device)

@@ -152,7 +152,7 @@ def test_sizes_by_hand(
     settings = {"images": str(tmp_path), "resolution": 32, "workers": 0} | data
     config = RunConfig(name="a", model="m", data=settings, batch=8)
     index = build_index([ImageFolder(tmp_path)], None).index
-    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, lambda u: 0)
+    stream = Stream(config, index, model, lambda u: 0)
     told = [stream.sample(position)["time_ids"].tolist() for position in range(200)]
     assert sorted(map(tuple, expected)) == sorted({tuple(each) for each in told})
 

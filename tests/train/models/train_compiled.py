@@ -39,7 +39,7 @@ def train(world, folder: Path, pipeline: Path, images: Path, changes: dict) -> d
     model = load_model(config, pipeline, world.device)
     objective = make_objective(config, model.noise_scheduler, model.dtype, world.device)
     index = Index.open_file(run.dataset_path)
-    stream = Stream(config, index, model.read_caption, model.read_crop, model.latent_shape, objective.timestep)
+    stream = Stream(config, index, model, objective.timestep)
     names = [name for name, _ in model.denoiser.named_parameters()]
     assert compile.compile_blocks(model.denoiser, config, world.device) is bool(config.compile)
     assert [name for name, _ in model.denoiser.named_parameters()] == names
