@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.known_models import KNOWN_MODELS
+from configs.model_file import is_model_file, read_model_file
 from configs.pipelines import PIPELINES, SIZE_NUMBERS, PipelineClass
 from configs.schema import RunConfig
 
@@ -51,8 +52,10 @@ def read_pipeline_class(model_index: Path) -> str:
 
 
 def find_pipeline_class(config: RunConfig) -> str | None:
-    """The class of a config's model, as far as this machine knows it: by its folder, by the hub's cache or by its
-    id."""
+    """The class of a config's model, as far as this machine knows it: by its folder or file, by the hub's cache or by
+    its id."""
+    if is_model_file(config.model):
+        return read_model_file(Path(config.model)).class_name
     is_folder = os.path.isabs(config.model)
     folder = Path(config.model) if is_folder else find_cached_snapshot(config.model, config.revision)
     if folder is not None and (folder / "model_index.json").is_file():

@@ -59,6 +59,14 @@ def open_to_append(path: Path) -> int:
     raise LockstepError(f"{path}: is a link to {os.readlink(path)}, and what is written here must stay here; remove it")
 
 
+def spread_mode(folder: Path) -> None:
+    """Give all that is in `folder` the mode that the umask gave to it: what was copied has its source's, and libraries
+    write weights for their owner alone."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as `write_atomic` does."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

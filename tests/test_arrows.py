@@ -20,10 +20,10 @@ MAY_IMPORT = {
 # The wings and modules of each package, the ground first: one may import what stands before it in its line, and
 # nothing that stands behind it. A new one is put where it belongs; docs/design.md says what each is for.
 ORDER = {
-    "configs": "errors scalars schema changes pipelines known_models model_folder optimizers reading solve",
+    "configs": "errors scalars schema changes pipelines known_models model_file model_folder optimizers reading solve",
     "store": "files run dataset checkpoint encodings",
     "slurm": "site query recovery job backend lab",
-    "launcher": "format run_lock hub data local backend plan monitor submit manage doctor demo cli",
+    "launcher": "format torch_part run_lock hub data local backend plan monitor submit manage doctor demo cli",
     "train": "private_folder process_group progress stop_signal context engines data models inspection encode "
     "objective step step_totals resilience checkpoint reporting loop attempt demo __main__",
 }

@@ -70,7 +70,14 @@ def test_commands_that_train_do_what_they_say(folder):
         done = lockstep(*shlex.split(command)[1:], *overrides, cwd=folder)
         assert done.returncode == 0, (command, done)
     assert (folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    half = json.loads(_read_header(folder / "my.safetensors"))
+    assert {entry["dtype"] for name, entry in half.items() if name != "__metadata__"} == {"F16"}
     assert "verified" in lockstep("checkpoints", "runs/my", "--verify", cwd=folder).stdout
+
+
+def _read_header(file: Path) -> bytes:
+    content = file.read_bytes()
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
 
 
 def test_the_cluster_s_line_is_a_config_s(folder):

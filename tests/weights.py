@@ -1,6 +1,9 @@
-"""Weights to begin with, for tests and measurements whose module is no folder's."""
+"""Weights to begin with, for tests and measurements whose module is no folder's, and those that a folder has."""
+
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 
 class ModuleWeights:
@@ -12,3 +15,12 @@ class ModuleWeights:
 
     def read(self, name: str, offset: int, length: int) -> torch.Tensor:
         return self._whole[name].narrow(0, offset, length)
+
+
+def read_part_weights(pipeline: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in the files of every part of a folder."""
+    tensors = {}
+    for file in pipeline.glob("*/*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {f"{file.parent.name}: {name}": opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors

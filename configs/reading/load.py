@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from configs.changes import get_mark
 from configs.errors import ConfigError, Problem
+from configs.model_file import SUFFIXES
 from configs.reading import messages
 from configs.reading.yaml_tree import MAPPING, Node, parse_scalar, read_file, read_value
 from configs.schema import DISAGREEMENT, LENGTHS, Disagreement, RunConfig, Section, get_entry_section
@@ -26,6 +27,7 @@ S = TypeVar("S", bound=Section)
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MODELS = (("model",), ("pipeline_config",))  # keys of a path or a hub id
 SCHEMA_FILE = Path(__file__).parents[1] / "recipes" / "schema.json"
 
 
@@ -173,21 +175,23 @@ def _with_defaults(tree: Node, file: Path) -> Node:
 
 
 def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
-    """`tree` with absolute paths; a model that is no folder here must be a hub id."""
-    for keys in (("data", "images"), ("data", "cache_folder"), ("runs",), ("model",), *_list_source_paths(tree)):
+    """`tree` with absolute paths; a model that is no folder or file here must be a hub id."""
+    plain = (("data", "images"), ("data", "cache_folder"), ("runs",), *_list_source_paths(tree))
+    for keys in (*plain, *_MODELS):
         node = tree.at(keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         folder = Path.cwd() if node.place == COMMAND_LINE else file.absolute().parent
         path = os.path.normpath(folder / os.path.expanduser(node.value))
-        is_path = keys != ("model",) or node.value.startswith((".", "/", "~")) or os.path.isdir(path)
+        is_path = keys in plain or node.value.startswith((".", "/", "~")) or os.path.isdir(path)
+        is_path = is_path or node.value.endswith(SUFFIXES)
         if is_path:
             tree = _replace(tree, keys, path)
         elif not _HUB_ID.fullmatch(node.value):
-            example = messages.format_example(RunConfig, ("model",))
+            example = messages.format_example(RunConfig, keys)
             what = f"'{node.value}' is neither a folder beside the config nor a hub id"
             cure = f"write {example}, or the path of a diffusers folder"
-            problems.append(Problem(node.place, f"model: {what}; {cure}"))
+            problems.append(Problem(node.place, f"{keys[0]}: {what}; {cure}"))
     return tree
 
 

@@ -31,6 +31,12 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     if len(lengths) > 1:
         sentence = f"the length is given {len(lengths)} times, as {' and '.join(lengths)}; keep one of them"
         yield Disagreement(tuple(reversed(lengths)), sentence)
+    if config.pipeline_config is not None and not config.model.endswith(".safetensors"):
+        yield Disagreement(
+            ("pipeline_config", "model"),
+            f"pipeline_config: {config.pipeline_config} goes with a model in one .safetensors file, and {config.model} "
+            "is none; leave it out",
+        )
     if config.revision is not None and os.path.isabs(config.model):
         yield Disagreement(
             ("revision", "model"),

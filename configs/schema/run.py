@@ -42,7 +42,16 @@ class RunConfig(Section):
     model: str = Field(
         min_length=1,
         examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
-        description="Stable Diffusion to start from: a hub id, or a diffusers folder, relative to the config file",
+        description="Stable Diffusion to start from: a hub id, or a diffusers folder or a .safetensors file in the "
+        "original layout, relative to the config file",
+        json_schema_extra=RUN,
+    )
+    pipeline_config: str | None = Field(
+        None,
+        min_length=1,
+        examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"],
+        description="where model is a .safetensors file: the diffusers folder or hub id of the same family whose "
+        "configs, tokenizers and scheduler go with it; null: the family's own on the hub",
         json_schema_extra=RUN,
     )
     revision: str | None = Field(

@@ -1,22 +1,24 @@
 """How large a pipeline's parts are: from the headers of their files, without torch and before anything is queued."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from configs.known_models import KNOWN_MODELS, PipelineSize
+from configs.model_file import count_elements, is_model_file, read_header, read_model_file
 from configs.model_folder import find_cached_snapshot
 from configs.pipelines import PIPELINES
 
-_HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 _COUNTED = ("unet", "vae")  # parts whose layers are counted, and whose configs are read
 
 
 def read_model_size(model: str, revision: str | None = None) -> PipelineSize:
-    """The sizes of `model`, a folder, or a hub id and its revision: from its files (the folder's, or the Hugging Face
-    cache's), else from what is known of the id. What neither tells is missing."""
+    """The sizes of `model`, a folder, a file, or a hub id and its revision: from its files (the folder's, or the
+    Hugging Face cache's), else from what is known of the id. What neither tells is missing. Raises UserError for a file
+    that is no model."""
+    if is_model_file(model):
+        return read_model_file(Path(model)).size
     folder = Path(model) if os.path.isabs(model) else find_cached_snapshot(model, revision)
     known = KNOWN_MODELS.get(model)
     parameters = dict(known.parameters) if known is not None else {}
@@ -45,9 +47,9 @@ def _read_config(part: Path) -> dict[str, Any] | None:
 
 def _count_parameters(part: Path) -> int | None:
     """Sum over the headers of the part's safetensors; None where there are none or they do not read."""
-    sizes = [_header_parameters(file) for file in _weight_files(part)]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if known and len(known) == len(sizes) else None
+    headers = [read_header(file) for file in _weight_files(part)]
+    known = [count_elements(header) for header in headers if header is not None]
+    return sum(known) if known and len(known) == len(headers) else None
 
 
 def _weight_files(part: Path) -> list[Path]:
@@ -65,17 +67,3 @@ def _weight_files(part: Path) -> list[Path]:
         if variants:
             return variants[:1]
     return []
-
-
-def _header_parameters(file: Path) -> int | None:
-    """Elements of all tensors in a safetensors file: 8 bytes little-endian length, then that much JSON."""
-    try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= _HEADER_LIMIT:
-                return None
-            header: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, ValueError):
-        return None
-    shapes: list[list[int]] = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
-    return sum(math.prod(shape) for shape in shapes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import UserError
+from configs.model_file import check_model_file, is_model_file, read_model_file
 from configs.model_folder import (
     NO_INDEX,
     check_known_model,
@@ -27,11 +28,15 @@ PATIENCE = 5  # seconds for one answer of the hub, whose client asks four times
 
 def check_model(config: RunConfig) -> str | None:
     """Refuse a model that this version cannot train. Of a hub id only a few kilobytes are fetched, `model_index.json`
-    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder.
+    and the parts' configs, so that this may come before anything that takes long. Answers the commit, None of a folder
+    or a file.
 
     Raises UserError where the model is not a pipeline we train, or cannot be had.
     """
     model = config.model
+    if is_model_file(model):
+        check_model_file(config)
+        return None
     if Path(model).is_absolute():
         check_model_folder(Path(model), config.variant)
         return None
@@ -95,6 +100,8 @@ def _fetch_files(config: RunConfig, commit: str, names: list[str]) -> Path:
 def resolve_tokenizer(config: RunConfig) -> Path:
     """A folder with the tokenizer of the model, which is all that is fetched of it. Raises UserError where it cannot be
     had."""
+    if is_model_file(config.model):
+        return fetch_settings(config.pipeline_config or read_model_file(Path(config.model)).settings)
     if Path(config.model).is_absolute():
         check_model_folder(Path(config.model), config.variant)
         return Path(config.model)
@@ -103,6 +110,21 @@ def resolve_tokenizer(config: RunConfig) -> Path:
     with _hub_errors(f"model {config.model}", _OTHER_MODEL):
         model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
         return Path(snapshot_download(model, revision=revision, allow_patterns="tokenizer/*", local_files_only=offline))
+
+
+def fetch_settings(model: str) -> Path:
+    """A folder with what a pipeline is made of but its weights: of the folder `model`, or of that hub id. Raises
+    UserError where it cannot be had."""
+    if Path(model).is_absolute():
+        read_pipeline_class(Path(model, "model_index.json"))
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    names = ["*.json", "*.txt", "*.model"]
+    fetching = f"hf download {model} " + " ".join(f"--include '{name}'" for name in names)
+    cure = f"write pipeline_config: a diffusers folder of the same family, or where there is a network: {fetching}"
+    with _hub_errors(f"the configs of {model}", cure):
+        return Path(snapshot_download(model, allow_patterns=names, local_files_only=not is_hub_up(model)))
 
 
 def resolve_source(source: SourceConfig, *, fetch: bool) -> SourceConfig:

@@ -1,9 +1,6 @@
 """`lockstep export`: started as a process of its own, because it needs torch and this package does not."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from launcher.hub.push import open_repo, push_export, render_push_command
 from launcher.run_lock import hold_run
 from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import prepare_run
+from launcher.torch_part import run_torch_part
 from store.checkpoint.checkpoints import find_checkpoint
 from store.run.records import Record
 from store.run.run_dir import RunDir
@@ -49,14 +47,13 @@ class ExportRequest:
 
 def run_export(run: RunDir, request: ExportRequest) -> int:
     """Write what was requested. Returns the exit code: what is wrong is printed by the process that exports."""
-    command = [sys.executable, "-P", "-m", "lockstep", "train.checkpoint.export", str(run.path)]
+    options = []
     for key, value in dataclasses.asdict(request).items():
         if value is True:
-            command.append(f"--{key}")
-        elif value not in (None, False):
-            command += [f"--{key}", str(value)]
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, env=os.environ | quiet, check=False).returncode
+            options.append(f"--{key}")
+        elif value is not None and value is not False:
+            options += [f"--{key}", value]
+    return run_torch_part("train.checkpoint.export", run.path, *options, offline=True)
 
 
 def export_and_push(run: RunDir, request: ExportRequest, repo: str) -> int:
@@ -88,7 +85,9 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
     run, source = RunDir.for_config(config), RunDir.open(parent)
     if run.path == source.path:
         raise UserError(f"{parent}: is this run itself; a fork is a new run, so give it another name")
-    forked = config.model_copy(update={"model": str(run.base_path), "revision": None, "variant": None})
+    forked = config.model_copy(
+        update={"model": str(run.base_path), "revision": None, "variant": None, "pipeline_config": None}
+    )
     origin_file = run.base_path / "origin.json"
     origin = ForkOrigin.read_if_written(origin_file)
     if origin is not None:

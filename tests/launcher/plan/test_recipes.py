@@ -72,6 +72,11 @@ def test_a_recipe_is_what_its_head_says(
             ["--gpu-memory", "80GiB", "micro_batch=auto"],
             "512 = 32 micro-batch × 1 accumulation × 16 ranks (2 nodes × 8)",
         ),
+        (
+            "sdxl-1024",
+            ["--gpu-memory", "80GiB", "micro_batch=auto", "gradient_checkpointing=true"],
+            "512 = 16 micro-batch × 1 accumulation × 32 ranks (4 nodes × 8)",
+        ),
     ],
 )
 def test_what_the_lines_of_a_recipe_say_beside_their_keys(
@@ -79,3 +84,8 @@ def test_what_the_lines_of_a_recipe_say_beside_their_keys(
 ) -> None:
     words = ["lockstep", "plan", f"{recipe}.yaml", "--samples", "10000", *changes]
     assert f"batch    {batch}" in plan(words, monkeypatch, capsys).splitlines()
+
+
+def test_sdxl_s_stage_1_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["lockstep", "plan", "sdxl-1024.yaml", "--samples", "10000", "--gpu-memory", "80GiB", "zero=1"]
+    assert "NCCL; does not fit into 80.0 GiB" in plan(words, monkeypatch, capsys)

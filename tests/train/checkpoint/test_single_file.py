@@ -48,6 +48,10 @@ def states(pipeline: DiffusionPipeline) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def draw(pipeline: DiffusionPipeline) -> np.ndarray:
+    """Weights are copied first: mapped from a file they lie anywhere, and kernels round by where numbers lie."""
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.load_state_dict({name: tensor.clone() for name, tensor in part.state_dict().items()}, assign=True)
     pipeline.set_progress_bar_config(disable=True)
     options: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "np"}
     return pipeline("a red circle", generator=torch.Generator().manual_seed(1), **options).images

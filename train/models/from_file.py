@@ -1,0 +1,45 @@
+"""`python -P -m lockstep train.models.from_file FILE CLASS SETTINGS OUT`: a model in one file to a diffusers folder.
+
+Through diffusers' own from_single_file, and without a network: SETTINGS is a folder with the configs, the tokenizers
+and the scheduler of a pipeline of the same family, whose weights need not be there.
+"""
+
+import sys
+from pathlib import Path
+
+import diffusers
+
+from configs.errors import LockstepError, UserError
+from configs.model_file import read_model_file
+
+
+def convert_file(file: Path, class_name: str, settings: Path, out: Path) -> None:
+    """Write the pipeline in `file` as the folder `out`, in the file's own dtype.
+
+    Its scheduler predicts what the file says that it does, and else what `settings` say. Raises UserError where
+    diffusers does not read it.
+    """
+    pipeline_class = getattr(diffusers, class_name)
+    try:
+        pipeline = pipeline_class.from_single_file(str(file), config=str(settings), local_files_only=True)
+    except Exception as error:  # noqa: BLE001  (the library raises what it meets: KeyError, RuntimeError, …)
+        problem = " ".join(f"{type(error).__name__} {error}".split())[:400]
+        cure = "name a diffusers folder or a hub id of the same family with pipeline_config"
+        raise UserError(
+            f"{file}: diffusers does not read it with the configs of {settings} ({problem}); {cure}"
+        ) from None
+    found, scheduler = read_model_file(file), pipeline.scheduler
+    if found.prediction is not None:
+        scheduler.register_to_config(prediction_type=found.prediction)
+    if found.zero_terminal_snr and "rescale_betas_zero_snr" in scheduler.config:
+        scheduler.register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    pipeline.save_pretrained(out, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    model, name, config, folder = sys.argv[1:]
+    try:
+        convert_file(Path(model), name, Path(config), Path(folder))
+    except LockstepError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
