@@ -26,6 +26,7 @@ from bench.stage import NO_STOP, Stage, make_model, make_stage
 from configs.schema import CheckpointConfig as Policy
 from configs.solve.deepspeed import render_deepspeed
 from store.checkpoint import checkpoints
+from store.checkpoint.fragment_file import StoredFragment
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt, RunDir
 from tests.tiny import make_images
@@ -33,6 +34,7 @@ from train import process_group
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.context import RankContext
+from train.engines.base import WEIGHTS, Engine, Fragment
 from train.progress import Progress
 
 NEVER, ASYNC, SYNC = Policy(every_steps=None), Policy(every_steps=1), Policy(every_steps=1, mode="sync")
@@ -137,11 +139,20 @@ def by_deepspeed(bench: Bench, engine: deepspeed.DeepSpeedEngine) -> dict[str, f
     }
 
 
+def find_storage(engine: Engine, piece: StoredFragment) -> torch.Tensor:
+    """The engine's own storage of weights, or of one of AdamW's moments, without a copy."""
+    fragment = Fragment(piece.name, piece.offset, piece.length)
+    if piece.kind == WEIGHTS:
+        return engine.weights(fragment)
+    place = engine._locate(fragment)
+    [moment] = engine._find_values(place.owner, piece.kind).tensors
+    return moment.view(-1).narrow(0, place.start, piece.length)
+
+
 def dcp(bench: Bench, saver: Saver, group: Any) -> dict[str, float]:
     """The same fragments; a rank's own keys, as each rank owns what it saves."""
     watch, began, beside = Watch(), time.perf_counter(), []
-    pieces, sources = saver.state.pieces, saver.state.sources
-    state = {f"{piece.key}:{bench.world.rank}": source for piece, source in zip(pieces, sources, strict=True)}
+    state = {f"{piece.key}:{bench.world.rank}": find_storage(bench.engine, piece) for piece in saver.state.pieces}
     call = lambda: async_save(state, checkpoint_id=bench.folder / "dcp", process_group=group)  # noqa: E731
     future: Future = watch.over(call)
     while bench.world.any_rank([not future.done()])[0] or len(beside) < AFTER:  # all ranks step equally often

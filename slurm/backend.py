@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from configs.errors import LockstepError
+from configs.optimizers import check_package
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.hardware import Hardware
@@ -37,7 +38,10 @@ class SlurmBackend:
         from slurm.job.submission import check_limits, require_sbatch
 
         require_sbatch()
-        check_limits(config, self._load_site(config))
+        site = self._load_site(config)
+        check_limits(config, site)
+        if site.container is None:  # what is in one, its ranks find out
+            check_package(config)
 
     def plan_batch(self, run: RunDir, config: RunConfig) -> BatchPlan:
         return plan_batch(run, config)

@@ -4,6 +4,14 @@ import torch
 import torch.distributed as dist
 
 
+def read_values(engine, key: str) -> dict:
+    """What this rank saves under `key`, by its fragments, in the host's memory."""
+    values = {fragment: torch.empty(fragment.length) for fragment in engine.list_saved(key)}
+    for fragment, out in values.items():
+        engine.read(key, fragment, out)
+    return values
+
+
 def gather(world, fragments, values) -> dict[str, torch.Tensor] | None:
     """Flattened fp32 tensors by name on rank 0, None elsewhere."""
     mine = [(f.name, f.offset, value.detach().cpu().clone()) for f, value in zip(fragments, values, strict=True)]

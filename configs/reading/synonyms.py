@@ -47,6 +47,8 @@ SYNONYMS = {
     "adam_beta2": "optimizer.betas, a list of two",
     "adam_weight_decay": "optimizer.weight_decay",
     "adam_epsilon": "optimizer.eps",
+    "use_8bit_adam": "optimizer: {name: adamw_8bit}",
+    "optimizer_type": "optimizer.name",
     "pretrained_model_name_or_path": "model",
     "model_name_or_path": "model",
     "base_model": "model",

@@ -44,6 +44,7 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
         )
     yield from _find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)
+    yield from _find_optimizer_disagreements(config)
     if config.micro_batch == "auto" and config.batch is None:
         yield Disagreement(("micro_batch", "batch"), "micro_batch: auto is a part of the batch; write batch, too")
     if config.micro_batch == "auto" and config.gradient_accumulation_steps is not None:
@@ -63,6 +64,39 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     yield from _find_cache_disagreements(config)
     if config.export == "ema" and config.ema is None:
         yield Disagreement(("export", "ema"), "export: ema needs an average to export; write ema: true, or export: raw")
+
+
+def _find_optimizer_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
+    optimizer = config.optimizer
+    is_adafactor = optimizer.name == "adafactor"
+    unknown = ("betas", "eps") if is_adafactor else ("beta2_decay", "clip_threshold")
+    for key in unknown:  # a run's own config has them all, with their defaults
+        if getattr(optimizer, key) != type(optimizer).model_fields[key].default:
+            yield Disagreement(
+                (f"optimizer.{key}", "optimizer.name"),
+                f"optimizer.{key} means nothing to optimizer.name: {optimizer.name}; leave it out",
+            )
+    if not is_adafactor or config.engine == "fsdp2":
+        return
+    others = "or optimizer.name: adamw or adamw_8bit"
+    if config.zero in (1, 2, 3):
+        yield Disagreement(
+            ("zero", "optimizer.name"),
+            f"zero: {config.zero} lays the parameters end to end, and optimizer.name: adafactor needs the rows and "
+            f"columns of each; write zero: 0, {others}",
+        )
+    elif config.precision in ("bf16", "fp16") and config.zero != 0:
+        yield Disagreement(
+            ("precision", "optimizer.name"),
+            f"optimizer.name: adafactor works with zero: 0, which has no precision {config.precision}; write "
+            f"precision: fp32, or engine: fsdp2 on one GPU, {others}",
+        )
+    elif config.offload and config.zero != 0:
+        yield Disagreement(
+            ("offload", "optimizer.name"),
+            "offload: true needs zero: 1, 2 or 3, with which optimizer.name: adafactor does not work; leave it out, "
+            f"{others}",
+        )
 
 
 def _find_data_disagreements(data: "DataConfig") -> Iterator[Disagreement]:

@@ -10,12 +10,12 @@ from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.disagreements import DISAGREEMENT, find_disagreements
 from configs.schema.lora import LoraConfig
+from configs.schema.optimizer import OptimizerConfig
 from configs.schema.sections import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
     EmaConfig,
-    OptimizerConfig,
     PicturesConfig,
 )
 
@@ -110,7 +110,7 @@ class RunConfig(Section):
     warmup_steps: int = Field(
         0, ge=0, description="steps in which the learning rate rises from 0 to lr", json_schema_extra=RESULT
     )
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="what updates the weights")
     grad_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient", json_schema_extra=RESULT)
     prediction: Prediction | None = Field(
         None,

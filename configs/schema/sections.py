@@ -1,6 +1,6 @@
-"""The groups of keys in a run's config: data, optimizer, average, checkpoints, sample pictures and cluster."""
+"""The groups of keys in a run's config: data, average, checkpoints, sample pictures and cluster."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -199,20 +199,6 @@ class DataConfig(Section):
     def cached(self) -> Cached:
         """What is encoded once: `cache`, or what its null stands for."""
         return self.cache or ("latents" if self.has_few_crops else "off")
-
-
-class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019)."""
-
-    name: ClassVar[str] = "adamw"  # its row in configs/optimizers.py; the only one so far, so no key yet
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999),
-        description="AdamW's decay rates of the first and second moment",
-        strict=False,
-        json_schema_extra=RESULT,
-    )
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon", json_schema_extra=RESULT)
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay", json_schema_extra=RESULT)
 
 
 class EmaConfig(Section):

@@ -48,7 +48,7 @@ def estimate_model_states(
     DistributedDataParallel (stage 0) and FSDP2 as train/engines has them.
 
     With P trained parameters, W ranks, p bytes per parameter in the passes (fp32 4, bf16 and fp16 2) and o of the
-    optimizer's states (configs/optimizers.py; AdamW 8), in bytes:
+    optimizer's states (configs/optimizers.py; AdamW 8, of 8 bits 2.03, Adafactor 2.13 of Stable Diffusion 1), in bytes:
 
     ====  =========  ==============================================================  =====================
     ZeRO  precision  parameters + gradients                                          master, optimizer states
@@ -81,8 +81,9 @@ def estimate_model_states(
     beside = width * frozen
     if zero == 0:  # gradients are views of the buckets that are reduced, but for those that a step begins with
         gradients = 4 * whole * (2 if world > 1 and accumulation > 1 else 1)
-        return ModelStates(layout, False, gpu=4 * whole + gradients + state_bytes * whole + average + beside, cpu=0)
-    optimizer = (4 + state_bytes) * shard
+        optimizer = math.ceil(state_bytes * whole)
+        return ModelStates(layout, False, gpu=4 * whole + gradients + optimizer + average + beside, cpu=0)
+    optimizer = 4 * shard + math.ceil(state_bytes * shard)
     if zero == 3:
         gathered = min(parameters + frozen, live_parameters) if world > 1 else 0
         held = width * (shard + math.ceil(frozen / world) + gathered)
@@ -100,7 +101,8 @@ def _estimate_sharded_states(config: RunConfig, whole: int, frozen: int, world: 
     """Of a rank under FSDP2: see the table of `estimate_model_states`."""
     shard, width, layout = math.ceil(whole / world), count_width(config), describe_layout(config)
     state_bytes = OPTIMIZERS[config.optimizer.name].bytes_per_parameter
-    kept = (4 + state_bytes + (4 if config.ema is not None else 0)) * shard + width * math.ceil(frozen / world)
+    kept = (4 + (4 if config.ema is not None else 0)) * shard + math.ceil(state_bytes * shard)
+    kept += width * math.ceil(frozen / world)
     gathered = width * (min(whole + frozen, FSDP2_LIVE_PARAMETERS) if config.reshard else whole + frozen)
     gradients = 4 * (whole if accumulation > 1 and not config.reshard else shard)
     if config.offload:  # what is summed up whole stays on the GPU until it is cut
@@ -131,13 +133,16 @@ def _estimate_gradients(config: RunConfig, whole: int, shard: int, accumulation:
 
 
 def list_alternatives(config: RunConfig) -> Iterator[RunConfig]:
-    """`config` with every ZeRO stage that its other keys allow, or both ways of FSDP2, with and without offload."""
+    """`config` with every ZeRO stage that its other keys and its optimizer allow, or both ways of FSDP2, with and
+    without offload."""
     if config.engine == "fsdp2":
         for reshard in (False, True):
             for offload in (False, True):
                 yield config.model_copy(update={"reshard": reshard, "offload": offload})
         return
     for zero in (0, 1, 2, 3):
+        if zero and not OPTIMIZERS[config.optimizer.name].is_elementwise:
+            continue
         for offload in (False, True):
             alternative = config.model_copy(update={"zero": zero, "offload": offload})
             if not any(find_disagreements(alternative)):
@@ -147,5 +152,5 @@ def list_alternatives(config: RunConfig) -> Iterator[RunConfig]:
 def estimate_checkpoint(config: RunConfig, parameters: int) -> int:
     """Bytes of one checkpoint of so many trained parameters: the weights, the optimizer's states and, with EMA, the
     average; all in fp32."""
-    values = 1 + len(OPTIMIZERS[config.optimizer.name].states) + (config.ema is not None)
-    return 4 * values * parameters
+    values = 1 + (config.ema is not None)
+    return 4 * values * parameters + math.ceil(OPTIMIZERS[config.optimizer.name].bytes_saved * parameters)

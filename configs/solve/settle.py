@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from configs.errors import UserError
 from configs.known_models import PipelineSize
+from configs.optimizers import OPTIMIZERS, explain_sharding
 from configs.schema import RunConfig, find_disagreements
+from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.batch import BatchPlan, list_micro_batches
 from configs.solve.device_memory import estimate_device_memory
 from configs.solve.hardware import Hardware, is_bf16_capable
@@ -37,6 +39,8 @@ def settle_precision(config: RunConfig, hardware: Hardware, begun: str | None = 
         precision, reason = "fp32", "ranks compute on CPUs"
     elif config.zero == 0:
         precision, reason = "fp32", "zero: 0 has no other"
+    elif config.engine == "deepspeed" and not OPTIMIZERS[config.optimizer.name].is_elementwise:
+        precision, reason = "fp32", f"optimizer.name: {config.optimizer.name} needs zero: 0, which has no other"
     elif hardware.has_bf16 is None:
         precision, reason = "bf16", "compute_capability is unknown; ranks look"
     elif hardware.has_bf16:
@@ -63,12 +67,12 @@ def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, 
     """`config` with numbers for `zero` and `micro_batch`, and with a dtype, on the shape of `batch_plan`: the largest
     micro-batch that fits, at the lowest stage where it does.
 
-    Raises UserError where `micro_batch: auto` has no answer.
+    Raises UserError where `micro_batch: auto` has no answer, or where the optimizer cannot be sharded as it must be.
     """
     if config.precision == "auto":
         config = config.model_copy(update={"precision": EARLIER_PRECISION})
     memory = hardware.measure_device(batch_plan.shape.gpus_per_node)
-    choices = list(_list_choices(config, batch_plan))
+    choices = list(_list_choices(config, batch_plan, size))
     fits = [estimate_device_memory(c.config, c.batch_plan, size, hardware).fits(memory) for c in choices]
     fitting = [choice for choice, fit in zip(choices, fits, strict=True) if fit]
     if config.micro_batch == "auto" and not fitting:
@@ -91,13 +95,9 @@ def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, 
     return replace(chosen, reasons=reasons)
 
 
-def _list_choices(config: RunConfig, batch_plan: BatchPlan) -> Iterator[Settled]:
+def _list_choices(config: RunConfig, batch_plan: BatchPlan, size: PipelineSize) -> Iterator[Settled]:
     """Every stage and micro-batch that the config leaves open, lower stages and larger micro-batches first."""
-    stages: list[object] = [config.zero]
-    if config.engine == "fsdp2":
-        stages = [UNKNOWN_ZERO]  # which has none
-    elif config.zero == "auto":
-        stages = [stage for stage in (0, 1, 2, 3) if not any(find_disagreements(_set_stage(config, stage)))]
+    stages = _list_stages(config, batch_plan, count_parameters(config, size))
     micro_batches = [batch_plan.micro_batch]
     per_rank = batch_plan.micro_batch * batch_plan.accumulation
     if config.micro_batch == "auto":
@@ -108,6 +108,22 @@ def _list_choices(config: RunConfig, batch_plan: BatchPlan) -> Iterator[Settled]
             if config.micro_batch == "auto":
                 settled = settled.model_copy(update={"micro_batch": micro_batch})
             yield Settled(settled, BatchPlan(batch_plan.shape, micro_batch, per_rank // micro_batch))
+
+
+def _list_stages(config: RunConfig, batch_plan: BatchPlan, counts: ParameterCounts | None) -> list[int]:
+    """The stages that the config leaves open and its optimizer takes. Raises UserError where it takes none."""
+    if config.engine == "fsdp2":
+        stages = [UNKNOWN_ZERO]  # which has none
+    elif config.zero != "auto":
+        stages = [config.zero]
+    else:
+        stages = [stage for stage in (0, 1, 2, 3) if not any(find_disagreements(_set_stage(config, stage)))]
+    world_size = batch_plan.shape.world_size
+    trained = counts.trained if counts else None
+    refusals = [explain_sharding(_set_stage(config, zero), world_size, trained) for zero in stages]
+    if None not in refusals:
+        raise UserError(str(refusals[0]))
+    return [zero for zero, refusal in zip(stages, refusals, strict=True) if refusal is None]
 
 
 def _set_stage(config: RunConfig, zero: object) -> RunConfig:

@@ -42,10 +42,11 @@ def check_model(config: RunConfig) -> str | None:
         return None
     check_known_model(model)
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        folder, class_name = _fetch_index(config)
+        offline = not is_hub_up(model)
+        folder, class_name = _fetch_index(config, offline)
         check_pipeline_class(model, class_name)
-        configs = [f"{part}/{name}" for part, name in PIPELINES[class_name].configs.items()]
-        folder = _fetch_files(config, folder.name, configs)
+        for part, name in PIPELINES[class_name].configs.items():
+            _fetch_file(model, folder.name, f"{part}/{name}", offline)
     check_part_configs(folder, PIPELINES[class_name])
     return folder.name
 
@@ -62,39 +63,39 @@ def resolve_model(config: RunConfig) -> Path:
 
 def _fetch_model(config: RunConfig) -> Path:
     """The snapshot of a hub id, with all that its pipeline is made of and nothing that lies beside it."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     model = config.model
     with _hub_errors(f"model {model}", _OTHER_MODEL):
-        folder, class_name = _fetch_index(config)
+        offline = not is_hub_up(model)
+        folder, class_name = _fetch_index(config, offline)
         check_pipeline_class(model, class_name)
-        if is_hub_up(model):
+        if offline:
+            names = _list_names(folder)
+        else:
             listed = HfApi().model_info(model, revision=folder.name).siblings or []
             names = [file.rfilename for file in listed]
-        else:
-            names = _list_names(folder)
-        return _fetch_files(config, folder.name, choose_model_files(names, PIPELINES[class_name], config.variant))
+        wanted = choose_model_files(names, PIPELINES[class_name], config.variant)
+        return Path(snapshot_download(model, revision=folder.name, allow_patterns=wanted, local_files_only=offline))
 
 
-def _fetch_index(config: RunConfig) -> tuple[Path, str]:
+def _fetch_index(config: RunConfig, offline: bool) -> tuple[Path, str]:
     """The snapshot that the config means, of which `model_index.json` is there, and the class that it names."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    model, revision, offline = config.model, config.revision, not is_hub_up(config.model)
-    try:
-        index = Path(hf_hub_download(model, "model_index.json", revision=revision, local_files_only=offline))
-    except RemoteEntryNotFoundError:
-        raise UserError(f"{config.model}: {NO_INDEX}") from None
+    index = _fetch_file(config.model, config.revision, "model_index.json", offline)
+    if index is None:
+        raise UserError(f"{config.model}: {NO_INDEX}")
     return index.parent, read_pipeline_class(index)
 
 
-def _fetch_files(config: RunConfig, commit: str, names: list[str]) -> Path:
-    """The snapshot of a commit, of which these files are there, or those that the cache has where the hub is not up."""
-    from huggingface_hub import snapshot_download
+def _fetch_file(model: str, revision: str | None, name: str, offline: bool) -> Path | None:
+    """One small file of the model; None where it has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    offline = not is_hub_up(config.model)
-    return Path(snapshot_download(config.model, revision=commit, allow_patterns=names, local_files_only=offline))
+    try:
+        return Path(hf_hub_download(model, name, revision=revision, local_files_only=offline))
+    except RemoteEntryNotFoundError:
+        return None
 
 
 def resolve_tokenizer(config: RunConfig) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from configs.errors import LockstepError
+from configs.optimizers import check_package
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from configs.solve.hardware import GIB, Hardware
@@ -41,7 +42,8 @@ class LocalBackend:
         self.ranks = ranks
 
     def check_config(self, config: RunConfig) -> None:
-        """Nothing here refuses a run beforehand: whatever is wrong shows when it is prepared."""
+        """What else is wrong shows when the run is prepared."""
+        check_package(config)
 
     def plan_batch(self, run: RunDir, config: RunConfig) -> BatchPlan:
         batch_plan = plan_batch(run, config, Shape(1, self.ranks) if self.ranks else None)

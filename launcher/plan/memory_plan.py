@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from configs.errors import UserError
 from configs.known_models import PipelineSize
+from configs.optimizers import OPTIMIZERS, explain_sharding
 from configs.schema import LoraConfig, RunConfig, find_disagreements
 from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
@@ -101,6 +102,10 @@ def _list_option_savings(settled: Settled, hardware: Hardware, size: PipelineSiz
     config, batch_plan = settled.config, settled.batch_plan
     now, states = estimate_device_memory(config, batch_plan, size, hardware), estimate_states(config, batch_plan, size)
     for option, changed, is_other_run in _list_options(config, hardware):
+        counts = count_parameters(changed, size)
+        trained = counts.trained if counts else None
+        if explain_sharding(changed, batch_plan.shape.world_size, trained) is not None:
+            continue
         then = estimate_device_memory(changed, batch_plan, size, hardware)
         changed_states = estimate_states(changed, batch_plan, size)
         if now.total is None or then.total is None or states is None or changed_states is None:
@@ -127,6 +132,9 @@ def _list_options(config: RunConfig, hardware: Hardware) -> Iterator[tuple[str, 
             yield "offload: true", config.model_copy(update={"offload": True}), False
     if config.engine == "deepspeed" and config.precision != "fp16":
         yield "engine: fsdp2, without zero", config.model_copy(update={"engine": "fsdp2"}), False
+    if config.optimizer.name == "adamw":
+        optimizer = config.optimizer.model_copy(update={"name": "adamw_8bit"})
+        yield "optimizer: {name: adamw_8bit}", config.model_copy(update={"optimizer": optimizer}), True
 
 
 def warn_of_memory(memory: MemoryPlan, config: RunConfig, reasons: dict[str, str]) -> Iterator[str]:
@@ -158,8 +166,9 @@ def _list_savings(config: RunConfig, hardware: Hardware) -> str:
         savings.append("gradient_checkpointing: true")
     if config.engine == "fsdp2" and not config.reshard:
         savings.append("reshard: true")
-    if config.engine == "deepspeed" and config.zero != 3:
+    is_flat = config.engine == "deepspeed" and OPTIMIZERS[config.optimizer.name].is_elementwise
+    if is_flat and config.zero != 3:
         savings.append("a higher zero")
-    if hardware.gpus and not config.offload:
+    if hardware.gpus and not config.offload and (is_flat or config.engine == "fsdp2"):
         savings.append("offload: true")
     return " or ".join([", ".join(savings[:-1]), savings[-1]] if len(savings) > 1 else savings)

@@ -19,6 +19,7 @@ from configs.model_folder import (
     find_pipeline_class,
     list_missing_configs,
 )
+from configs.optimizers import warn_of_optimizer
 from configs.pipelines import PIPELINES, check_objective, check_told, name_family
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape, list_batch_plans, list_divisors
@@ -266,4 +267,4 @@ def _warnings(plan: RunPlan) -> list[str]:
             f"{batch_plan.batch // batch_plan.shape.world_size} samples per rank fits under it; "
             "see --shapes for what keeps this batch"
         )
-    return [*notes, *warn_of_memory(plan.memory, config, plan.reasons)]
+    return [*notes, *warn_of_optimizer(config), *warn_of_memory(plan.memory, config, plan.reasons)]

@@ -94,7 +94,8 @@ class Checkpoint:
         for path, carried in reader.metadata().items():
             if carried != identity.as_text():
                 return [f"{path}: belongs to another checkpoint"]
-        incomplete = [kind for kind in sizes if digest_layout(sizes[kind]) != identity.layout]
+        wanted = {kind: manifest.layouts.get(kind, identity.layout) for kind in manifest.kinds}
+        incomplete = [kind for kind in sizes if digest_layout(sizes[kind]) != wanted[kind]]
         return [f"{self.path}: {kind} is incomplete" for kind in incomplete]
 
     def quarantine(self) -> Path:

@@ -21,9 +21,9 @@ from store.checkpoint.manifest import FileEntry, Identity
 
 @dataclass(frozen=True)
 class StoredFragment:
-    """Elements [offset, offset + length) of one value of parameter `name`: its weights, a moment or its average."""
+    """Elements [offset, offset + length) of one value of parameter `name`: its weights, a state or its average."""
 
-    kind: str  # weights, exp_avg, exp_avg_sq or ema; fp32 each
+    kind: str  # weights, a state of the optimizer (configs/optimizers.py) or ema; fp32 each
     name: str
     offset: int
     length: int
@@ -111,7 +111,7 @@ class FragmentReader:
         return {path: file.metadata() or {} for path, file in self._files.items()}
 
     def kinds(self) -> set[str]:
-        """Which of weights, exp_avg, exp_avg_sq and ema there are."""
+        """Which kinds there are."""
         return {kind for kind, _ in self._locations}
 
     def sizes(self, kind: str) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ class Manifest:
     identity: Identity
     world_size: int
     zero: int | None  # its stage; None where the engine knows no such thing
-    kinds: tuple[str, ...]  # fp32 values of each element: weights, the optimizer's states, ema
+    kinds: tuple[str, ...]  # of fp32 values: weights, the optimizer's states, ema
     optimizer_step: int  # updates that were applied: fewer than steps where fp16 skipped some
     skipped_steps: int
     loss_scaler: dict[str, float] | None
     files: tuple[FileEntry, ...]
     engine: str = "deepspeed"  # a name in train/engines; the only one, while manifests did not say it
+    layouts: dict[str, str] = field(default_factory=dict)  # of the kinds whose values are not as many as the weights
 
     @property
     def size(self) -> int:
@@ -77,7 +78,7 @@ class Manifest:
                     f"a newer Lockstep saved it (schema {body['schema']}, and this one reads up to {MANIFEST_SCHEMA}); "
                     "update Lockstep"
                 )
-            wanted = [field.name for field in fields(cls) if field.name in body or field.default is MISSING]
+            wanted = [known.name for known in fields(cls) if known.name in body or _is_required(known)]
             body = {name: body[name] for name in wanted}
             body["identity"] = Identity(**body["identity"])
             body["files"] = tuple(FileEntry(**file) for file in body["files"])
@@ -87,8 +88,12 @@ class Manifest:
             raise ValueError(f"is not a manifest ({type(error).__name__}: {error})") from None
 
 
+def _is_required(wanted: Field[Any]) -> bool:
+    return wanted.default is MISSING and wanted.default_factory is MISSING
+
+
 def digest_layout(sizes: dict[str, int]) -> str:
-    """Digest of the trained parameters' names and elements: the same on every shape."""
+    """Digest of the trained parameters' names and elements, of weights or another kind: the same on every shape."""
     return hashlib.sha256(json.dumps(sorted(sizes.items())).encode()).hexdigest()
 
 

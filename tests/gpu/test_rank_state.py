@@ -10,11 +10,13 @@ from train.checkpoint.rank_state import RankState
 
 @pytest.mark.parametrize("device", [on_gpu()])
 def test_a_gpu_copies_into_it_beside_the_host(device: str) -> None:
-    state = RankState(make_engine(device), None, [])
+    engine = make_engine(device)
+    state = RankState(engine, None, [])
     assert all(copy.is_pinned() for copy in state.copies)
-    for copy, source in zip(state.copies, state.sources, strict=True):
-        copy.copy_(source, non_blocking=True)
+    state.copy()
     torch.cuda.synchronize()
-    assert all(torch.equal(c, s.cpu()) for c, s in zip(state.copies, state.sources, strict=True))
+    masters = [engine.weights(fragment).cpu() for fragment in engine.owned]
+    wanted = [*masters, *(-master for master in masters)]  # and what the engine answers for its other key
+    assert all(torch.equal(copy, values) for copy, values in zip(state.copies, wanted, strict=True))
     state.close()
     assert not state.copies[0].is_pinned()

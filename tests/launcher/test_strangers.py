@@ -58,7 +58,7 @@ def test_tuxpaint_stamps(tmp_path):
     pairs = [image for image in images.rglob("*.png") if image.with_suffix(".txt").exists()]
     assert found["samples"] == len(pairs) > 700
     assert all(bad["sample"] and bad["reason"] for bad in found["bad_samples"])
-    svgs = [bad for bad in found["bad_samples"] if ".svg is none of an image; convert" in bad["reason"]]
+    svgs = [bad for bad in found["bad_samples"] if ".svg is not read; convert" in bad["reason"]]
     assert len(svgs) > 100
     assert f"{len(pairs)} samples" in check_plan(config)
 

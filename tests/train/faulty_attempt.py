@@ -26,6 +26,7 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -142,8 +143,8 @@ def undo_step(number: int) -> None:
             close()
             closed.append(True)
             if len(closed) == engine.accumulation:
-                for (fragment, key), values in before.items():
-                    engine.tensor(fragment, key).copy_(values)
+                for key, values in before.items():
+                    engine.load(key, partial(read_part, values))
                 engine.publish()
                 engine.set_counters(now, counters)
 
@@ -157,7 +158,17 @@ def undo_step(number: int) -> None:
 
 
 def copy_state(engine) -> dict:
-    return {(f, key): engine.tensor(f, key).clone() for f in engine.held for key in engine.state_keys}
+    """What this rank holds, by key and fragment."""
+    state = {key: {fragment: torch.empty(fragment.length) for fragment in engine.held} for key in engine.state_keys}
+    for key, values in state.items():
+        for fragment, out in values.items():
+            engine.read(key, fragment, out)
+    return state
+
+
+def read_part(values: dict, name: str, offset: int, length: int) -> torch.Tensor:
+    [(fragment, whole)] = [(f, v) for f, v in values.items() if f.name == name and 0 <= offset - f.offset < f.length]
+    return whole.narrow(0, offset - fragment.offset, length)
 
 
 def spoil_average(after: int) -> None:

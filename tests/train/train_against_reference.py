@@ -23,7 +23,6 @@ from tests.engines import build_engine
 from tests.gather import gather
 from train import process_group
 from train.data.stream import Stream, micro_batches
-from train.engines.base import WEIGHTS
 from train.models import load_model
 from train.objective import make_objective
 from train.step import Trainer
@@ -119,7 +118,7 @@ def main(folder: str, images: str, zero: str, weighting: str, answer: str) -> No
     for k in range(1, STEPS + 1):
         mine = iter(drawn[(k - 1) * ACCUMULATION : k * ACCUMULATION])
         trainer.step(k, compute_learning_rate(config, k, STEPS), mine, lambda: None)
-    trained = gather(world, engine.owned, [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned])
+    trained = gather(world, engine.owned, [engine.weights(fragment) for fragment in engine.owned])
 
     assert len(losses) == len(wanted_losses) == STEPS * ACCUMULATION
     assert trained.keys() == wanted.keys()

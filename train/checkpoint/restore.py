@@ -1,15 +1,18 @@
 """Resuming: rank 0 says which checkpoints there are, all ranks verify one, and only then is a tensor applied."""
 
+from functools import partial
+
 import torch
 
 from configs.errors import LockstepError
 from store.checkpoint import checkpoints
 from store.checkpoint.checkpoints import Checkpoint
+from store.checkpoint.fragment_file import FragmentReader
 from store.checkpoint.manifest import Manifest
 from store.run.records import ResumePoint
 from store.run.run_dir import RunDir
 from train.context import RankContext
-from train.engines.base import Counters, Engine, Fragment
+from train.engines.base import Counters, Engine
 from train.engines.ema import Ema
 from train.process_group import World
 
@@ -75,9 +78,18 @@ def _verify(checkpoint: Checkpoint, world: World, engine: Engine) -> list[str]:
     if not problems and world.is_main_process:
         manifest = checkpoint.read_manifest()
         problems = checkpoint.identity_problems(manifest)
-        if not problems and manifest.identity.layout != engine.layout:
-            problems = [f"{checkpoint.path}: holds other parameters than this model trains"]
+        problems = problems or _find_differences(checkpoint, manifest, engine)
     return list(world.broadcast(problems))
+
+
+def _find_differences(checkpoint: Checkpoint, manifest: Manifest, engine: Engine) -> list[str]:
+    """What the checkpoint holds, and this run's engine does not."""
+    missing = [key for key in engine.state_keys if key not in manifest.kinds]
+    if missing:
+        return [f"{checkpoint.path}: is of another optimizer, and holds no {' and no '.join(missing)}"]
+    if (manifest.identity.layout, manifest.layouts) != (engine.layout, engine.layouts):
+        return [f"{checkpoint.path}: holds other parameters than this model trains"]
+    return []
 
 
 def _verify_share(checkpoint: Checkpoint, world: World) -> list[str]:
@@ -95,20 +107,19 @@ def _apply(checkpoint: Checkpoint, world: World, engine: Engine, ema: Ema | None
     """Fill what this rank holds; reads only those bytes, whatever shape and engine wrote them."""
     manifest = checkpoint.read_manifest()
     reader = checkpoint.open_reader()
-
-    def fill(target: torch.Tensor, kind: str, fragment: Fragment) -> None:
-        target.copy_(torch.from_numpy(reader.read(kind, fragment.name, fragment.offset, fragment.length)))
-
-    for fragment in engine.held:
-        for key in engine.state_keys:
-            fill(engine.tensor(fragment, key), key, fragment)
+    for key in engine.state_keys:
+        engine.load(key, partial(_read, reader, key))
     if ema is not None:
         for fragment, average in zip(engine.owned, ema.averages, strict=True):
-            fill(average, "ema", fragment)
+            average.copy_(_read(reader, "ema", fragment.name, fragment.offset, fragment.length))
     # The masters are right now; the passes still see the base model, and the counters are those of a fresh engine.
     engine.publish()
     engine.set_counters(checkpoint.step, _counters(manifest))
     world.barrier()
+
+
+def _read(reader: FragmentReader, kind: str, name: str, offset: int, length: int) -> torch.Tensor:
+    return torch.from_numpy(reader.read(kind, name, offset, length))
 
 
 def _counters(manifest: Manifest) -> Counters:

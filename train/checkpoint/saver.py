@@ -145,6 +145,7 @@ class Saver:
             engine=choose_engine(config),
             zero=None if config.engine == "fsdp2" else config.zero,
             kinds=self.state.kinds,
+            layouts=self.state.layouts,
             files=(),
             **self.engine.counters(step),
         )

@@ -15,7 +15,7 @@ from train.checkpoint.replicas import digest_sums, sum_bits
 
 
 class Snapshot:
-    """Copies `state` and writes the copy to `path`. Its sources must not change before `copied` is set.
+    """Copies `state` and writes the copy to `path`. What it copies must not change before `copied` is set.
 
     `manifest` is that of the checkpoint, without its files. The rest may be read once `done` is set.
     """
@@ -27,8 +27,7 @@ class Snapshot:
         self.spoiled: str | None = None  # the first value that is not finite
         self.replicas: str | None = None  # digest of what all ranks hold alike
         self.seconds = 0.0  # that the copy and the file took
-        self.devices = {tensor.device for tensor in (*state.sources, *state.replicas) if tensor.is_cuda}
-        self.ready = torch.cuda.Event() if self.devices else None
+        self.ready = torch.cuda.Event() if state.devices else None
         if self.ready is not None:
             self.ready.record()  # what is queued on the device so far belongs to this step
         self.thread = threading.Thread(target=self._run, name=f"save-{manifest.identity.step}", daemon=True)
@@ -60,7 +59,7 @@ class Snapshot:
         if self.ready is None:
             self._take_values()
             return
-        [device] = self.devices  # a new thread's own is GPU 0
+        [device] = self.state.devices  # a new thread's own is GPU 0
         stream = torch.cuda.Stream(device)  # beside the stream that goes on computing
         with torch.cuda.device(device), torch.cuda.stream(stream):
             stream.wait_event(self.ready)
@@ -68,8 +67,7 @@ class Snapshot:
             stream.synchronize()
 
     def _take_values(self) -> None:
-        for copy, source in zip(self.state.copies, self.state.sources, strict=True):
-            copy.copy_(source, non_blocking=True)
+        self.state.copy()
         if self.state.replicas:
             self.replicas = digest_sums(sum_bits(self.state.replicas))
 

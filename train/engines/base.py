@@ -49,16 +49,18 @@ class Counters(TypedDict):
 class Engine(Protocol):
     """One trained module with its optimizer, and this rank's part of their state.
 
-    All ranks make the same calls in the same order; `tensor` and the attributes are this rank's alone.
+    All ranks make the same calls in the same order; reading and loading of values and the attributes are this rank's
+    alone.
     """
 
     module: torch.nn.Module
     accumulation: int  # micro-batches of one step
     sizes: dict[str, int]  # elements of each trained parameter
     layout: str  # digest of `sizes`: the same under every engine, stage and world size
+    layouts: dict[str, str]  # the same of those of the optimizer's states that have other sizes
     owned: list[Fragment]  # what this rank answers for: over all ranks every trained element exactly once
     held: list[Fragment]  # what this rank holds, and a load must fill: more than `owned` where ranks hold replicas
-    state_keys: tuple[str, ...]  # what every element has: WEIGHTS, then the optimizer's states
+    state_keys: tuple[str, ...]  # WEIGHTS, then the optimizer's states
 
     @staticmethod
     def prepare(device: torch.device) -> None:
@@ -103,11 +105,26 @@ class Engine(Protocol):
     def gradient_norm(self) -> float:
         """Global norm of the last step's mean gradient before clipping; infinite where the step was skipped."""
 
-    def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
-        """The values under `key` of state_keys of a fragment in `owned` or `held`: 1-D, fp32, the engine's own storage.
+    def weights(self, fragment: Fragment) -> torch.Tensor:
+        """The masters of a fragment in `owned` or `held`: 1-D, fp32, the engine's own storage.
 
-        They change in `step` only. Whoever writes weights into it calls `publish` before the next pass.
+        They change in `step` and `load` only. Whoever writes into them calls `publish` before the next pass.
         """
+
+    def list_saved(self, key: str) -> list[Fragment]:
+        """What this rank answers for under `key` of state_keys: `owned`, or, of a state that is not as large as its
+        parameter, fragments of that state; over all ranks each of its elements exactly once."""
+
+    def read(self, key: str, fragment: Fragment, out: torch.Tensor) -> None:
+        """Copy the values of a fragment in `held` or `list_saved(key)` into `out`: 1-D, fp32, in any memory.
+
+        They change in `step` and `load` only. The host waits for no device. What is fp32 is copied with nothing
+        allocated; what is not is made fp32 in small parts.
+        """
+
+    def load(self, key: str, read: Callable[[str, int, int], torch.Tensor]) -> None:
+        """Fill all that this rank holds under `key` with what `read` answers for name, offset and length: 1-D, fp32, on
+        the CPU. After WEIGHTS, call `publish`."""
 
     def publish(self) -> None:
         """Make the weights that passes see again from the masters."""

@@ -35,7 +35,7 @@ class ReplicaEngine(TorchEngine):
             return self._replica(*args, **kwargs)
 
     def replicas(self) -> list[torch.Tensor]:
-        return [self.tensor(fragment, key) for key in self.state_keys for fragment in self.held]
+        return self._list_tensors()
 
     def publish(self) -> None:
         """The masters are what passes see."""

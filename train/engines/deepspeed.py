@@ -9,10 +9,8 @@ from typing import Any, Self
 import deepspeed
 import torch
 
-from configs.optimizers import OPTIMIZERS
 from configs.schema import RunConfig
 from configs.solve.deepspeed import gradient_divisor
-from store.checkpoint.manifest import digest_layout
 from store.run.run_dir import Attempt
 from train.engines import cpu_extension, deepspeed_state, zero3_linear
 from train.engines.base import (
@@ -23,7 +21,8 @@ from train.engines.base import (
     WeightReader,
     replace_parameters,
 )
-from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
+from train.engines.held_state import HeldState, Place
+from train.engines.optimizers import make_optimizer
 from train.process_group import World
 
 
@@ -52,7 +51,7 @@ def _trim_heap() -> None:
         library.malloc_trim(0)
 
 
-class ZeroEngine:
+class ZeroEngine(HeldState):
     """The engine of `train.engines.base`, under ZeRO 1, 2 or 3."""
 
     def __init__(
@@ -66,11 +65,9 @@ class ZeroEngine:
         """`rendered`: see configs/solve/deepspeed.py. Raises LockstepError for a DeepSpeed that is not known."""
         self.prepare(device)  # a program without time-outs to fear need not have called it before
         _lend_room(module, weights, DTYPES[config.precision], device)
-        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self.sizes = {name: parameter.numel() for name, parameter in trained.items()}
-        self.layout = digest_layout(self.sizes)
-        self.state_keys = (WEIGHTS, *OPTIMIZERS[config.optimizer.name].states)
-        self._optimizer = make_optimizer(trained.values(), config)
+        self._name_state(module, config)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._optimizer = make_optimizer(trained, config)
         self._optimizer.register_step_pre_hook(self._take_mean)
         if config.zero == 3:
             zero3_linear.round_as_torch()
@@ -134,14 +131,8 @@ class ZeroEngine:
             return math.inf
         return float(self._deepspeed.get_global_grad_norm()) / self._gradient_divisor
 
-    def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
-        place = self._places[fragment]
-        if key == WEIGHTS:
-            whole = place.owner.data
-        else:
-            ensure_state(self._optimizer, place.owner, self.state_keys[1:])
-            whole = self._optimizer.state[place.owner][key]
-        return whole.view(-1).narrow(0, place.start, fragment.length)
+    def _locate(self, fragment: Fragment) -> Place:
+        return self._places[fragment]
 
     def publish(self) -> None:
         deepspeed_state.publish_masters(self._deepspeed)
@@ -153,9 +144,7 @@ class ZeroEngine:
         return [parameter.detach() for parameter in self.module.parameters() if parameter.requires_grad]
 
     def counters(self, step: int) -> Counters:
-        owner = self._places[self.owned[0]].owner  # all parameters are updated together
-        ensure_state(self._optimizer, owner, self.state_keys[1:])
-        applied = count_updates(self._optimizer, owner)
+        applied = self._count_updates()
         return {
             "optimizer_step": applied,
             "skipped_steps": step - applied,
@@ -164,25 +153,19 @@ class ZeroEngine:
 
     def set_counters(self, step: int, counters: Counters) -> None:
         applied = counters["optimizer_step"]
-        for fragment in self.held:
-            owner = self._places[fragment].owner
-            ensure_state(self._optimizer, owner, self.state_keys[1:])
-            set_update_count(self._optimizer, owner, applied)
+        self._set_update_count(applied)
         deepspeed_state.set_progress(self._deepspeed, step=step, applied=applied)
         deepspeed_state.set_loss_scaler(self._deepspeed, counters["loss_scaler"])
 
-    @torch.no_grad()
     def _fill(self, weights: WeightReader) -> None:
         """Give the masters what this rank holds of `weights`, and the passes all of them; make the optimizer's states.
 
         The states come last: what the ranks need to tell each other the weights is free again by then.
         """
-        for fragment in self.held:
-            self.tensor(fragment, WEIGHTS).copy_(weights.read(fragment.name, fragment.offset, fragment.length))
+        self.load(WEIGHTS, weights.read)
         self.publish()
         _trim_heap()
-        for place in self._places.values():
-            ensure_state(self._optimizer, place.owner, self.state_keys[1:])
+        self._make_states()
 
     def _take_mean(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Make the mean of the sum that was reduced and clipped: fp32 in every stage, just before the optimizer."""

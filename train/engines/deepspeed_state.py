@@ -7,7 +7,6 @@ version keeps its state elsewhere).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -17,16 +16,9 @@ from deepspeed import DeepSpeedEngine
 
 from configs.errors import LockstepError
 from train.engines.base import Fragment
+from train.engines.held_state import Place
 
 KNOWN_GOOD = ("0.19.8",)
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where a fragment lies: from element `start` on in `owner`, flattened. The optimizer's state hangs on `owner`."""
-
-    owner: torch.Tensor
-    start: int
 
 
 Places = dict[Fragment, Place]

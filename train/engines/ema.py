@@ -3,7 +3,7 @@
 import torch
 
 from configs.schema import EmaConfig
-from train.engines.base import WEIGHTS, Engine
+from train.engines.base import Engine
 
 
 def ema_decay(step: int, largest: float) -> float:
@@ -22,7 +22,7 @@ class Ema:
 
     def __init__(self, config: EmaConfig, engine: Engine):
         self.decay = config.decay
-        self.masters = [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned]
+        self.masters = [engine.weights(fragment) for fragment in engine.owned]
         self.averages = [master.detach().clone() for master in self.masters]
 
     @torch.no_grad()

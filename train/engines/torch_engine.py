@@ -1,25 +1,23 @@
-"""What the engines made of torch alone have in common: masters that torch's AdamW updates, and the update itself.
+"""What the engines made of torch alone have in common: masters that an optimizer updates, and the update itself.
 
-The update touches memory once. Norm, clipping and the verdict whether the gradient is finite are numbers on the device,
-and torch's fused AdamW takes them as they are: it divides by `grad_scale`, and leaves everything alone where
-`found_inf` is not 0 (as torch's own GradScaler has it). So no pass over the gradients is made but the norm's, and the
-host waits for nothing.
+Norm, clipping and the verdict whether the gradient is finite are numbers on the device, and torch's fused AdamW takes
+them as they are: so its update touches memory once, no pass over the gradients is made but the norm's, and the host
+waits for nothing (see `update_scaled`).
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
-from configs.optimizers import OPTIMIZERS
 from configs.schema import RunConfig
-from store.checkpoint.manifest import digest_layout
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import Attempt
-from train.engines.base import WEIGHTS, Counters, Fragment, WeightReader
-from train.engines.optimizers import count_updates, ensure_state, make_optimizer, set_update_count
+from train.engines.base import Counters, Fragment, WeightReader
+from train.engines.held_state import HeldState, Place
+from train.engines.optimizers import make_optimizer, update_scaled
 from train.process_group import World
 
 
@@ -41,7 +39,7 @@ class Placement:
     summed: int  # mean gradients whose sum a step's gradient is
 
 
-class TorchEngine(ABC):
+class TorchEngine(HeldState):
     """The engine of `train.engines.base` but for its passes, which a subclass makes."""
 
     module: torch.nn.Module
@@ -49,9 +47,7 @@ class TorchEngine(ABC):
     def __init__(
         self, module: torch.nn.Module, weights: WeightReader, config: RunConfig, accumulation: int, world: World
     ):
-        self.sizes = {name: value.numel() for name, value in module.named_parameters() if value.requires_grad}
-        self.layout = digest_layout(self.sizes)
-        self.state_keys = (WEIGHTS, *OPTIMIZERS[config.optimizer.name].states)
+        self._name_state(module, config)
         self.accumulation = accumulation
         self.skipped_steps = 0
         self.loss_scale: float | None = None  # there is no fp16 here
@@ -63,6 +59,7 @@ class TorchEngine(ABC):
         everything = [Fragment(master.name, master.offset, master.values.numel()) for master in self._masters]
         self.held = [fragment for fragment in everything if fragment.length]
         self._optimizer = make_optimizer([master.values for master in self._masters], config)
+        self._make_states()
         self._flags = _Flags(world.device)
 
     @staticmethod
@@ -115,10 +112,7 @@ class TorchEngine(ABC):
         found_inf = (~torch.isfinite(self._norm)).float()
         self._flags.send(found_inf)
         clip = (self._config.grad_clip / (self._norm + 1e-6)).clamp(max=1.0)
-        # as GradScaler hands them over
-        self._optimizer.grad_scale = self._summed / clip  # type: ignore[attr-defined]
-        self._optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-        self._optimizer.step()
+        update_scaled(self._optimizer, gradients, self._summed / clip, found_inf, takes_scale=self._facts.takes_scale)
         for master in self._masters:
             master.values.grad = None
 
@@ -134,29 +128,20 @@ class TorchEngine(ABC):
         norm = float(self._norm)
         return norm if math.isfinite(norm) else math.inf
 
-    def tensor(self, fragment: Fragment, key: str) -> torch.Tensor:
+    def _locate(self, fragment: Fragment) -> Place:
         master = self._by_name[fragment.name]
-        if key == WEIGHTS:
-            whole = master.values.detach()
-        else:
-            ensure_state(self._optimizer, master.values, self.state_keys[1:])
-            whole = self._optimizer.state[master.values][key]
-        return whole.view(-1).narrow(0, fragment.offset - master.offset, fragment.length)
+        return Place(master.values, fragment.offset - master.offset)
 
     def replicas(self) -> list[torch.Tensor]:
         return []
 
     def counters(self, step: int) -> Counters:
-        values = self._masters[0].values  # all parameters are updated together
-        ensure_state(self._optimizer, values, self.state_keys[1:])
-        applied = count_updates(self._optimizer, values)
+        applied = self._count_updates()
         return {"optimizer_step": applied, "skipped_steps": step - applied, "loss_scaler": None}
 
     def set_counters(self, step: int, counters: Counters) -> None:
         self.skipped_steps = step - counters["optimizer_step"]
-        for master in self._masters:
-            ensure_state(self._optimizer, master.values, self.state_keys[1:])
-            set_update_count(self._optimizer, master.values, counters["optimizer_step"])
+        self._set_update_count(counters["optimizer_step"])
 
 
 class _Flags:

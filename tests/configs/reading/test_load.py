@@ -291,6 +291,31 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
             "5 weighs nothing with loss_weighting: uniform; write loss_weighting: min_snr",
         ),
         ("loss_weighting: min_snr\nmin_snr_gamma: 0", "min_snr_gamma: must be more than 0"),
+        ("optimizer: {name: adam}", "optimizer.name: must be adamw, adamw_8bit or adafactor, not 'adam'; did you mean"),
+        ("optimizer: {use_8bit_adam: true}", "unknown key optimizer.use_8bit_adam; optimizer: {name: adamw_8bit}"),
+        (
+            "optimizer: {name: adafactor, betas: [0.9, 0.99]}",
+            "optimizer.betas means nothing to optimizer.name: adafactor; leave it out",
+        ),
+        ("optimizer: {name: adafactor, eps: 1e-6}", "optimizer.eps means nothing to optimizer.name: adafactor"),
+        (
+            "optimizer: {beta2_decay: -0.5}",
+            "optimizer.beta2_decay means nothing to optimizer.name: adamw; leave it out",
+        ),
+        (
+            "optimizer: {name: adamw_8bit, clip_threshold: 2}",
+            "optimizer.clip_threshold means nothing to optimizer.name: adamw_8bit",
+        ),
+        (
+            "optimizer: {name: adafactor}\nzero: 2",
+            "zero: 2 lays the parameters end to end, and optimizer.name: adafactor needs the rows and columns of each; "
+            "write zero: 0, or optimizer.name: adamw or adamw_8bit",
+        ),
+        (
+            "optimizer: {name: adafactor}\nprecision: bf16",
+            "works with zero: 0, which has no precision bf16; write precision: fp32, or engine: fsdp2 on one GPU",
+        ),
+        ("optimizer: {name: adafactor}\noffload: true", "adafactor does not work; leave it out"),
         ("loss_weighting: debiased", "loss_weighting: must be uniform or min_snr, not 'debiased'"),
     ],
 )

@@ -74,7 +74,28 @@ def test_model_states_under_fsdp2(
     assert (large.gpu < gpu * 10**9) == config.reshard
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "world", "per_parameter"),
+    [
+        ("adamw_8bit", {"zero": 0, "precision": "fp32"}, 1, 8 + 2.03125),
+        ("adamw_8bit", {"zero": 2, "precision": "bf16"}, 2, 2 + (4 + 4 + 2.03125) / 2),
+        ("adamw_8bit", {"engine": "fsdp2", "precision": "bf16"}, 4, 2 + (4 + 4 + 2.03125) / 4),
+        ("adafactor", {"zero": 0, "precision": "fp32"}, 4, 8 + 2.13),
+        ("adafactor", {"engine": "fsdp2", "precision": "bf16"}, 1, 2 + 4 + 4 + 2.13),
+    ],
+)
+def test_model_states_of_other_optimizers(
+    name: str, changes: dict[str, object], world: int, per_parameter: float
+) -> None:
+    states = estimate_model_states(settings(optimizer={"name": name}, **changes), 3200, world, live_parameters=0)
+    assert states.gpu == pytest.approx(per_parameter * 3200, abs=1)
+
+
 def test_refused_combinations_are_not_listed() -> None:
+    whole = [
+        (c.zero, c.offload) for c in list_alternatives(settings(precision="fp32", optimizer={"name": "adafactor"}))
+    ]
+    assert whole == [(0, False)]
     listed = [(c.zero, c.offload) for c in list_alternatives(settings(precision="bf16"))]
     assert listed == [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
     assert next(list_alternatives(settings(precision="fp32"))).zero == 0
@@ -84,6 +105,8 @@ def test_refused_combinations_are_not_listed() -> None:
 def test_checkpoint_sizes() -> None:
     assert estimate_checkpoint(settings(ema=True), SD1.parameters["unet"]) == 16 * SD1.parameters["unet"]
     assert estimate_checkpoint(settings(), SD1.parameters["unet"]) == 12 * SD1.parameters["unet"]
+    assert estimate_checkpoint(settings(optimizer={"name": "adamw_8bit"}), 100) == 1200, "fp32 there"
+    assert estimate_checkpoint(settings(optimizer={"name": "adafactor"}), 100) == 613
 
 
 @pytest.mark.parametrize("zero", [1, 2])

@@ -18,6 +18,7 @@ V100 = Hardware(gpu_memory=32.0, compute_capability="7.0")
 UNKNOWN = Hardware()
 CPUS = Hardware(gpus=False, host_memory=24.0)
 NOTHING = PipelineSize({}, {})
+ADAFACTOR, EIGHT_BITS = {"name": "adafactor"}, {"name": "adamw_8bit"}
 
 
 def config(**changes: Any) -> RunConfig:
@@ -81,6 +82,9 @@ def test_an_open_micro_batch_divides_the_grain() -> None:
         ({}, H100, "fp32", "fp32"),
         ({}, CPUS, "fp16", "fp16"),
         ({"precision": "fp16"}, H100, "fp32", "fp16"),  # a resume refuses it
+        ({"optimizer": ADAFACTOR}, H100, None, "fp32"),  # whose stage has no other
+        ({"optimizer": ADAFACTOR, "engine": "fsdp2"}, H100, None, "bf16"),
+        ({"optimizer": EIGHT_BITS}, H100, None, "bf16"),
     ],
 )
 def test_precision(changes: dict[str, Any], hardware: Hardware, begun: str | None, precision: str) -> None:
@@ -116,6 +120,12 @@ def test_gpus_without_bf16_are_refused_with_the_cure() -> None:
         ((1, 8), H100, NOTHING, {"micro_batch": 8}, (2, 8, 4)),
         ((1, 2), CPUS, SD1, {"micro_batch": 1, "precision": "fp32"}, (3, 1, 128)),
         ((1, 8), H100, SD1, {"micro_batch": 8, "zero": 3}, (3, 8, 4)),
+        ((1, 8), H100, SD1, {"micro_batch": 8, "optimizer": ADAFACTOR, "precision": "fp32"}, (0, 8, 4)),
+        ((1, 8), RTX_3090, SDXL, {"micro_batch": 8, "optimizer": ADAFACTOR, "precision": "fp32"}, (0, 8, 4)),  # or none
+        ((1, 1), H100, SDXL, {"micro_batch": 1, "optimizer": ADAFACTOR, "engine": "fsdp2"}, (UNKNOWN_ZERO, 1, 256)),
+        # 2.6 billion parameters end to end are more than its kernels count
+        ((1, 1), H100, SDXL, {"micro_batch": 1, "optimizer": EIGHT_BITS}, (3, 1, 256)),
+        ((1, 2), H100, SDXL, {"micro_batch": 1, "optimizer": EIGHT_BITS}, (1, 1, 128)),
     ],
 )
 def test_the_lowest_stage_that_fits(
@@ -126,6 +136,32 @@ def test_the_lowest_stage_that_fits(
     chosen: tuple[int, int, int],
 ) -> None:
     assert settle(shape, hardware, size, **changes) == chosen
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "changes", "sentence"),
+    [
+        (
+            (2, 4),
+            SD1,
+            {"optimizer": ADAFACTOR, "engine": "fsdp2"},
+            "engine: fsdp2 cuts each parameter over 8 ranks, and optimizer.name: adafactor needs its rows and columns; "
+            "write zero: 0 and precision: fp32 in place of engine: fsdp2, or optimizer.name: adamw or adamw_8bit",
+        ),
+        (
+            (1, 1),
+            SDXL,
+            {"optimizer": EIGHT_BITS, "zero": 2},
+            "zero: 2 lays 2,567,463,684 parameters of a rank end to end, and optimizer.name: adamw_8bit counts no "
+            "more than 2,147,483,647; write zero: 3, engine: fsdp2, or ask for more GPUs",
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_be_sharded_so_is_refused(
+    shape: tuple[int, int], size: PipelineSize, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        settle(shape, H100, size, micro_batch=1, **changes)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ RESULT = {  # a resume may change it, a sweep trains it again
     "lr_schedule": ("lr_schedule=cosine",),
     "steps": ("steps=20",),
     "betas": ("optimizer.betas=[0.9, 0.99]",),
+    "decay": ("optimizer.decay=matrices",),
     "grad_clip": ("grad_clip=2.0",),
 }
 OTHER = {  # another run
@@ -41,6 +42,7 @@ OTHER = {  # another run
     "prediction: null → v_prediction": ("prediction=v_prediction",),
     "precision: fp32 → bf16": ("precision=bf16",),
     "ema: false → true": ("ema=true",),
+    "optimizer.name: adamw → adafactor": ("optimizer.name=adafactor",),
     "batch: 8 → 4": ("batch=4",),
     "data.buckets: false → true": ("data.buckets={side: 32, step: 8}",),
     "data.crop: center → random": ("data.crop=random", "data.crops=2"),

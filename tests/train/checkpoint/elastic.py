@@ -21,7 +21,7 @@ from store.dataset.index import Index
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from tests.engines import SETTINGS
-from tests.gather import gather
+from tests.gather import gather, read_values
 from tests.runs import new_run, next_attempt
 from train import process_group
 from train.checkpoint.restore import resume_run
@@ -29,7 +29,7 @@ from train.checkpoint.saver import Saver
 from train.context import RankContext
 from train.data.stream import Stream, micro_batches
 from train.engines import import_engine
-from train.engines.base import WEIGHTS
+from train.engines.base import Fragment
 from train.engines.ema import Ema
 from train.models import load_model
 from train.objective import make_objective
@@ -100,11 +100,10 @@ class Case:
             "end": self.world.gather(self._digest()),
         }
 
-    def _values(self) -> dict[str, list[torch.Tensor]]:
-        """What this rank owns of weights, moments and averages."""
-        engine = self.engine
-        values = {key: [engine.tensor(fragment, key) for fragment in engine.owned] for key in engine.state_keys}
-        return values | {"ema": self.ema.averages}
+    def _values(self) -> dict[str, dict[Fragment, torch.Tensor]]:
+        """What this rank owns of weights, states and averages."""
+        values = {key: read_values(self.engine, key) for key in self.engine.state_keys}
+        return values | {"ema": dict(zip(self.engine.owned, self.ema.averages, strict=True))}
 
     def _context(self) -> RankContext:
         return RankContext(self.run, self.attempt, self.plan, self.config, self.world, Progress(), self.stop)
@@ -112,7 +111,7 @@ class Case:
     def _digest(self) -> str:
         found = hashlib.sha256()
         for pieces in self._values().values():
-            for piece in pieces:
+            for piece in pieces.values():
                 found.update(piece.numpy().tobytes())
         return found.hexdigest()
 
@@ -133,30 +132,34 @@ class Case:
         """Without the adapters, the passes see the weights that they saw before the first step, to the bit."""
         for fragment in self.engine.held:
             if ".lora_B." in fragment.name:
-                self.engine.tensor(fragment, WEIGHTS).zero_()
+                self.engine.weights(fragment).zero_()
         self.engine.publish()
         micro_batch, loss = self.first_pass
         assert Trainer.micro_loss(self.trainer, micro_batch).item() == loss
 
-    def load(self, source: str) -> None:
+    def load(self, source: str, *, moments_differ: bool = False) -> None:
+        """Go on with the run `source`; `moments_differ`: from moments of 8 bits that are cut into other blocks."""
         self.run, self.attempt = self.open(source)
         self.plan = AttemptPlan.read(self.attempt.plan_path)
         resumed = resume_run(self._context(), self.engine, self.ema)
         assert resumed is not None
         assert resumed.step == SAVED
-        self._check_bits()
+        self._check_bits(moments_differ=moments_differ)
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.is_main_process:
             (self.run.path / f"on-{self.name}.json").write_text(json.dumps(after))
 
-    def _check_bits(self) -> None:
-        """Weights, moments and averages as they were saved, and the passes see these weights."""
+    def _check_bits(self, *, moments_differ: bool) -> None:
+        """Weights, states and averages as they were saved, and the passes see these weights."""
         reader = checkpoints.list_checkpoints(self.run)[-1].open_reader()
         for kind, pieces in self._values().items():
-            whole = gather(self.world, self.engine.owned, pieces)
+            whole = gather(self.world, pieces.keys(), pieces.values())
             for name, tensor in (whole or {}).items():
                 saved = torch.from_numpy(reader.read(kind, name, 0, tensor.numel()))
-                assert torch.equal(tensor, saved), f"{kind} of {name}"
+                if moments_differ and kind.startswith("exp_avg"):
+                    assert (tensor - saved).norm() <= 0.02 * saved.norm(), f"{kind} of {name}"
+                else:
+                    assert torch.equal(tensor, saved), f"{kind} of {name}"
 
 
 def main(mode: str, root: str, pipeline: str, changes: str, cases: str) -> None:

@@ -13,9 +13,15 @@ OWNED = [Fragment("a", 0, 5), Fragment("b", 3, 1000)]
 
 def make_engine(device: str) -> SimpleNamespace:
     """The part of an engine that is looked at, its values on `device`."""
-    keys = ("weights", "exp_avg")
-    values = {(fragment, key): torch.randn(fragment.length, device=device) for fragment in OWNED for key in keys}
-    return SimpleNamespace(owned=OWNED, state_keys=keys, tensor=lambda fragment, key: values[fragment, key])
+    masters = {fragment: torch.randn(fragment.length, device=device) for fragment in OWNED}
+    return SimpleNamespace(
+        owned=OWNED,
+        state_keys=("weights", "exp_avg"),
+        layouts={},
+        list_saved=lambda key: OWNED,
+        weights=masters.__getitem__,
+        read=lambda key, fragment, out: out.copy_(masters[fragment] if key == "weights" else -masters[fragment]),
+    )
 
 
 class Cuda:
@@ -45,6 +51,10 @@ def test_the_room_holds_each_fragment_and_no_more() -> None:
         ("exp_avg", "b", 1000),
     ]
     assert state.size == 4 * 2 * 1005
+    state.copy()
+    assert all(
+        torch.equal(weights, -moment) for weights, moment in zip(state.copies[:2], state.copies[2:], strict=True)
+    )
     assert {copy.untyped_storage().nbytes() for copy in state.copies} == {state.size}
     assert not any(copy.is_pinned() for copy in state.copies), "values in the host's memory need none"
     state.close()
@@ -54,9 +64,9 @@ def test_the_room_holds_each_fragment_and_no_more() -> None:
 def test_only_what_was_locked_is_given_back(monkeypatch: pytest.MonkeyPatch, capsys, answer: int) -> None:
     cuda = Cuda(answer)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
-    on_gpu = SimpleNamespace(
-        owned=OWNED, state_keys=("weights",), tensor=lambda *_: SimpleNamespace(is_cuda=True, device="cpu")
-    )
+    on_gpu = make_engine("cpu")
+    on_gpu.state_keys = ("weights",)
+    on_gpu.weights = lambda _: SimpleNamespace(is_cuda=True, device="cpu")
     state = RankState(on_gpu, None, [])
     assert cuda.calls == [(state.copies[0].data_ptr(), 4 * 1005, 0)]
     assert ("could not be page-locked (error 2)" in capsys.readouterr().out) == bool(answer)

@@ -71,7 +71,7 @@ def test_diffusers_reads_the_same_pipeline_from_the_file_as_from_the_folder(tmp_
     assert found.keys() == expected.keys()
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    assert np.array_equal(draw(read), draw(loaded))
+    np.testing.assert_allclose(draw(read), draw(loaded), atol=1e-5)  # oneDNN rounds by where weights lie in memory
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

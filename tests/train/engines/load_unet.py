@@ -18,7 +18,6 @@ from configs.schema import RunConfig
 from configs.solve.batch import Shape, solve_batch
 from tests.engines import SETTINGS, build_engine
 from train import process_group
-from train.engines.base import WEIGHTS
 from train.models.stable_diffusion import StableDiffusion
 from train.models.weights import PartWeights
 
@@ -59,7 +58,7 @@ def main(folder: str, engine_name: str, precision: str) -> None:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     first = engine.owned[0]
-    assert torch.equal(engine.tensor(first, WEIGHTS), weights.read(first.name, first.offset, first.length))
+    assert torch.equal(engine.weights(first), weights.read(first.name, first.offset, first.length))
     elements = sum(engine.sizes.values())
     print(json.dumps({"elements": elements, "before": before, "peak": peak.bytes, "after": own_memory()}))
 

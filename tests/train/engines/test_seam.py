@@ -2,18 +2,21 @@
 
 import ast
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from configs.errors import LockstepError
+from configs.known_models import SD1, SD2, SDXL
 from configs.optimizers import OPTIMIZERS
-from configs.schema import RunConfig
+from configs.schema import OptimizerConfig, RunConfig
 from store.run import gpus
 from train import attempt as attempt_module
 from train import process_group
 from train.engines import ENGINES, cpu_extension, import_engine
-from train.engines.optimizers import FACTORIES, count_updates, ensure_state, make_optimizer, set_update_count
+from train.engines.optimizers import SPECS, make_optimizer
 
 ROOT = Path(__file__).parents[3]
 TRAIN = sorted((ROOT / "train").rglob("*.py"))
@@ -59,31 +62,64 @@ def test_the_process_group_knows_no_engine_and_with_fsdp2_alone_imports_torch_di
 
 
 def test_planning_and_training_know_the_same_optimizers() -> None:
-    assert OPTIMIZERS.keys() == FACTORIES.keys()
+    assert OPTIMIZERS.keys() == SPECS.keys() == set(get_args(OptimizerConfig.model_fields["name"].annotation))
     assert {engine for row in OPTIMIZERS.values() for engine in row.engines} == ENGINES.keys()
 
 
-@pytest.mark.parametrize("name", FACTORIES)
-def test_a_row_names_the_states_that_torch_makes_and_their_size(name: str) -> None:
-    config = RunConfig.model_validate({"name": "a", "model": "m", "data": {"images": "i"}, "batch": 1})
-    trained, fresh = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
-    optimizer = make_optimizer([trained, fresh], config)
-    trained.grad = torch.ones(3, 4)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_row_and_what_is_made_for_a_load_are_what_the_library_makes_at_the_first_update(name: str) -> None:
+    shapes = [(64, 96), (8, 16, 3, 3), (40, 8, 1, 1), (5000,), (7,)]
+    config = RunConfig(name="a", model="m", data={"images": "i"}, batch=1, optimizer={"name": name})
+    trained = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer, spec = make_optimizer(trained, config), SPECS[name]
+    for parameter in trained:
+        parameter.grad = torch.ones(parameter.shape)
     optimizer.step()
-    keys = OPTIMIZERS[name].states
-    states = {key: value for key, value in optimizer.state[trained].items() if key != "step"}
-    assert tuple(states) == keys
-    assert sum(value.nbytes for value in states.values()) == OPTIMIZERS[name].bytes_per_parameter * 12
+    for parameter, shape in zip(trained, shapes, strict=True):
+        made = optimizer.state[parameter]
+        before = spec.make_entries(optimizer, torch.nn.Parameter(torch.ones(shape)))
+        assert before.keys() == made.keys()
+        for key, value in before.items():
+            assert type(value) is type(made[key]), key
+            if isinstance(value, torch.Tensor):
+                assert (value.shape, value.dtype, value.device) == (made[key].shape, made[key].dtype, made[key].device)
+        assert (int(before["step"]), int(made["step"])) == (0, 1)
+        for key, count in OPTIMIZERS[name].states.items():
+            elements = count(shape)
+            if elements:
+                out = torch.empty(elements)
+                spec.find_values(made, key).read(0, out)
+                assert out.isfinite().all()
+                assert out.any(), "an update moved them"
 
-    ensure_state(optimizer, fresh, keys)
-    made = optimizer.state[fresh]
-    assert {key: (value.shape, value.dtype) for key, value in made.items()} == {
-        key: (value.shape, value.dtype) for key, value in optimizer.state[trained].items()
-    }, "what a load fills is what torch would have made"
-    assert (count_updates(optimizer, trained), count_updates(optimizer, fresh)) == (1, 0)
-    set_update_count(optimizer, fresh, 7)
-    ensure_state(optimizer, fresh, keys)
-    assert count_updates(optimizer, fresh) == 7, "what is there is left alone"
+
+def test_bytes_per_parameter() -> None:
+    """Of AdamW and its moments of 8 bits what torch holds; of Adafactor what Stable Diffusion's UNets come to."""
+    for name in ("adamw", "adamw_8bit"):
+        config = RunConfig(name="a", model="m", data={"images": "i"}, batch=1, optimizer={"name": name})
+        parameter = torch.nn.Parameter(torch.zeros(1024, 256))
+        entries = SPECS[name].make_entries(make_optimizer([parameter], config), parameter)
+        states = [SPECS[name].find_values(entries, key) for key in OPTIMIZERS[name].states]
+        held = sum(tensor.nbytes for state in states for tensor in state.tensors)
+        assert held == OPTIMIZERS[name].bytes_per_parameter * parameter.numel()
+    for known, most in ((SD1, 2.13), (SD2, 1.89), (SDXL, 0.39)):
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(known.configs["unet"]))
+        shapes = [parameter.shape for parameter in unet.parameters()]
+        elements = sum(count(shape) for count in OPTIMIZERS["adafactor"].states.values() for shape in shapes)
+        per_parameter = 4 * elements / known.parameters["unet"]
+        assert most - 0.01 < per_parameter <= most <= OPTIMIZERS["adafactor"].bytes_per_parameter
+
+
+def test_without_decay_on_norms_and_biases_there_are_two_groups() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((4, 4), (4,), (2, 2, 3, 3), ())]
+    for decay, wanted in (("all", [0.5] * 4), ("matrices", [0.5, 0.0, 0.5, 0.0])):
+        settings = {"decay": decay, "weight_decay": 0.5}
+        config = RunConfig(name="a", model="m", data={"images": "i"}, batch=1, optimizer=settings)
+        optimizer = make_optimizer(parameters, config)
+        decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        assert [decays[parameter] for parameter in parameters] == wanted
+    assert len(make_optimizer(parameters[:1], config).param_groups) == 1, "of LoRA, which has matrices alone"
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -22,7 +22,6 @@ from tests.gather import gather
 from tests.indexes import index_images
 from train import process_group
 from train.data.stream import Stream, micro_batches
-from train.engines.base import WEIGHTS
 from train.engines.ema import Ema, ema_decay
 from train.models import load_model
 from train.objective import make_objective
@@ -65,7 +64,7 @@ def record(world, config, plan, file: Path) -> dict:
 
     trainer.micro_loss = watched
     losses, norms = [], []
-    weights = [engine.tensor(fragment, WEIGHTS) for fragment in engine.owned]
+    weights = [engine.weights(fragment) for fragment in engine.owned]
     reference = gather(world, engine.owned, weights)
     batches = micro_batches(stream, plan, world.rank, range(1, STEPS + 1), pin_memory=False)
     for step in range(1, STEPS + 1):

@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from tests.engines import SETTINGS, build_engine
-from tests.gather import gather
+from tests.gather import gather, read_values
 from tests.weights import ModuleWeights
 from train import process_group
 from train.engines.base import DTYPES
@@ -80,8 +80,8 @@ def given_gradient(world: process_group.World, engine: str, precision: str, offl
         unet_pass = loss_of(engine, micro_batch, world.rank, DTYPES[precision])
         engine.backward(unet_pass)
         engine.step()
-    given = [2 * engine.tensor(fragment, "exp_avg") for fragment in engine.owned]
-    found = gather(world, engine.owned, given)
+    moments = read_values(engine, "exp_avg")
+    found = gather(world, moments.keys(), [2 * values for values in moments.values()])
     return {"gradient": found, "norm": engine.gradient_norm()}
 
 
