@@ -136,6 +136,7 @@ def _meanings(
         "epochs": None,
         "samples": None,
         "export": config.exported,
+        "lora.alpha": config.lora.effective_alpha if config.lora else None,
         "min_snr_gamma": config.snr_gamma if config.loss_weighting == "min_snr" else None,
     }
 

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     BUCKET_ORDER = 11
     CROP_CHOICE = 12
     SIZE_DROPOUT = 13
+    ADAPTER = 20
 
 
 def make_generator(seed: int, purpose: Purpose, position: int, part: int = 0) -> np.random.Generator:
