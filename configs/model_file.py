@@ -84,10 +84,12 @@ def read_model_file(file: Path) -> ModelFile:
     if file.suffix in _PICKLED:
         raise UserError(
             f"{file}: is pickled, and whoever opens it runs what is in it; where you trust it, load it with "
-            f"StableDiffusionPipeline.from_single_file, save_pretrained it, and write model: that folder"
+            "StableDiffusionPipeline.from_single_file, save_pretrained it, and write model: that folder"
         )
     if not file.is_file():
         raise UserError(f"{file}: no such file; model names a .safetensors, a diffusers folder or a hub id")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{file}: is a file that you may not read")
     header = read_header(file)
     if header is None:
         raise UserError(f"{file}: is no .safetensors, or was cut off; fetch it again")

@@ -17,7 +17,8 @@ def preload() -> None:
     warnings.filterwarnings("ignore")
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed imports it late, for 3 s)
 
-    import train.attempt  # noqa: F401  (everything a rank needs)
+    import train.attempt
+    import train.models.lora  # noqa: F401  (everything a rank needs)
 
 
 def become_rank(rank: int, request: dict) -> None:

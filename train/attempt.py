@@ -22,7 +22,7 @@ from store.run.end import End
 from store.run.records import EXPORTING
 from store.run.run_dir import Attempt, RunDir
 from train import process_group
-from train.checkpoint.export import export_pipeline
+from train.checkpoint.export import export_run
 from train.checkpoint.restore import resume_run
 from train.checkpoint.saver import Saver
 from train.context import RankContext
@@ -160,12 +160,12 @@ def _open_index(context: RankContext) -> Index:
 
 
 def _export(context: RankContext, newest: Checkpoint | None) -> None:
-    """Rank 0 writes the pipeline of the newest checkpoint."""
+    """Rank 0 writes what comes of the newest checkpoint."""
     if not context.world.is_main_process:
         context.progress.set_activity(f"{WAITING_FOR_OTHERS} to export")
         return
     context.progress.set_activity(EXPORTING)
     assert newest is not None  # a run that is finished has saved its last step
     plan = AttemptPlan.read(context.run.attempt(newest.attempt).plan_path)  # this attempt may have made no step
-    export_pipeline(context.config, plan, newest, context.config.exported, context.run.pipeline_path)
+    export_run(context.config, plan, newest, context.config.exported, context.run.pipeline_path)
     print(f"exported {context.run.pipeline_path}", flush=True)

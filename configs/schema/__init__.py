@@ -6,6 +6,7 @@ two stand in a model validator, checks that need the machine or the data stand w
 
 from configs.schema.base import Section, get_entry_section, get_section
 from configs.schema.disagreements import DISAGREEMENT, LENGTHS, Disagreement, find_disagreements
+from configs.schema.lora import LoraConfig
 from configs.schema.objective import LossWeighting, Prediction, TimestepsConfig
 from configs.schema.optimizer import OptimizerConfig
 from configs.schema.run import RunConfig
@@ -30,6 +31,7 @@ __all__ = [
     "DataConfig",
     "Disagreement",
     "EmaConfig",
+    "LoraConfig",
     "LossWeighting",
     "OptimizerConfig",
     "PicturesConfig",

@@ -241,5 +241,11 @@ def _find_engine_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
             f"zero: 0 keeps no fp32 weights beside those of the passes, which precision {config.precision} needs; "
             "write zero: 1",
         )
+    if config.zero == 3 and config.lora is not None and config.lora.dora:
+        yield Disagreement(
+            ("lora.dora", "zero"),
+            "lora.dora: true looks at a layer's weights after its pass, when zero: 3 has freed them; write zero: 2 "
+            "or engine: fsdp2, or leave dora out",
+        )
     if config.zero == 0 and config.offload:
         yield Disagreement(("offload", "zero"), "offload: true needs a sharded optimizer; write zero: 1, 2 or 3")

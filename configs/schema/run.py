@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from configs.scalars import MicroBatch, RunId
 from configs.schema.base import COST, RESULT, RUN, VIEW, Section
 from configs.schema.disagreements import DISAGREEMENT, find_disagreements
+from configs.schema.lora import LoraConfig
 from configs.schema.objective import WITH_GAMMA, LossWeighting, Prediction, TimestepsConfig
 from configs.schema.optimizer import OptimizerConfig
 from configs.schema.sections import (
@@ -167,6 +168,13 @@ class RunConfig(Section):
         None,
         examples=[True],
         description="keep an exponential moving average of the weights; true, or its settings",
+        json_schema_extra=RUN,
+    )
+
+    lora: Annotated[LoraConfig | None, _on_off(LoraConfig)] = Field(
+        None,
+        examples=[True],
+        description="train low-rank adapters on the UNet, whose own weights stay as they are; true, or their settings",
         json_schema_extra=RUN,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXT_TOKENS = 77  # that CLIP's text encoders read at one time
-_WIDER = 4  # the feed-forward layers of a transformer block are so many times wider than the block
+WIDER = 4  # the feed-forward layers of a transformer block are so many times wider than the block
 _STATISTIC = 4  # bytes: means, deviations and the logs of sums are fp32
 
 # What diffusers takes where a UNet's config lacks the key. A UNet that has another value is not counted.
@@ -26,9 +26,9 @@ _COUNTED_ONLY: dict[str, object] = {
     "resnet_time_scale_shift": "default",
     "reverse_transformer_layers_per_block": None,
 }
-_DOWN, _CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
-_UP, _CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
-_CROSS_MID = "UNetMidBlock2DCrossAttn"
+_DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
+_UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
+CROSS_MID = "UNetMidBlock2DCrossAttn"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def count_activations(
     `unet` is its config.json, `side` that of the latents, `width` the bytes of an element in the passes, `recomputed`
     whether gradient checkpointing is on.
     """
-    if not _is_counted(unet):
+    if not is_counted(unet):
         return None
     layers = list(_Walk(unet, width, tokens).list_layers(side))
     always, inner = sum(layer.always for layer in layers), sum(layer.inner for layer in layers)
@@ -68,16 +68,16 @@ def count_activations(
     return Activations(always + inner)
 
 
-def _is_counted(unet: Mapping[str, Any]) -> bool:
+def is_counted(unet: Mapping[str, Any]) -> bool:
     lists: list[Any] = [unet.get(key) for key in ("down_block_types", "up_block_types", "block_out_channels")]
     if not all(isinstance(value, (list, tuple)) for value in lists):
         return False
     down, up, channels = lists
     return (
         all(unet.get(key, default) == default for key, default in _COUNTED_ONLY.items())
-        and {_DOWN, _CROSS_DOWN} >= set(down)
-        and {_UP, _CROSS_UP} >= set(up)
-        and unet.get("mid_block_type", _CROSS_MID) in (_CROSS_MID, None)
+        and {_DOWN, CROSS_DOWN} >= set(down)
+        and {_UP, CROSS_UP} >= set(up)
+        and unet.get("mid_block_type", CROSS_MID) in (CROSS_MID, None)
         and len(down) == len(up) == len(channels)
         and bool(down)
     )
@@ -90,14 +90,14 @@ class _Walk:
         self._unet, self._width, self._tokens = unet, width, tokens
         self._channels: list[int] = list(unet["block_out_channels"])
         levels = len(self._channels)
-        self._layers = _per_level(unet.get("layers_per_block", 2), levels)
-        self._depths = _per_level(unet.get("transformer_layers_per_block", 1), levels)
-        self._heads = _per_level(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8), levels)
+        self._layers = repeat_per_level(unet.get("layers_per_block", 2), levels)
+        self._depths = repeat_per_level(unet.get("transformer_layers_per_block", 1), levels)
+        self._heads = repeat_per_level(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8), levels)
         self._embedding = 4 * self._channels[0]  # of the timestep
 
     def list_layers(self, side: int) -> Iterator[_Layer]:
         """Every layer on a square of latents with this side."""
-        text = _per_level(self._unet.get("cross_attention_dim", 1280), 1)[0]
+        text = repeat_per_level(self._unet.get("cross_attention_dim", 1280), 1)[0]
         yield self._keep(self._unet.get("in_channels", 4) * side**2 + self._tokens * text)  # conv_in; the text's states
         yield self._keep(self._channels[0] + 3 * self._embedding)  # the timestep's embedding
         if self._unet.get("addition_embed_type") == "text_time":  # that of sizes and pooled text, which is added to it
@@ -108,7 +108,7 @@ class _Walk:
             if level < len(self._channels) - 1:
                 yield self._keep(self._channels[level] * sides[-1] ** 2)  # the strided convolution
                 sides.append((sides[-1] + 1) // 2)
-        if self._unet.get("mid_block_type", _CROSS_MID) is not None:
+        if self._unet.get("mid_block_type", CROSS_MID) is not None:
             yield from self._middle(sides[-1])
         for level, kind in zip(reversed(range(len(sides))), self._unet["up_block_types"], strict=True):
             yield from self._up(level, kind, sides[level])
@@ -120,7 +120,7 @@ class _Walk:
         before, channels = self._channels[max(0, level - 1)], self._channels[level]
         for number in range(self._layers[level]):
             yield self._resnet(channels if number else before, channels, side)
-            if kind == _CROSS_DOWN:
+            if kind == CROSS_DOWN:
                 yield from self._transformer(level, number, side)
 
     def _middle(self, side: int) -> Iterator[_Layer]:
@@ -139,7 +139,7 @@ class _Walk:
         for number in range(count):
             skipped = self._channels[max(0, level - 1)] if number == count - 1 else channels
             yield self._resnet((channels if number else below) + skipped, channels, side)
-            if kind == _CROSS_UP:
+            if kind == CROSS_UP:
                 yield from self._transformer(level, number, side)
 
     def _resnet(self, before: int, after: int, side: int) -> _Layer:
@@ -162,7 +162,7 @@ class _Walk:
         of_pixels += 2 * pixels * channels  # what the second and the third norm get
         of_pixels += (3 + 1) * pixels * channels  # queries, keys, values and what attention answers
         of_pixels += (1 + 1) * pixels * channels  # the same of the attention to the text, whose keys and values follow
-        of_pixels += 4 * _WIDER * pixels * channels  # both halves before the gate, the gate, and their product
+        of_pixels += 4 * WIDER * pixels * channels  # both halves before the gate, the gate, and their product
         of_text = 2 * self._tokens * channels
         statistics = (3 * 2 + 2 * heads) * pixels
         return _Layer(self._width * pixels * channels, self._width * (of_pixels + of_text) + _STATISTIC * statistics)
@@ -171,6 +171,6 @@ class _Walk:
         return _Layer(self._width * elements)
 
 
-def _per_level(value: Any, levels: int) -> list[Any]:
+def repeat_per_level(value: Any, levels: int) -> list[Any]:
     """A key of the config that may be written once for all levels."""
     return list(value) if isinstance(value, list | tuple) else [value] * levels

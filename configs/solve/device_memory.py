@@ -12,11 +12,13 @@ from configs.known_models import PipelineSize
 from configs.pipelines import LatentShape
 from configs.schema import MOST_WORKERS, RunConfig
 from configs.solve.activations import TEXT_TOKENS, Activations, count_activations
+from configs.solve.adapters import count_adapter_activations, count_parameters
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import list_crop_sizes
 from configs.solve.engine import choose_engine
 from configs.solve.hardware import GIB, MARGIN, Hardware
 from configs.solve.memory import ModelStates, count_width, estimate_checkpoint, estimate_model_states
+from configs.solve.unet_layers import list_unet_layers
 
 CUDA_CONTEXT = GIB // 2  # kernels and the driver's own
 COMMUNICATORS = 5 * GIB // 4  # NCCL's buffers: torch's group and the engine's copy of it, on several ranks
@@ -66,11 +68,11 @@ def estimate_device_memory(
 
 def estimate_states(config: RunConfig, batch_plan: BatchPlan, size: PipelineSize) -> ModelStates | None:
     """The model states of one rank; None where the UNet's parameters are not known."""
-    parameters = size.parameters.get("unet")
-    if parameters is None:
+    counts = count_parameters(config, size)
+    if counts is None:
         return None
-    world = batch_plan.shape.world_size
-    return estimate_model_states(config, parameters, world, accumulation=batch_plan.accumulation)
+    world, accumulation = batch_plan.shape.world_size, batch_plan.accumulation
+    return estimate_model_states(config, counts.trained, world, frozen=counts.frozen, accumulation=accumulation)
 
 
 def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
@@ -78,15 +80,18 @@ def count_sample(config: RunConfig, size: PipelineSize) -> Activations | None:
     unet, vae = size.configs.get("unet"), size.configs.get("vae")
     if unet is None or vae is None or not vae.get("block_out_channels"):
         return None
-    side = config.data.resolution  # of the square: no shape of the buckets has more pixels
-    latents = LatentShape.of_vae({"latent_channels": 4} | dict(vae), side, side)
-    return count_activations(
-        unet,
-        latents.height,
-        width=count_width(config),
-        recomputed=config.gradient_checkpointing,
-        tokens=TEXT_TOKENS * config.data.caption_chunks,
-    )
+    pixels = config.data.resolution  # of the square's side: no shape of the buckets has more pixels
+    side = LatentShape.of_vae({"latent_channels": 4} | dict(vae), pixels, pixels).height
+    tokens, width = TEXT_TOKENS * config.data.caption_chunks, count_width(config)
+    recomputed = config.gradient_checkpointing
+    kept = count_activations(unet, side, width=width, recomputed=recomputed, tokens=tokens)
+    layers = list_unet_layers(unet)
+    if config.lora is None or kept is None:
+        return kept
+    if layers is None:
+        return None
+    more = count_adapter_activations(config.lora, layers, side, width=width, recomputed=recomputed, tokens=tokens)
+    return Activations(kept.kept + more.kept, kept.recomputed + more.recomputed)
 
 
 def count_default_workers(cpus: int) -> int:
@@ -144,7 +149,8 @@ def count_vae_width(config: RunConfig, hardware: Hardware) -> int:
 
 def _estimate_runtime(config: RunConfig, world: int, size: PipelineSize, hardware: Hardware) -> int:
     if not hardware.gpus:  # all in one memory: the process, its workers, and what a save copies the states to
-        saved = math.ceil(estimate_checkpoint(config, size.parameters.get("unet", 0)) / world)
+        counts = count_parameters(config, size)
+        saved = math.ceil(estimate_checkpoint(config, counts.trained if counts else 0) / world)
         return PROCESS + count_planned_workers(config, hardware) * WORKER + saved
     buckets = BUCKETS if choose_engine(config) == "deepspeed" else 0
     return CUDA_CONTEXT + WORKSPACES + buckets + (COMMUNICATORS if world > 1 else 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from configs.known_models import PipelineSize
 from configs.schema import RunConfig
+from configs.solve.adapters import count_parameters
 from configs.solve.batch import BatchPlan
 from configs.solve.device_memory import PROCESS, WORKER, DeviceMemory, count_planned_workers, estimate_states
 from configs.solve.hardware import GIB, MARGIN, Hardware
@@ -46,8 +47,8 @@ def estimate_host_memory(
     """Of one node of the shape, which has a rank for each GPU; the dataset's index is on disk, and shared. None where
     the model's size is not known."""
     states = estimate_states(config, batch_plan, size)
-    parameters = size.parameters.get("unet")
-    if states is None or parameters is None:
+    counts = count_parameters(config, size)
+    if states is None or counts is None:
         return None
     ranks, world = batch_plan.shape.gpus_per_node, batch_plan.shape.world_size
     workers = count_planned_workers(config, hardware)
@@ -55,8 +56,8 @@ def estimate_host_memory(
         return None
     return HostMemory(
         processes=ranks * (GPU_PROCESS if hardware.gpus else PROCESS),
-        checkpoint_buffers=ranks * math.ceil(estimate_checkpoint(config, parameters) / world),
-        loading=ranks * parameters,  # a quarter of the UNet in fp32 beside what stays
+        checkpoint_buffers=ranks * math.ceil(estimate_checkpoint(config, counts.trained) / world),
+        loading=ranks * (counts.trained + counts.frozen),  # a quarter of the UNet in fp32 beside what stays
         workers=ranks * workers * WORKER,
         offload=ranks * states.cpu if hardware.gpus else 0,
         device=0 if hardware.gpus else ranks * ((device.total or 0) - device.runtime),

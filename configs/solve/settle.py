@@ -10,6 +10,7 @@ from configs.errors import UserError
 from configs.known_models import PipelineSize
 from configs.optimizers import OPTIMIZERS, explain_sharding
 from configs.schema import RunConfig, find_disagreements
+from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.batch import BatchPlan, list_micro_batches
 from configs.solve.device_memory import estimate_device_memory
 from configs.solve.hardware import Hardware, is_bf16_capable
@@ -96,32 +97,37 @@ def settle_memory(config: RunConfig, batch_plan: BatchPlan, hardware: Hardware, 
 
 def _list_choices(config: RunConfig, batch_plan: BatchPlan, size: PipelineSize) -> Iterator[Settled]:
     """Every stage and micro-batch that the config leaves open, lower stages and larger micro-batches first."""
-    stages = _list_stages(config, batch_plan, size.parameters.get("unet"))
+    stages = _list_stages(config, batch_plan, count_parameters(config, size))
     micro_batches = [batch_plan.micro_batch]
     per_rank = batch_plan.micro_batch * batch_plan.accumulation
     if config.micro_batch == "auto":
         micro_batches = list(reversed(list_micro_batches(config.data, batch_plan.batch, per_rank)))
     for zero in stages:
         for micro_batch in micro_batches:
-            settled = config.model_copy(update={"zero": zero})
+            settled = _set_stage(config, zero)
             if config.micro_batch == "auto":
                 settled = settled.model_copy(update={"micro_batch": micro_batch})
             yield Settled(settled, BatchPlan(batch_plan.shape, micro_batch, per_rank // micro_batch))
 
 
-def _list_stages(config: RunConfig, batch_plan: BatchPlan, parameters: int | None) -> list[int]:
+def _list_stages(config: RunConfig, batch_plan: BatchPlan, counts: ParameterCounts | None) -> list[int]:
     """The stages that the config leaves open and its optimizer takes. Raises UserError where it takes none."""
     if config.engine == "fsdp2":
         stages = [UNKNOWN_ZERO]  # which has none
     elif config.zero != "auto":
         stages = [config.zero]
     else:
-        stages = [0, 1, 2, 3] if config.precision == "fp32" and not config.offload else [1, 2, 3]
+        stages = [stage for stage in (0, 1, 2, 3) if not any(find_disagreements(_set_stage(config, stage)))]
     world_size = batch_plan.shape.world_size
-    refusals = [explain_sharding(config.model_copy(update={"zero": zero}), world_size, parameters) for zero in stages]
+    trained = counts.trained if counts else None
+    refusals = [explain_sharding(_set_stage(config, zero), world_size, trained) for zero in stages]
     if None not in refusals:
         raise UserError(str(refusals[0]))
     return [zero for zero, refusal in zip(stages, refusals, strict=True) if refusal is None]
+
+
+def _set_stage(config: RunConfig, zero: object) -> RunConfig:
+    return config.model_copy(update={"zero": zero})
 
 
 def _describe_no_micro_batch(config: RunConfig, hardware: Hardware, *, known: bool) -> str:

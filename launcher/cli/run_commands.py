@@ -132,6 +132,7 @@ def manage_checkpoints(
 )
 @click.option("--out", metavar="FOLDER", help="Folder to write the pipeline to, as diffusers reads it.")
 @click.option("--file", metavar="FILE", help="A .safetensors file to write, as ComfyUI and A1111 read it.")
+@click.option("--merged", is_flag=True, help="Of a run with adapters (lora): merge them into a whole pipeline.")
 @click.option("--push", metavar="USER/NAME", help="Also put it on the hub, as a private repository if new.")
 def write_pipeline(
     run: str,
@@ -140,11 +141,13 @@ def write_pipeline(
     dtype: str | None,
     out: str | None,
     file: str | None,
+    merged: bool,
     push: str | None,
 ) -> None:
     """Turn a checkpoint of RUN into a pipeline, or one file.
 
-    RUN is a run's folder. Writes --out, --file, or both. Needs no GPU. With --push, HF_TOKEN or hf auth login says who
+    RUN is a run's folder. Writes --out, --file, or both; of a run that trains adapters these alone, for
+    load_lora_weights or as kohya's trainer names them. Needs no GPU. With --push, HF_TOKEN or hf auth login says who
     you are; where the hub does not answer, the command to type elsewhere is printed.
     """
     from launcher.manage.export import ExportRequest, export_and_push, run_export
@@ -153,7 +156,7 @@ def write_pipeline(
         raise UserError("export: nothing is to be written; name a folder with --out, a file with --file, or both")
     if file is not None and not file.endswith(".safetensors"):
         raise UserError(f"--file {file}: must end with .safetensors, by which others know what it is")
-    request = ExportRequest(step, weights, dtype, out, file)
+    request = ExportRequest(step, weights, dtype, out, file, merged)
     run_dir = RunDir.open(run)
     sys.exit(run_export(run_dir, request) if push is None else export_and_push(run_dir, request, push))
 

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,8 +88,9 @@ def _convert(file: Path, found: ModelFile, settings: Path, folder: Path) -> None
     if class_name != found.class_name:
         raise UserError(f"pipeline_config: {settings} is a {class_name}, and {file} a {found.class_name}; name another")
     for left_over in folder.parent.glob(".*-*"):  # of one that was killed
-        if time.time() - left_over.stat().st_mtime > _UNFINISHED:
-            shutil.rmtree(left_over, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            if time.time() - left_over.stat().st_mtime > _UNFINISHED:
+                shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     print(f"turning {file} into a diffusers folder, once: {folder}", flush=True)
     try:
@@ -97,7 +99,15 @@ def _convert(file: Path, found: ModelFile, settings: Path, folder: Path) -> None
             error = UserError if exit_code == UserError.exit_code else LockstepError
             raise error(f"{file}: was not turned into a diffusers folder, so there is nothing to start from")
         spread_mode(temporary)  # for whoever shares the cache
-        if not folder.is_dir():  # else another was quicker
-            temporary.rename(folder)
+        _show(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _show(temporary: Path, folder: Path) -> None:
+    """Give it its name, unless another was quicker."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

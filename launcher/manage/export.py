@@ -30,13 +30,14 @@ class ForkOrigin(Record):
 @dataclass(frozen=True)
 class ExportRequest:
     """What is written, and of which checkpoint; None: the newest, and what the config says. At least one of `out`, a
-    pipeline's folder, and `file`, a .safetensors file."""
+    folder, and `file`, a .safetensors file."""
 
     step: int | None = None
     weights: str | None = None  # ema or raw
     dtype: str | None = None
     out: str | None = None
     file: str | None = None
+    merged: bool = False  # of a run that trains adapters: a whole pipeline, with them merged into its UNet
 
     @property
     def targets(self) -> list[str]:
@@ -48,7 +49,9 @@ def run_export(run: RunDir, request: ExportRequest) -> int:
     """Write what was requested. Returns the exit code: what is wrong is printed by the process that exports."""
     options = []
     for key, value in dataclasses.asdict(request).items():
-        if value is not None:
+        if value is True:
+            options.append(f"--{key}")
+        elif value is not None and value is not False:
             options += [f"--{key}", value]
     return run_torch_part("train.checkpoint.export", run.path, *options, offline=True)
 
@@ -96,7 +99,8 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
     begun["variant"] = load_config(source.config_path).variant
     prepare_run(config.model_copy(update=begun), RunInputs(hardware))
     with hold_run(run):
-        request = ExportRequest(newest.step, "raw", "fp32", out=str(run.base_path))
+        merged = load_config(source.config_path).lora is not None
+        request = ExportRequest(newest.step, "raw", "fp32", out=str(run.base_path), merged=merged)
         exit_code = run_export(source, request)
         if exit_code:
             error = UserError if exit_code == UserError.exit_code else LockstepError

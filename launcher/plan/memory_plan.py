@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from configs.errors import UserError
 from configs.known_models import PipelineSize
 from configs.optimizers import OPTIMIZERS, explain_sharding
-from configs.schema import RunConfig, find_disagreements
+from configs.schema import LoraConfig, RunConfig, find_disagreements
+from configs.solve.adapters import ParameterCounts, count_parameters
 from configs.solve.device_memory import DeviceMemory, estimate_device_memory, estimate_states
 from configs.solve.hardware import MARGIN, Hardware
 from configs.solve.host_memory import HostMemory, estimate_host_memory
@@ -38,8 +39,9 @@ class Saving:
 class MemoryPlan:
     """Sizes in bytes; None is `unknown`, which is printed as such and never guessed."""
 
-    parameters: int | None  # of the UNet
+    parameters: ParameterCounts | None  # of the UNet
     states: ModelStates | None  # of one rank of this run
+    full_states: ModelStates | None  # of a run with adapters: if it trained the UNet's own weights
     device: DeviceMemory  # of one rank of this run, all that it holds
     alternatives: list[tuple[ModelStates, DeviceMemory]]  # of every ZeRO stage, with and without offload
     host: HostMemory | None  # of one node
@@ -57,7 +59,8 @@ class MemoryPlan:
 def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize) -> MemoryPlan:
     """Of the run as it is settled."""
     config, batch_plan = settled.config, settled.batch_plan
-    parameters = size.parameters.get("unet")
+    parameters = count_parameters(config, size)
+    full = config.model_copy(update={"lora": None})
     alternatives = []
     for alternative in list_alternatives(config):
         states = estimate_states(alternative, batch_plan, size)
@@ -67,10 +70,11 @@ def plan_memory(settled: Settled, hardware: Hardware, size: PipelineSize) -> Mem
     return MemoryPlan(
         parameters=parameters,
         states=estimate_states(config, batch_plan, size),
+        full_states=estimate_states(full, batch_plan, size) if config.lora else None,
         device=device,
         alternatives=alternatives,
         host=estimate_host_memory(config, batch_plan, size, device, hardware),
-        checkpoint=None if parameters is None else estimate_checkpoint(config, parameters),
+        checkpoint=None if parameters is None else estimate_checkpoint(config, parameters.trained),
         hardware=hardware,
         capacity=hardware.measure_device(batch_plan.shape.gpus_per_node),
         fits_by_checkpointing=list(_list_fits(settled, hardware, size)),
@@ -97,9 +101,10 @@ def _list_fits(settled: Settled, hardware: Hardware, size: PipelineSize) -> Iter
 def _list_option_savings(settled: Settled, hardware: Hardware, size: PipelineSize) -> Iterator[Saving]:
     config, batch_plan = settled.config, settled.batch_plan
     now, states = estimate_device_memory(config, batch_plan, size, hardware), estimate_states(config, batch_plan, size)
-    world_size, parameters = batch_plan.shape.world_size, size.parameters.get("unet")
     for option, changed, is_other_run in _list_options(config, hardware):
-        if explain_sharding(changed, world_size, parameters) is not None:
+        counts = count_parameters(changed, size)
+        trained = counts.trained if counts else None
+        if explain_sharding(changed, batch_plan.shape.world_size, trained) is not None:
             continue
         then = estimate_device_memory(changed, batch_plan, size, hardware)
         changed_states = estimate_states(changed, batch_plan, size)
@@ -111,6 +116,8 @@ def _list_option_savings(settled: Settled, hardware: Hardware, size: PipelineSiz
 def _list_options(config: RunConfig, hardware: Hardware) -> Iterator[tuple[str, RunConfig, bool]]:
     """What the config has not set yet: an option as it is written, the config with it, and whether it is another run.
     Those that its other keys forbid are left out."""
+    if config.lora is None:
+        yield "lora: true", config.model_copy(update={"lora": LoraConfig()}), True
     if not config.gradient_checkpointing:
         yield "gradient_checkpointing: true", config.model_copy(update={"gradient_checkpointing": True}), False
     kinds = ["off", "latents", "all"]

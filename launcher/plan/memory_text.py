@@ -4,12 +4,24 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from configs.schema import LoraConfig
 from configs.solve.device_memory import DeviceMemory
 from configs.solve.hardware import GIB, MARGIN
 from configs.solve.memory import ModelStates, describe_layout
 from launcher.format import format_count, format_size
 from launcher.plan.memory_plan import Fit, MemoryPlan, Saving
 from launcher.plan.plan import RunPlan
+
+
+def describe_adapters(memory: MemoryPlan, lora: LoraConfig) -> str:
+    """How much a run's adapters train of what, and what that saves."""
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    text = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.effective_alpha:g}, on {targets}"
+    counts, states, full = memory.parameters, memory.states, memory.full_states
+    if counts is None or states is None or full is None:
+        return f"{text}; how many parameters that trains is unknown"
+    share = f"{counts.trained:,} parameters ({counts.trained / counts.frozen:.2%} beside {counts.frozen:,} frozen ones)"
+    return f"{text}: trains {share}; model states {format_size(states.gpu)} in the place of {format_size(full.gpu)}"
 
 
 def describe_memory(plan: RunPlan) -> str:
@@ -53,8 +65,9 @@ def render_memory(plan: RunPlan) -> str:
     memory = plan.memory
     if memory.parameters is None:
         return f"model states: unknown, because no UNet file of {plan.config.model} is on this machine"
-    ranks = format_count(plan.batch_plan.shape.world_size, "rank")
-    title = f"{memory.parameters:,} parameters in {plan.config.precision} over {ranks}"
+    counts, ranks = memory.parameters, format_count(plan.batch_plan.shape.world_size, "rank")
+    frozen = f" trained and {counts.frozen:,} frozen" if counts.frozen else ""
+    title = f"{counts.trained:,}{frozen} parameters in {plan.config.precision} over {ranks}"
     lines = [f"what one rank holds of {title}; in all: as above"]
     lines.append(f"{'':<18}{'states, GPU':>12}{'CPU':>12}{'in all, GPU':>13}")
     for states, device in memory.alternatives:
@@ -107,7 +120,8 @@ def _describe_saving(saving: Saving) -> str:
 def memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
     host = memory.host
     return {
-        "unet_parameters": memory.parameters,
+        "unet_parameters": memory.parameters.unet if memory.parameters else None,
+        "trained_parameters": memory.parameters.trained if memory.parameters else None,
         "states": [_states_to_json(states, device) for states, device in memory.alternatives],
         "chosen": _states_to_json(memory.states, memory.device) if memory.states else None,
         "device": {**dataclasses.asdict(memory.device), "total": memory.device.total},

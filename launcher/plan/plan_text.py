@@ -9,7 +9,7 @@ from configs.solve.captions import describe_captions
 from launcher.data.encodings import describe_encodings, encodings_to_json
 from launcher.format import format_amount, format_count, format_rate, format_size
 from launcher.plan.data_plan import BucketPlan
-from launcher.plan.memory_text import describe_host, describe_memory, memory_to_json
+from launcher.plan.memory_text import describe_adapters, describe_host, describe_memory, memory_to_json
 from launcher.plan.plan import RunPlan, list_all_batch_plans
 
 _WIDTH = 100
@@ -34,6 +34,8 @@ def render_plan(plan: RunPlan) -> str:
         lines += _row("captions", describe_captions(config.data))
     if not is_plainest(config):
         lines += _row("loss", "; ".join(f"{name} {words}" for name, words in describe_objective(config).items()))
+    if config.lora:
+        lines += _row("lora", describe_adapters(plan.memory, config.lora))
     lines += _row("memory", describe_memory(plan))
     lines += _row("host", describe_host(plan))
     lines += _row("disk", _disk(plan))

@@ -137,6 +137,7 @@ def _meanings(
         "epochs": None,
         "samples": None,
         "export": config.exported,
+        "lora.alpha": config.lora.effective_alpha if config.lora else None,
         "min_snr_gamma": config.snr_gamma,
     }
 

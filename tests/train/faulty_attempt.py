@@ -241,13 +241,13 @@ def wait_for(gate: Path) -> None:
 
 def delay_export(gate: Path) -> None:
     """As of a large model, or a slow disk."""
-    original = train.attempt.export_pipeline
+    original = train.attempt.export_run
 
-    def export_pipeline(*arguments):
+    def export_run(*arguments):
         wait_for(gate)
         original(*arguments)
 
-    train.attempt.export_pipeline = export_pipeline
+    train.attempt.export_run = export_run
 
 
 def path_of(target: object) -> str:

@@ -1,14 +1,15 @@
 """The program of test_examples: ten steps of our trainer, and the same ten as diffusers' text-to-image examples make
-them, for each family of models.
+them, for each family of models: of the whole UNet, and of adapters.
 
 Arguments: the image folder, a file for the relative differences of the losses as JSON, and pipelines' folders.
 
-The loops are written the way examples/text_to_image/train_text_to_image.py and train_text_to_image_sdxl.py work: the
-noise scheduler's own add_noise and get_velocity, the mean squared error, torch's AdamW and clipping. They read captions
-and sizes themselves. Fed in are what the examples draw: which image comes when, its pixels, whether it is mirrored, its
-caption, the posterior, the noise and the timesteps. Where an example is known to be wrong, the pipeline decides: the
-heights stand before the widths, a mirrored image is mirrored before it is cropped, and an empty caption is what the
-pipeline draws with for an empty negative prompt.
+The loops are written the way examples/text_to_image/train_text_to_image.py, train_text_to_image_sdxl.py and their LoRA
+siblings work: adapters on the UNet by add_adapter, which begin as ours do; the noise scheduler's own add_noise and
+get_velocity, the mean squared error, torch's AdamW and clipping. They read captions and sizes themselves. Fed in are
+what the examples draw: which image comes when, its pixels, whether it is mirrored, its caption, the posterior, the
+noise and the timesteps. Where an example is known to be wrong, the pipeline decides: the heights stand before the
+widths, a mirrored image is mirrored before it is cropped, and an empty caption is what the pipeline draws with for an
+empty negative prompt.
 """
 
 import json
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from peft import LoraConfig as PeftConfig
 from PIL import Image
 
 from configs.pipelines import LatentShape
-from configs.schema import RunConfig
+from configs.schema import LoraConfig, RunConfig
 from configs.solve.batch import BatchPlan, Shape
 from store.dataset.build import build_index
 from store.dataset.index import Index
@@ -32,6 +34,7 @@ from tests.engines import SETTINGS, build_engine
 from train import process_group
 from train.data.images import Crop
 from train.data.stream import Stream
+from train.engines.base import WeightReader
 from train.models import load_model
 from train.models.base import DiffusionModel
 from train.objective import make_objective
@@ -39,6 +42,7 @@ from train.step import Trainer
 
 STEPS, BATCH, SIDE = 10, 4, 32
 ENGINES = ("zero2", "reshard", "zero1")  # for one family after the other
+ADAPTERS = ({"rank": 4, "alpha": 6}, {"rank": 4, "alpha": 4, "dora": True}, {"rank": 4, "alpha": 2})  # likewise
 
 
 @dataclass
@@ -108,13 +112,27 @@ def condition(pipeline: Any, samples: list[Sample]) -> dict[str, Any]:
     return {"encoder_hidden_states": pipeline.text_encoder(ids.input_ids, return_dict=False)[0]}
 
 
-def train_as_the_examples(folder: Path, samples: list[Sample], config: RunConfig) -> list[float]:
+def put_adapters(unet: Any, lora: LoraConfig, begin: WeightReader) -> None:
+    """As the LoRA examples do; with the values that ours begin with."""
+    unet.requires_grad_(False)
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.add_adapter(PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, use_dora=lora.dora))
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(begin.read(name, 0, parameter.numel()).view(parameter.shape))
+
+
+def train_as_the_examples(folder: Path, samples: list[Sample], config: RunConfig, begin: WeightReader) -> list[float]:
     """The loss of each step."""
     pipeline = DiffusionPipeline.from_pretrained(folder)
     noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    unet, vae = pipeline.unet.train(), pipeline.vae
+    unet, vae = pipeline.unet, pipeline.vae
+    if config.lora is not None:
+        put_adapters(unet, config.lora, begin)
+    trained = [parameter for parameter in unet.train().parameters() if parameter.requires_grad]
     o = config.optimizer
-    optimizer = torch.optim.AdamW(unet.parameters(), config.lr, o.betas, o.eps, o.weight_decay)
+    optimizer = torch.optim.AdamW(trained, config.lr, o.betas, o.eps, o.weight_decay)
     losses = []
     for step in range(STEPS):
         batch = samples[step * BATCH : (step + 1) * BATCH]
@@ -132,7 +150,7 @@ def train_as_the_examples(folder: Path, samples: list[Sample], config: RunConfig
         predicted = unet(noisy_latents, timesteps, **told, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), target.float(), reduction="mean")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(trained, config.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -150,7 +168,7 @@ def draw_samples(stream: Stream, index: Index, captions: list[str]) -> list[Samp
     return samples
 
 
-def compare(folder: Path, images: Path, engine_name: str, world: Any) -> list[float]:
+def compare(folder: Path, images: Path, engine_name: str, lora: dict[str, object] | None, world: Any) -> list[float]:
     config = RunConfig(
         name="examples",
         model=str(folder),
@@ -158,8 +176,9 @@ def compare(folder: Path, images: Path, engine_name: str, world: Any) -> list[fl
         batch=BATCH,
         micro_batch=BATCH,
         steps=STEPS,
-        lr=1e-3,
+        lr=1e-3 if lora is None else 1e-2,
         precision="fp32",
+        lora=lora,
         **SETTINGS[engine_name],
     )
     plan = BatchPlan(Shape(1, 1), BATCH, 1)
@@ -171,7 +190,7 @@ def compare(folder: Path, images: Path, engine_name: str, world: Any) -> list[fl
     stream = Stream(config, index, Noting(model, captions), objective.timestep)
     samples = draw_samples(stream, index, captions)
     assert "" in [sample.caption for sample in samples]
-    expected = train_as_the_examples(folder, samples, config)
+    expected = train_as_the_examples(folder, samples, config, model.weights)
     engine = build_engine(model.denoiser, model.weights, config, plan, world)
     trainer = Trainer(model, objective, engine, None, world.device)
     drawn = (stream[range(step * BATCH, (step + 1) * BATCH)] for step in range(STEPS))
@@ -182,10 +201,11 @@ def compare(folder: Path, images: Path, engine_name: str, world: Any) -> list[fl
 
 def main(images: str, answer: str, *folders: str) -> None:
     world = process_group.init_process_group(1)
-    differences = {
-        folder: compare(Path(folder), Path(images), engine, world)
-        for folder, engine in zip(folders, ENGINES, strict=True)
-    }
+    differences = {}
+    for folder, engine, adapters in zip(folders, ENGINES, ADAPTERS, strict=True):
+        for lora in (None, adapters):
+            found = compare(Path(folder), Path(images), engine, lora, world)
+            differences[f"{folder}: {'UNet' if lora is None else 'adapters'}"] = found
     Path(answer).write_text(json.dumps(differences))
 
 

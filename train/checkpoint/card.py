@@ -19,8 +19,16 @@ from store.run.attempt_plan import AttemptPlan
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
 
-def make_card(config: RunConfig, plan: AttemptPlan, manifest: Manifest, weights: str, prediction: str) -> str:
-    """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it."""
+def make_card(
+    config: RunConfig,
+    plan: AttemptPlan,
+    manifest: Manifest,
+    weights: str,
+    prediction: str,
+    adapters: str | None = None,
+) -> str:
+    """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it. `adapters` is the
+    file with them, where that is all there is; None: a whole pipeline."""
     config = plan.settle_config(config)
     model = Path(plan.model_folder)
     class_name = read_pipeline_class(model / "model_index.json")
@@ -32,7 +40,8 @@ def make_card(config: RunConfig, plan: AttemptPlan, manifest: Manifest, weights:
         base_model=None if Path(config.model).is_absolute() else config.model,  # the Hub knows no local paths
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[pipeline.tag, f"{pipeline.tag}-diffusers", "text-to-image", "diffusers", "diffusers-training"],
+        tags=[pipeline.tag, f"{pipeline.tag}-diffusers", "text-to-image", "diffusers", "diffusers-training"]
+        + (["lora", "template:sd-lora"] if adapters else []),
         inference=True,
     )
     passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
@@ -46,14 +55,9 @@ def make_card(config: RunConfig, plan: AttemptPlan, manifest: Manifest, weights:
 
 # {config.name}
 
-{family}: `{config.model}`{at_commit}, its UNet fine-tuned by Lockstep. These are {WORDS[weights]} after {step:,} steps.
+{family}: {_describe(config, at_commit, adapters)} These are {WORDS[weights]} after {step:,} steps.
 
-```python
-from diffusers import {class_name}
-
-pipeline = {class_name}.from_pretrained("path/to/this/folder")
-image = pipeline("a prompt").images[0]
-```
+{_explain_use(config, class_name, adapters)}
 {_explain_long_prompts(config.data.caption_chunks, pipeline)}
 | | |
 |---|---|
@@ -63,12 +67,42 @@ image = pipeline("a prompt").images[0]
 | learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
 {learnt}
 | precision | {config.precision} |
-| sharding | {name_sharding(manifest.zero)} |
+{_describe_adapters(config)}| sharding | {name_sharding(manifest.zero)} |
 | captions | {describe_captions(config.data)} |
 {_describe_sizes(config.data.size_dropout, pipeline)}| resolution | {describe_crop_sizes(config.data)} |
 | seed | {config.seed} |
 | diffusers | {__version__} |
 """
+
+
+def _describe(config: RunConfig, at_commit: str, adapters: str | None) -> str:
+    """A sentence: what was trained, of which model."""
+    if adapters:
+        return f"adapters (LoRA) for the UNet of `{config.model}`{at_commit}, trained by Lockstep."
+    merged = " by adapters (LoRA) that are merged into it" if config.lora else ""
+    return f"`{config.model}`{at_commit}, its UNet fine-tuned by Lockstep{merged}."
+
+
+def _explain_use(config: RunConfig, class_name: str, adapters: str | None) -> str:
+    """A program that draws a picture."""
+    lines = [f'pipeline = {class_name}.from_pretrained("path/to/this/folder")']
+    if adapters:
+        lines = [
+            f'pipeline = {class_name}.from_pretrained("{config.model}")',
+            f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{adapters}")',
+        ]
+    lines = [f"from diffusers import {class_name}", "", *lines, 'image = pipeline("a prompt").images[0]']
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _describe_adapters(config: RunConfig) -> str:
+    """A row of the table, where there are any."""
+    lora = config.lora
+    if lora is None:
+        return ""
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(f"`{pattern}`" for pattern in lora.targets)
+    name = "DoRA" if lora.dora else "LoRA"
+    return f"| adapters | {name}, rank {lora.rank}, alpha {lora.effective_alpha:g}, on {targets} |\n"
 
 
 def _describe_sizes(dropout: float, pipeline: PipelineClass) -> str:

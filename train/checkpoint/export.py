@@ -1,5 +1,5 @@
 """A checkpoint to a pipeline folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card; and to one
-.safetensors file.
+.safetensors file. Of a run that trains adapters: these alone, or with --merged a pipeline.
 
     python -P -m lockstep train.checkpoint.export RUN_DIR --step N --weights ema|raw --out DIR --file FILE
 
@@ -9,15 +9,11 @@ needs no GPU and no ranks, whatever wrote the checkpoint.
 import argparse
 import json
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from configs.errors import LockstepError, UserError
 from configs.model_folder import find_variant, list_weight_names, read_pipeline_class
@@ -29,19 +25,26 @@ from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 from train.checkpoint.card import make_card
-from train.checkpoint.cast import cast_weight
-from train.checkpoint.single_file import check_file_replaceable, write_single_file
-from train.engines.base import DTYPES, WEIGHTS
-from train.models import MODELS
+from train.checkpoint.export_place import check_file_replaceable, open_export
+from train.checkpoint.single_file import write_single_file
+from train.checkpoint.trained import KINDS, load_denoiser
+from train.engines.base import DTYPES
 from train.models.schedulers import load_noise_scheduler, write_sampler
 
-KINDS = {"ema": "ema", "raw": WEIGHTS}  # what people write → the kind of value in the checkpoint
-MARK = "lockstep.json"  # in every export: what it was made of, and that it may be replaced
+
+def export_run(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
+    """Write what comes of a run: the adapters where it trains some, else a pipeline. As `export_pipeline`."""
+    if config.lora is None:
+        export_pipeline(config, plan, checkpoint, weights, out)
+        return
+    from train.checkpoint.export_adapters import export_adapters  # peft takes seconds to import
+
+    export_adapters(config, plan, checkpoint, weights, out)
 
 
 def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, out: Path) -> None:
-    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in the config's `export_dtype`, a
-    card.
+    """Write `out` whole or not at all: frozen folders byte for byte, the trained UNet in the config's `export_dtype`,
+    with adapters merged into it where the run trains some, a card.
 
     The frozen parts stay in the dtype of the base model: whoever has that has these files, so the hub and ComfyUI's
     users need not fetch them again, and `from_pretrained(…, torch_dtype=…)` casts them like the UNet. `plan` is of the
@@ -49,36 +52,15 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
     holds anything else, or a weight has no place in that dtype.
     """
     model = Path(plan.model_folder)
-    temporary, old = out.with_name(f".{out.name}-new"), out.with_name(f".{out.name}-old")
-    _check_replaceable(out)
-    for left_over in (temporary, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    class_name = read_pipeline_class(model / "model_index.json")
-    pipeline = PIPELINES[class_name]
-    _copy_frozen(model, temporary, pipeline, config.variant)
-    noise_scheduler = load_noise_scheduler(config, model)
-    write_sampler(temporary, noise_scheduler)
-    dtype = DTYPES[config.export_dtype]
-    denoiser = _load_denoiser(MODELS[class_name].make_denoiser(model), checkpoint, KINDS[weights], dtype)
-    denoiser.save_pretrained(temporary / pipeline.trained)
-    prediction = noise_scheduler.config.prediction_type
-    card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    mark = {"run": config.name, "step": checkpoint.step, "weights": weights}
-    (temporary / MARK).write_text(json.dumps(mark) + "\n")
-    _take_modes_of(temporary)
-    if out.exists():
-        out.rename(old)
-    temporary.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_replaceable(out: Path) -> None:
-    """Raise UserError where `out` is neither free, nor an empty folder, nor an older export."""
-    is_empty_folder = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not (out / MARK).is_file() and not is_empty_folder:
-        raise UserError(f"{out}: exists and was not exported by Lockstep; name another folder, or remove it")
+    with open_export(out, {"run": config.name, "step": checkpoint.step, "weights": weights}) as folder:
+        pipeline = PIPELINES[read_pipeline_class(model / "model_index.json")]
+        _copy_frozen(model, folder, pipeline, config.variant)
+        noise_scheduler = load_noise_scheduler(config, model)
+        write_sampler(folder, noise_scheduler)
+        load_denoiser(config, model, checkpoint, weights).save_pretrained(folder / pipeline.trained)
+        prediction = noise_scheduler.config.prediction_type
+        card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _copy_frozen(model: Path, out: Path, pipeline: PipelineClass, variant: str | None) -> None:
@@ -113,24 +95,6 @@ def _name_plainly(part: Path, variant: str | None) -> None:
                 (part / file).rename(path)
 
 
-def _take_modes_of(folder: Path) -> None:
-    """Give all that is in `folder` the mode that the umask gave to it: what was copied has its source's, and weights
-    are written for their owner alone."""
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    for path in folder.rglob("*"):
-        path.chmod(mode if path.is_dir() else mode & 0o666)
-
-
-def _load_denoiser(denoiser: Any, checkpoint: Checkpoint, kind: str, dtype: torch.dtype) -> Any:
-    reader = checkpoint.open_reader()
-    weights = {}
-    for name, parameter in denoiser.named_parameters():
-        values = torch.from_numpy(reader.read(kind, name, 0, parameter.numel())).view(parameter.shape)
-        weights[name] = cast_weight(name, values, dtype)
-    denoiser.load_state_dict(weights, assign=True)
-    return denoiser
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -P -m lockstep train.checkpoint.export")
     parser.add_argument("run_dir", type=Path)
@@ -139,6 +103,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES))
     parser.add_argument("--out", type=Path, help="folder to write")
     parser.add_argument("--file", type=Path, help=".safetensors file to write")
+    parser.add_argument("--merged", action="store_true", help="a whole pipeline of a run that trains adapters")
     args = parser.parse_args()
     run = RunDir(args.run_dir)
     config = load_config(run.config_path)
@@ -146,6 +111,8 @@ def main() -> None:
     checkpoint = checkpoints.find_checkpoint(run, args.step)
     if problems := checkpoint.verify():
         raise LockstepError(f"{problems[0]}; choose another step")
+    if args.merged and config.lora is None:
+        raise UserError(f"{run.path}: trains the whole UNet, so there are no adapters to merge; leave --merged out")
     weights = args.weights or config.exported
     if KINDS[weights] not in checkpoint.read_manifest().kinds:
         raise UserError(f"{checkpoint.path}: holds no average; write --weights raw")
@@ -154,14 +121,35 @@ def main() -> None:
     try:
         if args.file is not None:
             check_file_replaceable(args.file)
-        with _open_folder(args.out, args.file) as folder:
-            export_pipeline(config, plan, checkpoint, weights, folder)
-            if args.file is not None:
-                resolution = config.data.resolution
-                write_single_file(folder, args.file.absolute(), DTYPES[config.export_dtype], config.name, resolution)
+        if config.lora is None or args.merged:
+            _write_pipeline(config, plan, checkpoint, weights, args)
+        else:
+            _write_adapters(config, plan, checkpoint, weights, args)
     except OSError as error:
         raise UserError(f"{error.filename or targets[0]}: {error.strerror}; name another place") from None
     print(f"exported {weights} weights of step {checkpoint.step} to {' and '.join(map(str, targets))}")
+
+
+def _write_pipeline(
+    config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, args: argparse.Namespace
+) -> None:
+    with _open_folder(args.out, args.file) as folder:
+        export_pipeline(config, plan, checkpoint, weights, folder)
+        if args.file is not None:
+            resolution = config.data.resolution
+            write_single_file(folder, args.file.absolute(), DTYPES[config.export_dtype], config.name, resolution)
+
+
+def _write_adapters(
+    config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint, weights: str, args: argparse.Namespace
+) -> None:
+    from train.checkpoint.export_adapters import export_adapters, write_kohya_file  # peft takes seconds to import
+
+    if args.out is not None:
+        export_adapters(config, plan, checkpoint, weights, args.out.absolute())
+    if args.file is not None:
+        args.file.parent.mkdir(parents=True, exist_ok=True)
+        write_kohya_file(config, plan, checkpoint, weights, args.file.absolute())
 
 
 @contextmanager

@@ -6,21 +6,18 @@ empty tensors `v_pred` and `ztsnr`, by which ComfyUI knows an SDXL that predicts
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from configs.errors import UserError
 from configs.model_folder import read_pipeline_class
 from configs.pipelines import PIPELINES
-from store.files import sync_directory
 from train.checkpoint.cast import cast_weight
+from train.checkpoint.export_place import MARK, MARK_KEY, open_export_file
 from train.models.original_names import (
     OriginalTensor,
     is_open_clip,
@@ -29,7 +26,6 @@ from train.models.original_names import (
     name_vae_tensors,
 )
 
-MARK_KEY = "lockstep"  # in the file's metadata: what it was made of, and that it may be replaced
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _NAMES = {"unet": name_unet_tensors, "vae": name_vae_tensors}  # all other parts with weights are text encoders
 
@@ -67,39 +63,17 @@ def write_single_file(folder: Path, out: Path, dtype: torch.dtype, title: str, r
     `title` and `resolution` (pixels of a side) are told in the header. Takes the place of an older export; raises
     UserError where `out` is anything else, or a part has no place in the original layout.
     """
-    check_file_replaceable(out)
     placed = sorted(_list_tensors(folder), key=lambda one: one.tensor.name)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    mark = (folder / "lockstep.json").read_text() if (folder / "lockstep.json").is_file() else "{}"
+    mark = (folder / MARK).read_text() if (folder / MARK).is_file() else "{}"
     metadata = {MARK_KEY: " ".join(mark.split()), **_describe(folder, scheduler, title, resolution)}
     markers = {"v_pred": scheduler.get("prediction_type") == "v_prediction"}
     markers["ztsnr"] = bool(scheduler.get("rescale_betas_zero_snr"))
     header = _render_header({one.tensor.name: one.shape for one in placed}, markers, dtype, metadata)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for one in placed:
-                file.write(one.read(dtype).flatten().view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(out.parent)
-
-
-def check_file_replaceable(out: Path) -> None:
-    """Raise UserError where `out` is neither free nor an older export."""
-    if not out.exists():
-        return
-    try:
-        with safe_open(out, framework="pt") as file:
-            is_ours = MARK_KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        is_ours = False
-    if not is_ours:
-        raise UserError(f"{out}: exists and was not exported by Lockstep; name another file, or remove it")
+    with open_export_file(out) as temporary, open(temporary, "xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for one in placed:
+            file.write(one.read(dtype).flatten().view(torch.uint8).numpy().data)
 
 
 def _list_tensors(folder: Path) -> Iterator[_Placed]:

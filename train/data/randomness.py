@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     NOISE_OFFSET = 14
     INPUT_PERTURBATION = 15
     TIMESTEP_STRATUM = 16
+    ADAPTER = 20
 
 
 def make_generator(seed: int, purpose: Purpose, position: int, part: int = 0) -> np.random.Generator:

@@ -33,7 +33,7 @@ def _lend_room(module: torch.nn.Module, weights: WeightReader, dtype: torch.dtyp
     It copies them into flat ones, which are filled from `weights` afterwards: with a memory for each, a rank would hold
     all of them twice meanwhile. What is not trained has its values at once.
     """
-    largest = max(parameter.numel() for parameter in module.parameters())
+    largest = max(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     shared = torch.zeros(largest, dtype=dtype, device=device)
 
     def lend(name: str, parameter: torch.Tensor) -> torch.Tensor:

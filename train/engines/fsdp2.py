@@ -86,7 +86,7 @@ def _shard(module: torch.nn.Module, config: RunConfig, world: World) -> list[FSD
     mesh = init_device_mesh(world.device.type, (world.size,))
     sharded = []
     for block in (*find_blocks(module), module):
-        _make_room(block, world.device)
+        _make_room(block, DTYPES[config.precision], world.device)
         # the backward pass begins with the root's weights, so freeing them after the forward pass would gain nothing
         reshard = config.reshard and block is not module
         part = fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
@@ -98,12 +98,14 @@ def _shard(module: torch.nn.Module, config: RunConfig, world: World) -> list[FSD
     return sharded
 
 
-def _make_room(module: torch.nn.Module, device: torch.device) -> None:
-    """Give every parameter of `module` that is not sharded yet memory on `device`, with no values."""
+def _make_room(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter of `module` that is not sharded yet memory on `device`, with no values: fp32 for a master,
+    and `dtype`, that of the passes, for what is not trained."""
     for owner in module.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
             if not isinstance(parameter, DTensor):
-                room = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+                kept = torch.float32 if parameter.requires_grad else dtype
+                room = torch.empty(parameter.shape, dtype=kept, device=device)
                 setattr(owner, name, torch.nn.Parameter(room, parameter.requires_grad))
 
 

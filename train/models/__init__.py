@@ -22,4 +22,9 @@ MODELS: dict[str, type[DiffusionModel]] = {
 def load_model(config: RunConfig, folder: Path, device: torch.device) -> DiffusionModel:
     """The pipeline folder that `config.model` was resolved to before the run began. Raises UserError where it is not
     whole, or not one we train."""
-    return MODELS[check_model_folder(folder, config.variant)].load(config, folder, device)
+    model = MODELS[check_model_folder(folder, config.variant)].load(config, folder, device)
+    if config.lora is not None:
+        from train.models.lora import adapt_model  # peft takes seconds to import
+
+        adapt_model(model, config)
+    return model

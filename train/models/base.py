@@ -24,6 +24,7 @@ class DiffusionModel(Protocol):
     """
 
     denoiser: torch.nn.Module  # on torch's meta device until an engine takes it over
+    weights: WeightReader  # what the denoiser begins with
     noise_scheduler: DDPMScheduler
     dtype: torch.dtype  # of the denoiser's inputs and of its condition
 
@@ -36,11 +37,6 @@ class DiffusionModel(Protocol):
     def make_denoiser(folder: Path) -> Any:
         """The denoiser of the pipeline in `folder` as its config describes it, without weights (on torch's meta
         device): for an export, which has them from a checkpoint."""
-        ...
-
-    @property
-    def weights(self) -> WeightReader:
-        """What the denoiser begins with."""
         ...
 
     @property

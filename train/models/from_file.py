@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import diffusers
+import torch
+from safetensors import SafetensorError
 
 from configs.errors import LockstepError, UserError
 from configs.model_file import read_model_file
@@ -28,12 +30,19 @@ def convert_file(file: Path, class_name: str, settings: Path, out: Path) -> None
         raise UserError(
             f"{file}: diffusers does not read it with the configs of {settings} ({problem}); {cure}"
         ) from None
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    lacking = [f"{name}: {key}" for name in parts for key, value in parts[name].state_dict().items() if value.is_meta]
+    if lacking:
+        raise UserError(f"{file}: lacks {len(lacking)} tensors, such as {lacking[0]}; fetch it again")
     found, scheduler = read_model_file(file), pipeline.scheduler
     if found.prediction is not None:
         scheduler.register_to_config(prediction_type=found.prediction)
     if found.zero_terminal_snr and "rescale_betas_zero_snr" in scheduler.config:
         scheduler.register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    pipeline.save_pretrained(out, safe_serialization=True)
+    try:
+        pipeline.save_pretrained(out, safe_serialization=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: cannot be written ({error}); write another data.cache_folder") from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from configs.pipelines import LatentShape
 from configs.schema import RunConfig
 from store.encodings.family import digest_files
 from train.data.images import Crop
-from train.engines.base import DTYPES
+from train.engines.base import DTYPES, WeightReader
 from train.models.base import Batch
 from train.models.frozen import FrozenPart, merge_rows
 from train.models.parts import frozen_pass, may_round
@@ -59,7 +59,7 @@ class StableDiffusionXL:
 
     folder: Path
     denoiser: UNet2DConditionModel
-    weights: PartWeights
+    weights: WeightReader
     vae: FrozenVae
     text_parts: tuple[FrozenPart, FrozenPart]
     tokenizers: Mapping[str, CLIPTokenizer]  # by what their tokens are called

@@ -445,3 +445,30 @@ def test_a_gpu_has_a_size_in_gib(lockstep: Lockstep, size: str) -> None:
     shell = lockstep("plan", "pokemon.yaml", "--samples", "10", f"--gpu-memory={size}")
     assert (shell.code, shell.out) == (2, "")
     assert shell.err == f"--gpu-memory {size}: is no size in GiB; write it as 80GiB (nvidia-smi's MiB / 1024)\n"
+
+
+def test_adapters_are_shown_with_what_they_train_and_save(lockstep: Lockstep) -> None:
+    found = plan_json(lockstep, "--samples", "10000", "lora.rank=4")
+    assert (found["memory"]["trained_parameters"], found["memory"]["unet_parameters"]) == (797_184, 859_520_964)
+    assert found["checkpoint"]["bytes"] == 16 * 797_184, "a checkpoint holds the adapters alone"
+    text = lockstep("plan", "pokemon.yaml", "--samples", "10000", "lora.rank=4", "--memory").out
+    line = "lora LoRA, rank 4, alpha 4, on attention: trains 797,184 parameters (0.09% beside 859,520,964 frozen ones)"
+    assert f"{line}; model states 1.6 GiB in the place of 3.6 GiB" in " ".join(text.split())
+    assert "797,184 trained and 859,520,964 frozen parameters in bf16 over 8 ranks" in text
+    assert "lora: true" in lockstep("plan", "pokemon.yaml", "--samples", "10000", "--memory").out, "what it would save"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("lora.targets=[to_q,attn1]", "lora.targets: attn1 is no linear or convolution layer of the model's UNet"),
+        ("lora.targets=attn", "lora.targets: must be attention, all-linear, or a list of layers' names"),
+        ("lora.targets=['(']", "lora.targets: must hold names or regular expressions"),
+        ("lora.dropout=0.1", "lora.dropout: must be 0 (a dropout layer would draw by rank and micro-batch"),
+        ("lora={dora: true} zero=3", "when zero: 3 has freed them; write zero: 2 or engine: fsdp2"),
+    ],
+)
+def test_adapters_that_cannot_be_trained_are_refused(lockstep: Lockstep, words: str, problem: str) -> None:
+    shell = lockstep("plan", "pokemon.yaml", "--samples", "10000", *re.split(r" (?=zero)", words))
+    assert (shell.code, shell.out) == (2, "")
+    assert problem in shell.err

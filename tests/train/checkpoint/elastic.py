@@ -61,6 +61,7 @@ class Case:
         self.ema = Ema(self.config.ema, self.engine)
         self.trainer = Trainer(self.model, self.objective, self.engine, self.ema, world.device)
         self.run, self.attempt = run, attempt
+        self.first_pass = None  # its micro-batch, and its loss under the base model
 
     def open(self, name: str):
         """The run `name` as this case trains it, whether or not it is there yet, and its next attempt."""
@@ -81,6 +82,7 @@ class Case:
 
         def watched(micro_batch):
             loss = original(self.trainer, micro_batch)
+            self.first_pass = self.first_pass or (micro_batch, loss.item())
             if len(losses) == 0:
                 first[str(micro_batch["position"].tolist())] = loss.item()
             return loss
@@ -122,6 +124,18 @@ class Case:
         after = self.train(range(SAVED + 1, SAVED + MORE + 1))
         if self.world.is_main_process:
             (self.run.path / "after.json").write_text(json.dumps(after))
+        if self.config.lora is not None:
+            self._check_base()
+
+    @torch.no_grad()
+    def _check_base(self) -> None:
+        """Without the adapters, the passes see the weights that they saw before the first step, to the bit."""
+        for fragment in self.engine.held:
+            if ".lora_B." in fragment.name:
+                self.engine.weights(fragment).zero_()
+        self.engine.publish()
+        micro_batch, loss = self.first_pass
+        assert Trainer.micro_loss(self.trainer, micro_batch).item() == loss
 
     def load(self, source: str, *, moments_differ: bool = False) -> None:
         """Go on with the run `source`; `moments_differ`: from moments of 8 bits that are cut into other blocks."""

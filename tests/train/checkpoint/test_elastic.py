@@ -23,6 +23,9 @@ FEW_SOURCES: list[Shape] = [(1, "zero0", "fp32"), (2, "zero2", "fp32"), (3, "kee
 FEW_SOURCES += [(2, "zero3", "bf16"), (2, "reshard", "bf16")]
 FEW_TARGETS: list[Shape] = [(2, "reshard", "fp32"), (2, "zero3", "fp32"), (3, "zero0", "fp32"), (3, "keep", "fp32")]
 FEW_TARGETS += [(3, "zero1", "bf16"), (2, "reshard", "bf16")]
+ADAPTED = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "time_emb_proj"]
+ADAPTED_SOURCES: list[Shape] = [(1, "zero2", "fp32"), (2, "reshard", "bf16"), (2, "zero3", "fp32")]
+ADAPTED_TARGETS: list[Shape] = [(2, "reshard", "bf16"), (2, "zero3", "fp32")]
 TOLERANCE = {"fp32": 5e-6, "bf16": 1e-2}
 
 
@@ -88,6 +91,27 @@ def test_a_bucketed_epoch_goes_on_elsewhere(tmp_path, pipeline_folder):
         load_all(tmp_path, pipeline_folder, data, {target: [source]}, target[0], more=4)
 
 
+def adapters(images: Path) -> str:
+    """Changes to the config: low-rank adapters on every kind of layer that may have one."""
+    return json.dumps({"data": square_data(images), "lora": {"rank": 4, "alpha": 6, "targets": ADAPTED}, "lr": 1e-2})
+
+
+def check_alike(root: Path, sources: list[Shape]) -> None:
+    """The losses of fp32 do not depend on the shape."""
+    losses = [json.loads((root / name(source) / "after.json").read_text())["losses"] for source in sources]
+    for other in losses[1:]:
+        assert max(abs(a - b) / b for a, b in zip(other, losses[0], strict=True)) <= TOLERANCE["fp32"]
+
+
+def test_adapters_go_on_elsewhere(tmp_path, pipeline_folder, image_folder):
+    """Each source also looks whether the weights below the adapters are as they were."""
+    folders = (tmp_path, pipeline_folder, adapters(image_folder))
+    make_all(*folders, ADAPTED_SOURCES, more=4)
+    check_alike(tmp_path, [source for source in ADAPTED_SOURCES if source[2] == "fp32"])
+    pairs = {target: [s for s in ADAPTED_SOURCES if s[2] == target[2]] for target in ADAPTED_TARGETS}
+    load_all(*folders, pairs, 2, more=4)
+
+
 def test_stable_diffusion_xl_goes_on_on_its_own_shape_and_elsewhere(tmp_path, pipeline_xl_folder, image_folder):
     """With sizes that are dropped now and then."""
     data = json.dumps({"data": square_data(image_folder) | {"size_dropout": 0.3}})
@@ -123,6 +147,17 @@ def every_source(tmp_path_factory, pipeline_folder, image_folder) -> tuple[Path,
     folders = (tmp_path_factory.mktemp("elastic"), pipeline_folder, squares(image_folder))
     make_all(*folders, ALL, more=10)
     return folders
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_adapters_of_every_shape_to_every_other(tmp_path, pipeline_2_folder, image_folder, ranks):
+    folders = (tmp_path, pipeline_2_folder, adapters(image_folder))
+    sources = [shape for shape in ALL if shape[0] <= 3]
+    make_all(*folders, sources, more=10)
+    check_alike(tmp_path, [source for source in sources if source[2] == "fp32"])
+    pairs = {target: [source for source in sources if is_tried(source, target)] for target in sources}
+    load_all(*folders, pairs, ranks, more=10)
 
 
 @pytest.mark.faults

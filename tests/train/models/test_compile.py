@@ -28,6 +28,8 @@ MORE = [
     {"engine": "deepspeed", "zero": 0},
     {"engine": "fsdp2", "reshard": True, "gradient_checkpointing": True},
     {"engine": "fsdp2", "reshard": False, "precision": "bf16"},
+    {"engine": "deepspeed", "zero": 2, "lora": {"targets": "all-linear"}},
+    {"engine": "fsdp2", "reshard": True, "precision": "bf16", "lora": {"rank": 4}},
 ]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from configs.errors import UserError
 from tests.tiny import make_pipeline, make_pipeline_2, make_pipeline_xl
 from tests.weights import read_part_weights
 from train.checkpoint.single_file import write_single_file
@@ -52,3 +54,25 @@ def test_what_the_file_says_of_the_objective_is_the_scheduler_s(tmp_path: Path) 
     convert_file(tmp_path / "one.safetensors", SD, pipeline, tmp_path / "folder")
     made = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
     assert (told | {"timestep_spacing": "trailing"}).items() <= made.items()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("model.diffusion_model.time_embed.0.bias", "diffusers does not read it with the configs of"),
+        (
+            "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.bias",
+            "text_encoder: encoder.layers.0.mlp.fc1.bias",
+        ),
+    ],
+)
+def test_a_file_that_lacks_a_weight_is_refused(tmp_path: Path, tensor: str, message: str) -> None:
+    pipeline = make_pipeline(tmp_path / "pipeline")
+    write_single_file(pipeline, tmp_path / "one.safetensors", torch.float32, "one", 32)
+    tensors = load_file(tmp_path / "one.safetensors")
+    del tensors[tensor]
+    save_file(tensors, tmp_path / "one.safetensors")
+    with pytest.raises(UserError) as refused:
+        convert_file(tmp_path / "one.safetensors", SD, pipeline, tmp_path / "folder")
+    assert message in str(refused.value)
+    assert not (tmp_path / "folder").exists()
