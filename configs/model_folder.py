@@ -10,6 +10,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.known_models import KNOWN_MODELS
 from configs.model_file import SETTINGS_2, ModelFile, is_model_file, read_model_file
+from configs.objective import check_scheduler
 from configs.pipelines import PIPELINES, SIZE_NUMBERS, PipelineClass
 from configs.schema import RunConfig
 
@@ -108,8 +109,8 @@ def check_model_folder(folder: Path, variant: str | None = None) -> str:
 def check_model_file(config: RunConfig) -> ModelFile:
     """What planning needs to know of the file that is `config.model`.
 
-    Raises UserError as `read_model_file` and `check_settings` do, and where nobody can tell what it predicts: Stable
-    Diffusion 2 predicts v and its base epsilon, and their files look alike.
+    Raises UserError as `read_model_file`, `check_settings` and `check_scheduler` do, and where nobody can tell what it
+    predicts: Stable Diffusion 2 predicts v and its base epsilon, and their files look alike.
     """
     settings, found = config.pipeline_config, read_model_file(Path(config.model))
     if found.settings == SETTINGS_2 and not (found.prediction or config.prediction or settings):
@@ -119,6 +120,10 @@ def check_model_file(config: RunConfig) -> ModelFile:
         )
     if settings is not None and os.path.isabs(settings):
         check_settings(Path(settings), found, config.model)
+    if settings is None:  # else its scheduler says it, which may not be here yet
+        prediction = found.prediction or KNOWN_MODELS[found.settings].prediction
+        facts = {"prediction_type": prediction, "rescale_betas_zero_snr": found.zero_terminal_snr}
+        check_scheduler(config, facts, config.model)
     return found
 
 

@@ -126,6 +126,18 @@ def test_a_stable_diffusion_2_of_which_nobody_can_tell_what_it_predicts(tmp_path
     assert check(prediction="epsilon") == check(pipeline_config="me/mine") == "StableDiffusionPipeline"
 
 
+def test_an_objective_that_a_file_cannot_have_is_refused_by_its_header(tmp_path: Path) -> None:
+    def check(shapes: Mapping[str, list[int]], **changes: object) -> str:
+        file = write_header(tmp_path / "a.safetensors", SMALL | shapes)
+        config = RunConfig(name="a", model=str(file), data={"images": "-"}, zero_terminal_snr=True, **changes)
+        return check_model_file(config).class_name
+
+    with pytest.raises(UserError, match=r"a\.safetensors: predicts epsilon, and zero_terminal_snr leaves only noise"):
+        check(TEXT[SETTINGS_1])
+    assert check(TEXT[SETTINGS_1], prediction="v_prediction") == "StableDiffusionPipeline"
+    assert check(TEXT[SETTINGS_XL] | {"v_pred": [0]}) == "StableDiffusionXLPipeline"
+
+
 def test_settings_of_another_family_or_none_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     file = write_header(tmp_path / "a.safetensors", SMALL | TEXT[SETTINGS_1])
     (tmp_path / "xl").mkdir()

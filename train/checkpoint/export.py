@@ -145,11 +145,11 @@ def _write_adapters(
 ) -> None:
     from train.checkpoint.export_adapters import export_adapters, write_kohya_file  # peft takes seconds to import
 
-    if args.out is not None:
-        export_adapters(config, plan, checkpoint, weights, args.out.absolute())
     if args.file is not None:
         args.file.parent.mkdir(parents=True, exist_ok=True)
-        write_kohya_file(config, plan, checkpoint, weights, args.file.absolute())
+        write_kohya_file(config, plan, checkpoint, weights, args.file.absolute())  # first: it refuses DoRA
+    if args.out is not None:
+        export_adapters(config, plan, checkpoint, weights, args.out.absolute())
 
 
 @contextmanager

@@ -106,7 +106,8 @@ def test_dora_loads_as_it_was_trained(tmp_path, pipeline_2_folder, image_folder)
     pipeline.load_lora_weights(tmp_path / "out")
     torch.testing.assert_close(draw(pipeline), draw(load_pipeline(tmp_path / "merged")), **NEAR)
     with pytest.raises(UserError, match="DoRA has no form in such a file"):
-        run_export(run, "--file", tmp_path / "a.safetensors")
+        run_export(run, "--out", tmp_path / "neither", "--file", tmp_path / "a.safetensors")
+    assert not (tmp_path / "neither").exists()
 
 
 def test_an_export_of_adapters_holds_them_and_a_card_and_nothing_else(tmp_path, pipeline_folder, image_folder) -> None:
@@ -121,6 +122,8 @@ def test_an_export_of_adapters_holds_them_and_a_card_and_nothing_else(tmp_path, 
     assert all(name.startswith("unet.") and ".lora_" in name for name in names)
     assert settings["unet.r"] == settings["unet.lora_alpha"] == 16
     assert settings["unet.target_modules"] == ["to_k", "to_out.0", "to_q", "to_v"]
+    written = [tmp_path / "out" / "README.md", tmp_path / "out" / NAME, tmp_path / "kohya.safetensors"]
+    assert len({path.stat().st_mode for path in written}) == 1, "as the umask has it, whoever wrote it"
     with safe_open(tmp_path / "kohya.safetensors", "pt") as file:
         kohya, metadata = set(file.keys()), file.metadata()
     assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight" in kohya
