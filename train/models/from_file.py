@@ -4,6 +4,7 @@ Through diffusers' own from_single_file, and without a network: SETTINGS is a fo
 and the scheduler of a pipeline of the same family, whose weights need not be there.
 """
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def _make_scheduler(scheduler: Any, found: ModelFile) -> Any:
     if not found.zero_terminal_snr:
         return type(scheduler).from_config(scheduler.config, **changes)
     changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    if "rescale_betas_zero_snr" in scheduler.config:
+    if "rescale_betas_zero_snr" in inspect.signature(type(scheduler)).parameters:  # its config may hold others' keys
         return type(scheduler).from_config(scheduler.config, **changes)
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
 
