@@ -121,7 +121,7 @@ def test_the_export_draws_by_the_pipeline_of_its_name(whole: RunDir, plain: Path
 
 def test_the_card_says_what_it_is_and_reads_long_prompts_as_training_does(whole: RunDir, plain: Path) -> None:
     card = (whole.pipeline_path / "README.md").read_text()
-    assert f"Stable Diffusion XL: `{plain}`, its UNet fine-tuned" in card
+    assert f"Stable Diffusion XL: `{plain.name}`, its UNet fine-tuned" in card, "and not where it lies here"
     assert "| sizes and crop | told, as zeros for 0.2 of the samples |" in card
     assert "- stable-diffusion-xl\n" in card
     first, second = re.findall("```python\n(.*?)```", card, re.DOTALL)

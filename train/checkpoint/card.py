@@ -15,6 +15,7 @@ from configs.solve.captions import describe_captions
 from configs.solve.engine import name_sharding
 from store.checkpoint.manifest import Manifest
 from store.run.attempt_plan import AttemptPlan
+from train.engines.base import DTYPES
 
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
@@ -75,23 +76,32 @@ def make_card(
 """
 
 
+def _name_model(config: RunConfig) -> str:
+    """The base model, as others may know it: of a local path, which tells nobody else anything, the last part."""
+    path = Path(config.model)
+    return path.name if path.is_absolute() else config.model
+
+
 def _describe(config: RunConfig, at_commit: str, adapters: str | None) -> str:
     """A sentence: what was trained, of which model."""
     if adapters:
-        return f"adapters (LoRA) for the UNet of `{config.model}`{at_commit}, trained by Lockstep."
+        return f"adapters (LoRA) for the UNet of `{_name_model(config)}`{at_commit}, trained by Lockstep."
     merged = " by adapters (LoRA) that are merged into it" if config.lora else ""
-    return f"`{config.model}`{at_commit}, its UNet fine-tuned by Lockstep{merged}."
+    return f"`{_name_model(config)}`{at_commit}, its UNet fine-tuned by Lockstep{merged}."
 
 
 def _explain_use(config: RunConfig, class_name: str, adapters: str | None) -> str:
-    """A program that draws a picture."""
-    lines = [f'pipeline = {class_name}.from_pretrained("path/to/this/folder")']
+    """A program that draws a picture. It names a dtype, for the libraries read some parts in that of their files."""
+    dtype = str(DTYPES[config.export_dtype])
+    lines = [f'pipeline = {class_name}.from_pretrained("path/to/this/folder", torch_dtype={dtype})']
     if adapters:
+        base = f"path/to/{_name_model(config)}" if Path(config.model).is_absolute() else config.model
         lines = [
-            f'pipeline = {class_name}.from_pretrained("{config.model}")',
+            f'pipeline = {class_name}.from_pretrained("{base}", torch_dtype={dtype})',
             f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{adapters}")',
         ]
-    lines = [f"from diffusers import {class_name}", "", *lines, 'image = pipeline("a prompt").images[0]']
+    imports = ["import torch", f"from diffusers import {class_name}", ""]
+    lines = [*imports, *lines, 'image = pipeline("a prompt").images[0]']
     return "\n".join(["```python", *lines, "```"])
 
 

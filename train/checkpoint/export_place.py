@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
-from store.files import sync_directory
+from store.files import spread_mode, sync_directory
 
 MARK = "lockstep.json"  # in every folder of an export: what it was made of, and that it may be replaced
 MARK_KEY = "lockstep"  # the same in the metadata of a file
@@ -31,7 +30,7 @@ def open_export(out: Path, mark: Mapping[str, object]) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     yield temporary
     (temporary / MARK).write_text(json.dumps(mark) + "\n")
-    _take_modes_of(temporary)
+    spread_mode(temporary)
     if out.exists():
         out.rename(old)
     temporary.rename(out)
@@ -74,11 +73,3 @@ def _check_folder_replaceable(out: Path) -> None:
     is_empty_folder = out.is_dir() and not any(out.iterdir())
     if out.exists() and not (out / MARK).is_file() and not is_empty_folder:
         raise UserError(f"{out}: exists and was not exported by Lockstep; name another folder, or remove it")
-
-
-def _take_modes_of(folder: Path) -> None:
-    """Give all that is in `folder` the mode that the umask gave to it: what was copied has its source's, and weights
-    are written for their owner alone."""
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    for path in folder.rglob("*"):
-        path.chmod(mode if path.is_dir() else mode & 0o666)

@@ -73,6 +73,11 @@ def test_a_recipe_is_what_its_head_says(
             "512 = 32 micro-batch × 1 accumulation × 16 ranks (2 nodes × 8)",
         ),
         (
+            "sdxl-lora",
+            ["--gpu-memory", "24GiB", "gradient_checkpointing=false"],
+            "16 = 2 micro-batch × 8 accumulation × 1 rank",
+        ),
+        (
             "sdxl-1024",
             ["--gpu-memory", "80GiB", "micro_batch=auto", "gradient_checkpointing=true"],
             "512 = 16 micro-batch × 1 accumulation × 32 ranks (4 nodes × 8)",

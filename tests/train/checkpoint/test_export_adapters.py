@@ -129,7 +129,7 @@ def test_an_export_of_adapters_holds_them_and_a_card_and_nothing_else(tmp_path, 
     _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     assert {"lora", "template:sd-lora"} <= set(yaml.safe_load(front)["tags"])
     assert f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{NAME}")' in text
-    assert f"`{pipeline_folder}`" in text
+    assert f"`{pipeline_folder.name}`" in text
     assert "| adapters | LoRA, rank 16, alpha 16, on attention |" in text
 
 
