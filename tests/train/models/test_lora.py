@@ -15,7 +15,7 @@ from train.models.base import DiffusionModel
 EVERYWHERE = ["to_q", "to_out.0", "conv1", "proj_in", "time_emb_proj", "conv_in"]
 
 
-@pytest.fixture(params=["pipeline_folder", "pipeline_2_folder", "pipeline_xl_folder"])
+@pytest.fixture(params=["pipeline_folder", "pipeline_xl_folder"])
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
