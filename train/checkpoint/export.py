@@ -58,8 +58,7 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
         noise_scheduler = load_noise_scheduler(config, model)
         write_sampler(folder, noise_scheduler)
         load_denoiser(config, model, checkpoint, weights).save_pretrained(folder / pipeline.trained)
-        prediction = noise_scheduler.config.prediction_type
-        card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
+        card = make_card(config, plan, checkpoint.read_manifest(), weights, noise_scheduler)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

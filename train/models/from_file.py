@@ -48,12 +48,14 @@ def _make_scheduler(scheduler: Any, found: ModelFile) -> Any:
     """`scheduler`, as far as the file says of it; DDIM where its class knows no zero terminal SNR, as PNDM, with which
     Stable Diffusion 1 comes."""
     changes: dict[str, Any] = {} if found.prediction is None else {"prediction_type": found.prediction}
-    if not found.zero_terminal_snr:
-        return type(scheduler).from_config(scheduler.config, **changes)
-    changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    if "rescale_betas_zero_snr" in inspect.signature(type(scheduler)).parameters:  # its config may hold others' keys
-        return type(scheduler).from_config(scheduler.config, **changes)
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
+    if found.zero_terminal_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in inspect.signature(type(scheduler)).parameters:
+            # With this key in it, diffusers takes DDIM's own defaults for what the settings leave out.
+            settings = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+            return DDIMScheduler.from_config(settings, clip_sample=False, **changes)
+    scheduler.register_to_config(**changes)
+    return scheduler
 
 
 if __name__ == "__main__":
