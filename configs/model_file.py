@@ -14,7 +14,7 @@ from configs.pipelines import PIPELINES
 
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *_PICKLED)  # of a `model` that is a file, if only to be refused
+MODEL_SUFFIXES = (".safetensors", *_PICKLED)  # of a `model` that is a file, if only to be refused
 _FIRST = "model.diffusion_model.input_blocks.0.0.weight"  # the UNet's, (channels, of the latents, 3, 3)
 _OPEN_CLIP = "cond_stage_model.model."
 _XL_TEXT = "conditioner.embedders.1."
@@ -38,7 +38,7 @@ class ModelFile:
 
 def is_model_file(model: str) -> bool:
     """Whether a config's `model` is the path of a file, and no folder or hub id."""
-    return os.path.isabs(model) and model.endswith(SUFFIXES)
+    return os.path.isabs(model) and model.endswith(MODEL_SUFFIXES)
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
