@@ -11,11 +11,10 @@ from typing import Any
 from configs.errors import UserError
 from configs.known_models import SD1, SD2, SDXL, KnownModel, PipelineSize
 from configs.pipelines import PIPELINES
-from configs.schema import RunConfig
 
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *_PICKLED)  # of a `model` that is a file, if only to be refused
+MODEL_SUFFIXES = (".safetensors", *_PICKLED)  # of a `model` that is a file, if only to be refused
 _FIRST = "model.diffusion_model.input_blocks.0.0.weight"  # the UNet's, (channels, of the latents, 3, 3)
 _OPEN_CLIP = "cond_stage_model.model."
 _XL_TEXT = "conditioner.embedders.1."
@@ -39,7 +38,7 @@ class ModelFile:
 
 def is_model_file(model: str) -> bool:
     """Whether a config's `model` is the path of a file, and no folder or hub id."""
-    return os.path.isabs(model) and model.endswith(SUFFIXES)
+    return os.path.isabs(model) and model.endswith(MODEL_SUFFIXES)
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
@@ -54,28 +53,27 @@ def read_header(file: Path) -> dict[str, Any] | None:
         header = json.loads(text)
     except (OSError, ValueError):
         return None
-    return header if isinstance(header, dict) and len(text) == length else None
+    return header if _is_header(header) and len(text) == length else None
+
+
+def _is_header(header: Any) -> bool:
+    """Whether it is of the form that safetensors wants, so that what is in it can be read."""
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        return False
+    return all(_is_tensor(entry) for name, entry in header.items() if name != "__metadata__")
+
+
+def _is_tensor(entry: Any) -> bool:
+    lists = [entry.get("shape"), entry.get("data_offsets")] if isinstance(entry, dict) else [None]
+    if not all(isinstance(numbers, list) and all(type(one) is int for one in numbers) for numbers in lists):
+        return False
+    return len(entry["data_offsets"]) == 2
 
 
 def count_elements(header: Mapping[str, Any], prefix: str = "") -> int:
     """Elements of all tensors in a file whose names begin with `prefix`."""
     shapes = [entry["shape"] for name, entry in header.items() if name.startswith(prefix) and name != "__metadata__"]
     return sum(math.prod(shape) for shape in shapes)
-
-
-def check_model_file(config: RunConfig) -> ModelFile:
-    """What planning needs to know of the file that is `config.model`.
-
-    Raises UserError as `read_model_file` does, and where nobody can tell what it predicts: Stable Diffusion 2 predicts
-    v and its base epsilon, and their files look alike.
-    """
-    found = read_model_file(Path(config.model))
-    if found.settings == SETTINGS_2 and not (found.prediction or config.prediction or config.pipeline_config):
-        raise UserError(
-            f"{config.model}: is a Stable Diffusion 2, and says nothing of what it predicts; write prediction: "
-            "v_prediction (768 pixels) or epsilon (its base, 512 pixels)"
-        )
-    return found
 
 
 def read_model_file(file: Path) -> ModelFile:
@@ -87,7 +85,8 @@ def read_model_file(file: Path) -> ModelFile:
             "StableDiffusionPipeline.from_single_file, save_pretrained it, and write model: that folder"
         )
     if not file.is_file():
-        raise UserError(f"{file}: no such file; model names a .safetensors, a diffusers folder or a hub id")
+        problem = "is a folder" if file.is_dir() else "no such file"
+        raise UserError(f"{file}: {problem}; model names a .safetensors, a diffusers folder or a hub id")
     if not os.access(file, os.R_OK):
         raise UserError(f"{file}: is a file that you may not read")
     header = read_header(file)
@@ -117,7 +116,7 @@ def _find_end(file: Path, header: Mapping[str, Any]) -> int:
 
 def _find_family(file: Path, header: Mapping[str, Any]) -> tuple[KnownModel, str]:
     """The model that it is like, and whose settings go with it."""
-    if _FIRST not in header:
+    if len(header.get(_FIRST, {"shape": []})["shape"]) != 4:
         what = "a LoRA" if any("lora" in name for name in header) else "no UNet in the original layout"
         raise UserError(f"{file}: holds {what}; model names a file of a whole Stable Diffusion 1, 2 or XL")
     channels = header[_FIRST]["shape"][1]

@@ -9,7 +9,8 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.known_models import KNOWN_MODELS
-from configs.model_file import is_model_file, read_model_file
+from configs.model_file import SETTINGS_2, ModelFile, is_model_file, read_model_file
+from configs.objective import check_scheduler
 from configs.pipelines import PIPELINES, SIZE_NUMBERS, PipelineClass
 from configs.schema import RunConfig
 
@@ -103,6 +104,40 @@ def check_model_folder(folder: Path, variant: str | None = None) -> str:
         if not any((folder / part / file).is_file() for file in list_weight_names(name, own)):
             raise UserError(f"{folder / part}: lacks {name}; {_describe_other_weights(folder / part, name)}")
     return class_name
+
+
+def check_model_file(config: RunConfig) -> ModelFile:
+    """What planning needs to know of the file that is `config.model`.
+
+    Raises UserError as `read_model_file`, `check_settings` and `check_scheduler` do, and where nobody can tell what it
+    predicts: Stable Diffusion 2 predicts v and its base epsilon, and their files look alike.
+    """
+    settings, found = config.pipeline_config, read_model_file(Path(config.model))
+    if found.settings == SETTINGS_2 and not (found.prediction or config.prediction or settings):
+        raise UserError(
+            f"{config.model}: is a Stable Diffusion 2, and says nothing of what it predicts; write prediction: "
+            "v_prediction (768 pixels) or epsilon (its base, 512 pixels)"
+        )
+    if settings is not None and os.path.isabs(settings):
+        check_settings(Path(settings), found, config.model)
+    if settings is None:  # else its scheduler says it, which may not be here yet
+        prediction = found.prediction or KNOWN_MODELS[found.settings].prediction
+        facts = {"prediction_type": prediction, "rescale_betas_zero_snr": found.zero_terminal_snr}
+        check_scheduler(config, facts, config.model)
+    return found
+
+
+def check_settings(folder: Path, found: ModelFile, model: str) -> None:
+    """Refuse settings, in `folder`, that are of another class than the file `model`, in which `found` was found."""
+    model_index = folder / "model_index.json"
+    if not model_index.is_file():
+        raise UserError(
+            f"pipeline_config: {folder} holds no model_index.json; name a diffusers folder or a hub id of the same "
+            "family"
+        )
+    class_name = read_pipeline_class(model_index)
+    if class_name != found.class_name:
+        raise UserError(f"pipeline_config: {folder} is a {class_name}, and {model} a {found.class_name}; name another")
 
 
 def list_weight_names(name: str, variant: str | None) -> tuple[str, str]:

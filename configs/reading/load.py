@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from configs.changes import get_mark
 from configs.errors import ConfigError, Problem
-from configs.model_file import SUFFIXES
+from configs.model_file import MODEL_SUFFIXES
 from configs.reading import messages
 from configs.reading.yaml_tree import MAPPING, Node, parse_scalar, read_file, read_value
 from configs.schema import DISAGREEMENT, LENGTHS, Disagreement, RunConfig, Section, get_entry_section
@@ -184,7 +184,7 @@ def _resolve_paths(tree: Node, file: Path, problems: list[Problem]) -> Node:
         folder = Path.cwd() if node.place == COMMAND_LINE else file.absolute().parent
         path = os.path.normpath(folder / os.path.expanduser(node.value))
         is_path = keys in plain or node.value.startswith((".", "/", "~")) or os.path.isdir(path)
-        is_path = is_path or node.value.endswith(SUFFIXES)
+        is_path = is_path or node.value.endswith(MODEL_SUFFIXES)
         if is_path:
             tree = _replace(tree, keys, path)
         elif not _HUB_ID.fullmatch(node.value):

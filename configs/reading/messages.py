@@ -23,6 +23,7 @@ _KINDS = {
     "tuple_type": "must be a list",
     "model_type": "must be a mapping (key: value lines)",
     "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must be one word of letters, digits and underscores",
 }
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
@@ -117,6 +118,8 @@ def describe_wrong_value(root: Root, error: ErrorDetails, written: str, given: o
         return f"{name}: the list has the wrong length; write {format_example(root, path)}"
     shown = f"'{written}'" if isinstance(given, str) else written
     must, cure = _must(root, error, given)
+    if error["type"] == "value_error" and isinstance(given, list):  # the sentence says what is wrong in it
+        return f"{name}: {must}"
     return f"{name}: {must}, not {shown}" + (f"; {cure}" if cure else "")
 
 

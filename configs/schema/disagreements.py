@@ -41,7 +41,13 @@ def find_disagreements(config: "RunConfig") -> Iterator[Disagreement]:
     if config.revision is not None and os.path.isabs(config.model):
         yield Disagreement(
             ("revision", "model"),
-            f"revision: {config.revision} is of a model on the hub, and {config.model} is a folder; leave it out",
+            f"revision: {config.revision} is of a model on the hub, and {config.model} is on this machine; leave it "
+            "out",
+        )
+    if config.variant is not None and config.model.endswith(".safetensors"):
+        yield Disagreement(
+            ("variant", "model"),
+            f"variant: {config.variant} is of a folder's files, and {config.model} is one file; leave it out",
         )
     yield from _find_data_disagreements(config.data)
     yield from _find_engine_disagreements(config)

@@ -132,7 +132,7 @@ def manage_checkpoints(
 )
 @click.option("--out", metavar="FOLDER", help="Folder to write the pipeline to, as diffusers reads it.")
 @click.option("--file", metavar="FILE", help="A .safetensors file to write, as ComfyUI and A1111 read it.")
-@click.option("--merged", is_flag=True, help="Of a run with adapters (lora): merge them into a whole pipeline.")
+@click.option("--merged", is_flag=True, help="Of a run with lora: the whole pipeline, adapters merged.")
 @click.option("--push", metavar="USER/NAME", help="Also put it on the hub, as a private repository if new.")
 def write_pipeline(
     run: str,

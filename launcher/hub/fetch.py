@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import UserError
-from configs.model_file import check_model_file, is_model_file, read_model_file
+from configs.model_file import is_model_file, read_model_file
 from configs.model_folder import (
     NO_INDEX,
     check_known_model,
+    check_model_file,
     check_model_folder,
     check_part_configs,
     check_pipeline_class,

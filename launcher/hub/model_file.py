@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import LockstepError, UserError
-from configs.model_file import ModelFile, check_model_file
-from configs.model_folder import read_pipeline_class
+from configs.model_file import ModelFile
+from configs.model_folder import check_model_file, check_settings
 from configs.schema import RunConfig
 from launcher.hub.fetch import fetch_settings
 from launcher.torch_part import run_torch_part
@@ -84,9 +84,7 @@ def _write(record: FileDigest, path: Path) -> None:
 
 def _convert(file: Path, found: ModelFile, settings: Path, folder: Path) -> None:
     """Visible whole or not at all, whoever does it at the same time."""
-    class_name = read_pipeline_class(settings / "model_index.json")
-    if class_name != found.class_name:
-        raise UserError(f"pipeline_config: {settings} is a {class_name}, and {file} a {found.class_name}; name another")
+    check_settings(settings, found, str(file))
     for left_over in folder.parent.glob(".*-*"):  # of one that was killed
         with suppress(FileNotFoundError):
             if time.time() - left_over.stat().st_mtime > _UNFINISHED:

@@ -1,6 +1,5 @@
 """An export to the hub. The token is the hub client's own business: HF_TOKEN, or what `hf auth login` keeps."""
 
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from pathlib import Path
 from configs.errors import LockstepError, UserError
 from launcher.hub.fetch import is_hub_up
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKEN = "export HF_TOKEN=… with a token that may write, or run `hf auth login`"
 
 
@@ -19,8 +17,7 @@ def open_repo(repo: str) -> str | None:
 
     Raises UserError where there is no token, or it has no right to that.
     """
-    if not _NAME.fullmatch(repo):
-        raise UserError(f"--push {repo}: is no repository of the hub; write USER/NAME")
+    _check_name(repo)
     if not is_hub_up(repo):
         return None
     from huggingface_hub import HfApi, get_token
@@ -29,6 +26,19 @@ def open_repo(repo: str) -> str | None:
         raise UserError(f"--push {repo}: there is no token of the hub on this machine; {_TOKEN}")
     with _push_errors(repo):
         return str(HfApi().create_repo(repo, private=True, exist_ok=True))
+
+
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)  # which takes a name without its owner, too
+        is_name = repo.count("/") == 1
+    except HFValidationError:
+        is_name = False
+    if not is_name:
+        raise UserError(f"--push {repo}: is no repository of the hub; write USER/NAME")
 
 
 def push_export(repo: str, export: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.known_models import KNOWN_MODELS
-from configs.model_file import check_model_file, is_model_file
+from configs.model_file import is_model_file
 from configs.model_folder import (
     check_known_model,
+    check_model_file,
     check_model_folder,
     check_part_configs,
     check_pipeline_class,

@@ -17,10 +17,10 @@ from configs.model_file import (
     SETTINGS_1,
     SETTINGS_2,
     SETTINGS_XL,
-    check_model_file,
     is_model_file,
     read_model_file,
 )
+from configs.model_folder import check_model_file
 from configs.schema import RunConfig
 from configs.solve.model_size import read_model_size
 from tests.tiny import make_pipeline, make_pipeline_2, make_pipeline_xl
@@ -126,11 +126,40 @@ def test_a_stable_diffusion_2_of_which_nobody_can_tell_what_it_predicts(tmp_path
     assert check(prediction="epsilon") == check(pipeline_config="me/mine") == "StableDiffusionPipeline"
 
 
+def test_an_objective_that_a_file_cannot_have_is_refused_by_its_header(tmp_path: Path) -> None:
+    def check(shapes: Mapping[str, list[int]], **changes: object) -> str:
+        file = write_header(tmp_path / "a.safetensors", SMALL | shapes)
+        config = RunConfig(name="a", model=str(file), data={"images": "-"}, zero_terminal_snr=True, **changes)
+        return check_model_file(config).class_name
+
+    with pytest.raises(UserError, match=r"a\.safetensors: predicts epsilon, and zero_terminal_snr leaves only noise"):
+        check(TEXT[SETTINGS_1])
+    assert check(TEXT[SETTINGS_1], prediction="v_prediction") == "StableDiffusionPipeline"
+    assert check(TEXT[SETTINGS_XL] | {"v_pred": [0]}) == "StableDiffusionXLPipeline"
+
+
+def test_settings_of_another_family_or_none_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    file = write_header(tmp_path / "a.safetensors", SMALL | TEXT[SETTINGS_1])
+    (tmp_path / "xl").mkdir()
+    (tmp_path / "xl/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+
+    def check(settings: Path) -> None:
+        check_model_file(RunConfig(name="a", model=str(file), data={"images": "-"}, pipeline_config=str(settings)))
+
+    with pytest.raises(UserError, match=r"xl is a StableDiffusionXLPipeline, and .* a StableDiffusionPipeline"):
+        check(tmp_path / "xl")
+    with pytest.raises(
+        UserError, match=r"pipeline_config: .*/none holds no model_index\.json; name a diffusers folder"
+    ):
+        check(tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
         ({"lora_unet_down_blocks_0.lora_up.weight": [4, 4]}, "holds a LoRA; model names a file of a whole"),
         ({"joint_blocks.0.x": [4]}, "holds no UNet in the original layout"),
+        ({f"{UNET}input_blocks.0.0.weight": [320]}, "holds no UNet in the original layout"),
         (SMALL, "lacks text_encoder; only a file of the whole model can be trained"),
         ({f"{UNET}input_blocks.0.0.weight": [320, 4, 3, 3]} | TEXT[SETTINGS_1], "lacks vae; only"),
         (
@@ -145,6 +174,26 @@ def test_a_file_that_is_no_whole_model_is_refused_by_what_it_is(tmp_path: Path, 
     with pytest.raises(UserError, match=message) as refused:
         read_model_file(file)
     assert str(refused.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": 1},
+        {"a": {"dtype": "F32", "data_offsets": [0, 0]}},
+        {"a": {"dtype": "F32", "shape": [1]}},
+        {"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [0], "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": [None], "data_offsets": [0, 0]}},
+        {"__metadata__": "a"},
+        [],
+    ],
+)
+def test_a_header_that_is_json_and_no_safetensors(tmp_path: Path, header: object) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(UserError, match=r"a\.safetensors: is no \.safetensors, or was cut off; fetch it again"):
+        read_model_file(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 100, (20).to_bytes(8, "little") + b"{}"])
@@ -172,6 +221,12 @@ def test_pickled_files_are_refused_unopened_with_the_cure(tmp_path: Path, suffix
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file; model names a \.safetensors, a diffusers folder or a hub id"):
         read_model_file(tmp_path / "none.safetensors")
+
+
+def test_a_folder_that_is_called_like_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"a\.safetensors: is a folder; model names"):
+        read_model_file(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(

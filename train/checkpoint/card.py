@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from diffusers import __version__
+from diffusers import DDPMScheduler, __version__
 from huggingface_hub import ModelCardData
 
 from configs.model_folder import find_commit_name, read_pipeline_class
@@ -16,6 +17,7 @@ from configs.solve.engine import name_sharding
 from store.checkpoint.manifest import Manifest
 from store.run.attempt_plan import AttemptPlan
 from train.engines.base import DTYPES
+from train.models.schedulers import compare_samplers
 
 WORDS = {"ema": "the exponential moving average of the weights", "raw": "the weights themselves"}
 
@@ -25,11 +27,11 @@ def make_card(
     plan: AttemptPlan,
     manifest: Manifest,
     weights: str,
-    prediction: str,
+    noise_scheduler: DDPMScheduler,
     adapters: str | None = None,
 ) -> str:
     """A model card as the Hub reads it: metadata, what this is, how it was trained, how to use it. `adapters` is the
-    file with them, where that is all there is; None: a whole pipeline."""
+    file with them, where that is all there is; None: a whole pipeline. `noise_scheduler` is the one of training."""
     config = plan.settle_config(config)
     model = Path(plan.model_folder)
     class_name = read_pipeline_class(model / "model_index.json")
@@ -48,7 +50,7 @@ def make_card(
     passes = f"{plan.micro_batch} micro-batch × {plan.gradient_accumulation_steps} gradient accumulation steps × "
     step = manifest.identity.step
     world, batch = plan.batch_plan.shape.world_size, plan.batch_plan.batch
-    objective = describe_objective(config) | {"prediction": prediction}
+    objective = describe_objective(config) | {"prediction": noise_scheduler.config.prediction_type}
     learnt = "\n".join(f"| {name} | {words} |" for name, words in objective.items())
     return f"""---
 {data.to_yaml()}
@@ -58,7 +60,7 @@ def make_card(
 
 {family}: {_describe(config, at_commit, adapters)} These are {WORDS[weights]} after {step:,} steps.
 
-{_explain_use(config, class_name, adapters)}
+{_explain_use(config, class_name, adapters, compare_samplers(model, noise_scheduler))}
 {_explain_long_prompts(config.data.caption_chunks, pipeline)}
 | | |
 |---|---|
@@ -90,9 +92,12 @@ def _describe(config: RunConfig, at_commit: str, adapters: str | None) -> str:
     return f"`{_name_model(config)}`{at_commit}, its UNet fine-tuned by Lockstep{merged}."
 
 
-def _explain_use(config: RunConfig, class_name: str, adapters: str | None) -> str:
-    """A program that draws a picture. It names a dtype, for the libraries read some parts in that of their files."""
-    dtype = str(DTYPES[config.export_dtype])
+def _explain_use(
+    config: RunConfig, class_name: str, adapters: str | None, sampler: tuple[str, dict[str, Any]] | None
+) -> str:
+    """A program that draws a picture. It names a dtype, for the libraries read some parts in that of their files; and
+    of adapters the scheduler, where it is not that of their base model (see `compare_samplers`)."""
+    dtype, imported = str(DTYPES[config.export_dtype]), class_name
     lines = [f'pipeline = {class_name}.from_pretrained("path/to/this/folder", torch_dtype={dtype})']
     if adapters:
         base = f"path/to/{_name_model(config)}" if Path(config.model).is_absolute() else config.model
@@ -101,7 +106,12 @@ def _explain_use(config: RunConfig, class_name: str, adapters: str | None) -> st
             f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{adapters}")',
             *_list_scheduler_lines(config),
         ]
-    imports = ["import torch", f"from diffusers import {class_name}", ""]
+        if sampler is not None:
+            name, words = sampler
+            imported = f"{name}, {class_name}"
+            told = "".join(f", {key}={value!r}" for key, value in words.items())
+            lines.append(f"pipeline.scheduler = {name}.from_config(pipeline.scheduler.config{told})")
+    imports = ["import torch", f"from diffusers import {imported}", ""]
     lines = [*imports, *lines, 'image = pipeline("a prompt").images[0]']
     return "\n".join(["```python", *lines, "```"])
 

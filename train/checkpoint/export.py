@@ -58,8 +58,7 @@ def export_pipeline(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
         noise_scheduler = load_noise_scheduler(config, model)
         write_sampler(folder, noise_scheduler)
         load_denoiser(config, model, checkpoint, weights).save_pretrained(folder / pipeline.trained)
-        prediction = noise_scheduler.config.prediction_type
-        card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction)
+        card = make_card(config, plan, checkpoint.read_manifest(), weights, noise_scheduler)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -145,11 +144,11 @@ def _write_adapters(
 ) -> None:
     from train.checkpoint.export_adapters import export_adapters, write_kohya_file  # peft takes seconds to import
 
-    if args.out is not None:
-        export_adapters(config, plan, checkpoint, weights, args.out.absolute())
     if args.file is not None:
         args.file.parent.mkdir(parents=True, exist_ok=True)
-        write_kohya_file(config, plan, checkpoint, weights, args.file.absolute())
+        write_kohya_file(config, plan, checkpoint, weights, args.file.absolute())  # first: it refuses DoRA
+    if args.out is not None:
+        export_adapters(config, plan, checkpoint, weights, args.out.absolute())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError
 from configs.model_folder import read_pipeline_class
-from configs.objective import check_objective
+from configs.pipelines import PIPELINES
 from configs.schema import RunConfig
 from store.checkpoint.checkpoints import Checkpoint
 from store.run.attempt_plan import AttemptPlan
@@ -26,6 +26,8 @@ from train.checkpoint.trained import CheckpointWeights
 from train.engines.base import DTYPES, replace_parameters
 from train.models import MODELS
 from train.models.lora import ADAPTER, add_adapters, is_adapter
+from train.models.original_names import is_open_clip
+from train.models.schedulers import load_noise_scheduler
 
 ADAPTERS_NAME = "pytorch_lora_weights.safetensors"  # diffusers'
 
@@ -51,8 +53,8 @@ def export_adapters(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoint
             unet_lora_layers=get_peft_model_state_dict(denoiser),
             unet_lora_adapter_metadata=settings | {"target_modules": sorted(settings["target_modules"])},
         )
-        prediction = check_objective(config, model)
-        card = make_card(config, plan, checkpoint.read_manifest(), weights, prediction, adapters=ADAPTERS_NAME)
+        noise_scheduler = load_noise_scheduler(config, model)
+        card = make_card(config, plan, checkpoint.read_manifest(), weights, noise_scheduler, adapters=ADAPTERS_NAME)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -78,8 +80,18 @@ def write_kohya_file(config: RunConfig, plan: AttemptPlan, checkpoint: Checkpoin
     mark = json.dumps({"run": config.name, "step": checkpoint.step, "weights": weights})
     header = {"format": "pt", MARK_KEY: mark, "ss_output_name": config.name, "ss_network_module": "networks.lora"}
     header |= {"ss_network_dim": str(lora.rank), "ss_network_alpha": f"{lora.effective_alpha:g}"}
+    header |= _describe_base(Path(plan.model_folder))
     with open_export_file(out) as temporary:
         save_file(tensors, temporary, header)
+
+
+def _describe_base(folder: Path) -> dict[str, str]:
+    """The family of the pipeline in `folder`, in the words of kohya's trainer: by them AUTOMATIC1111's web UI lists
+    such a file under models of its family alone, and takes one that says nothing for Stable Diffusion 1."""
+    if PIPELINES[read_pipeline_class(folder / "model_index.json")].tells_sizes:
+        return {"ss_base_model_version": "sdxl_base_v1-0"}
+    is_second = is_open_clip(json.loads((folder / "text_encoder" / "config.json").read_text()))
+    return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
 
 
 def _load_adapters(config: RunConfig, folder: Path, checkpoint: Checkpoint, weights: str) -> Any:

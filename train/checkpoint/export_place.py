@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +40,17 @@ def open_export(out: Path, mark: Mapping[str, object]) -> Iterator[Path]:
 
 @contextmanager
 def open_export_file(out: Path) -> Iterator[Path]:
-    """A new name to be written, in the folder of `out`, and `out` once all went well.
+    """A new file to be written, in the folder of `out`, and `out` once all went well.
 
     Raises UserError where `out` is anything but an older export.
     """
     check_file_replaceable(out)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
+    temporary.touch()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
+        temporary.chmod(mode)  # libraries write weights for their owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(out)

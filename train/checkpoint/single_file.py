@@ -70,7 +70,7 @@ def write_single_file(folder: Path, out: Path, dtype: torch.dtype, title: str, r
     markers = {"v_pred": scheduler.get("prediction_type") == "v_prediction"}
     markers["ztsnr"] = bool(scheduler.get("rescale_betas_zero_snr"))
     header = _render_header({one.tensor.name: one.shape for one in placed}, markers, dtype, metadata)
-    with open_export_file(out) as temporary, open(temporary, "xb") as file:
+    with open_export_file(out) as temporary, open(temporary, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for one in placed:
             file.write(one.read(dtype).flatten().view(torch.uint8).numpy().data)

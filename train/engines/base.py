@@ -130,8 +130,9 @@ class Engine(Protocol):
         """Make the weights that passes see again from the masters."""
 
     def replicas(self) -> list[torch.Tensor]:
-        """What every rank holds and must hold alike, to the bit, at a step boundary: the same tensors in the same order
-        on all ranks, of any dtype, unchanged until the next `step`. Empty where everything is sharded."""
+        """What every rank holds and must hold alike, to the bit, at a step boundary, whether or not it is trained: the
+        same tensors in the same order on all ranks, of any dtype, unchanged until the next `step`. Empty where
+        everything is sharded."""
 
     def counters(self, step: int) -> Counters:
         """As they are after `step` steps of the run."""

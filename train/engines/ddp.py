@@ -35,7 +35,8 @@ class ReplicaEngine(TorchEngine):
             return self._replica(*args, **kwargs)
 
     def replicas(self) -> list[torch.Tensor]:
-        return self._list_tensors()
+        frozen = [parameter.detach() for parameter in self.module.parameters() if not parameter.requires_grad]
+        return [*self._list_tensors(), *frozen]
 
     def publish(self) -> None:
         """The masters are what passes see."""

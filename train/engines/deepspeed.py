@@ -138,10 +138,10 @@ class ZeroEngine(HeldState):
         deepspeed_state.publish_masters(self._deepspeed)
 
     def replicas(self) -> list[torch.Tensor]:
-        """ZeRO 1 and 2: the weights that passes see, which each rank has gathered from all."""
+        """ZeRO 1 and 2: the weights that passes see, of which each rank has gathered from all what is trained."""
         if self._stage == 3:
             return []
-        return [parameter.detach() for parameter in self.module.parameters() if parameter.requires_grad]
+        return [parameter.detach() for parameter in self.module.parameters()]
 
     def counters(self, step: int) -> Counters:
         applied = self._count_updates()

@@ -4,15 +4,18 @@ Through diffusers' own from_single_file, and without a network: SETTINGS is a fo
 and the scheduler of a pipeline of the same family, whose weights need not be there.
 """
 
+import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
+from diffusers import DDIMScheduler
 from safetensors import SafetensorError
 
 from configs.errors import LockstepError, UserError
-from configs.model_file import read_model_file
+from configs.model_file import ModelFile, read_model_file
 
 
 def convert_file(file: Path, class_name: str, settings: Path, out: Path) -> None:
@@ -34,15 +37,25 @@ def convert_file(file: Path, class_name: str, settings: Path, out: Path) -> None
     lacking = [f"{name}: {key}" for name in parts for key, value in parts[name].state_dict().items() if value.is_meta]
     if lacking:
         raise UserError(f"{file}: lacks {len(lacking)} tensors, such as {lacking[0]}; fetch it again")
-    found, scheduler = read_model_file(file), pipeline.scheduler
-    if found.prediction is not None:
-        scheduler.register_to_config(prediction_type=found.prediction)
-    if found.zero_terminal_snr and "rescale_betas_zero_snr" in scheduler.config:
-        scheduler.register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    pipeline.scheduler = _make_scheduler(pipeline.scheduler, read_model_file(file))
     try:
         pipeline.save_pretrained(out, safe_serialization=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: cannot be written ({error}); write another data.cache_folder") from None
+
+
+def _make_scheduler(scheduler: Any, found: ModelFile) -> Any:
+    """`scheduler`, as far as the file says of it; DDIM where its class knows no zero terminal SNR, as PNDM, with which
+    Stable Diffusion 1 comes."""
+    changes: dict[str, Any] = {} if found.prediction is None else {"prediction_type": found.prediction}
+    if found.zero_terminal_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in inspect.signature(type(scheduler)).parameters:
+            # With this key in it, diffusers takes DDIM's own defaults for what the settings leave out.
+            settings = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+            return DDIMScheduler.from_config(settings, clip_sample=False, **changes)
+    scheduler.register_to_config(**changes)
+    return scheduler
 
 
 if __name__ == "__main__":

@@ -64,6 +64,15 @@ def write_sampler(folder: Path, noise_scheduler: DDPMScheduler) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | words, indent=2) + "\n")
 
 
+def compare_samplers(folder: Path, noise_scheduler: DDPMScheduler) -> tuple[str, dict[str, Any]] | None:
+    """How the pipeline in `folder` is given the scheduler of `load_sampler`: the name of its class, and what its
+    from_config must be told beside the config of the pipeline's own; None where that one is the same."""
+    sampler, own = load_sampler(folder, noise_scheduler), _find_class(folder).from_pretrained(folder / "scheduler")
+    plain, parameters = type(sampler).from_config(own.config).config, inspect.signature(type(sampler)).parameters
+    words = {key: sampler.config[key] for key in parameters if sampler.config[key] != plain[key]}
+    return None if type(sampler) is type(own) and not words else (type(sampler).__name__, words)
+
+
 def _find_class(folder: Path) -> Any:
     """That of the pipeline's scheduler."""
     class_name = DiffusionPipeline.load_config(folder)["scheduler"][1]

@@ -287,6 +287,14 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("engine: fsdp", "engine: must be deepspeed or fsdp2, not 'fsdp'; did you mean fsdp2?"),
         ("export: ema", "export: ema needs an average to export"),
         (
+            "lora: {targets: []}",
+            "lora.targets: must be attention, all-linear, or a list of layers' names, such as [to_q,",
+        ),
+        ("lora: {targets: ['(']}", "and ( is none (missing ), unterminated subpattern at position 0)"),
+        ("variant: fp-16", "variant: must be one word of letters, digits and underscores, not 'fp-16'; write e.g."),
+        ("model: ./a.safetensors\nvariant: fp16", "variant: fp16 is of a folder's files, and"),
+        ("model: ./a.safetensors\nrevision: main", "a.safetensors is on this machine; leave it out"),
+        (
             "min_snr_gamma: 5",
             "5 weighs nothing with loss_weighting: uniform; write loss_weighting: min_snr or soft_min_snr",
         ),

@@ -97,6 +97,7 @@ def test_without_a_network_the_commands_are_told_once_all_is_written(
     ("repo", "token", "may_write", "message"),
     [
         ("mine", TOKEN, True, "--push mine: is no repository of the hub; write USER/NAME"),
+        ("me--too/mine", TOKEN, True, "--push me--too/mine: is no repository of the hub; write USER/NAME"),
         (
             "me/mine",
             "",
@@ -119,7 +120,7 @@ def test_without_a_network_the_commands_are_told_once_all_is_written(
             "repository of your own, or use a token that may write there",
         ),
     ],
-    ids=["name", "no token", "wrong token", "no right"],
+    ids=["no owner", "no name", "no token", "wrong token", "no right"],
 )
 def test_what_the_hub_refuses_is_told_before_anything_is_written(
     person: Person, hub: FakeHub, repo: str, token: str, may_write: bool, message: str

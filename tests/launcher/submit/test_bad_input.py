@@ -67,9 +67,9 @@ def test_a_folder_that_is_no_pipeline(file: Path) -> None:
 
 
 def test_a_pipeline_of_another_kind(file: Path) -> None:
-    make_model_folder(file.parent / "xl", "StableDiffusionXLPipeline")
-    file.write_text(CONFIG.replace("./model", "./xl"))
-    assert "/xl: is a StableDiffusionXLPipeline; this version trains StableDiffusionPipeline" in refusal(file)
+    make_model_folder(file.parent / "sd3", "StableDiffusion3Pipeline")
+    file.write_text(CONFIG.replace("./model", "./sd3"))
+    assert "/sd3: is a StableDiffusion3Pipeline; this version trains StableDiffusionPipeline" in refusal(file)
 
 
 def test_a_pipeline_with_a_hole(file: Path) -> None:

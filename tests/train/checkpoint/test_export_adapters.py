@@ -2,7 +2,9 @@
 
 import json
 import sys
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -74,6 +76,11 @@ def draw(pipeline: diffusers.DiffusionPipeline) -> torch.Tensor:
     return pipeline("a red circle", generator=torch.Generator().manual_seed(0), **options).images
 
 
+FAMILIES = {
+    "tiny": {"ss_base_model_version": "sd_v1", "ss_v2": "False"},
+    "tiny-2": {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
+    "tiny-xl": {"ss_base_model_version": "sdxl_base_v1-0"},
+}
 EVERY_KIND = [".*to_.*", r"ff\.net.*", "proj_in", "proj_out", "conv.*", "time_emb_proj", "linear_.*"]
 
 
@@ -92,6 +99,9 @@ def test_adapters_load_and_draw_what_the_merged_pipeline_draws(tmp_path, model, 
         torch.testing.assert_close(draw(pipeline), expected, **NEAR)
         scales = [module.scaling for module in pipeline.unet.modules() if hasattr(module, "scaling")]
         assert {scale for of_layer in scales for scale in of_layer.values()} == {1.5}, "alpha / rank is kept"
+    with safe_open(file, "pt") as opened:
+        told = opened.metadata()
+    assert told.items() >= FAMILIES[model.name].items(), "by which AUTOMATIC1111's web UI lists it"
     single = type(pipeline).from_single_file(whole, config=str(merged))
     single.set_progress_bar_config(disable=True)
     torch.testing.assert_close(draw(single), expected, **NEAR)
@@ -106,7 +116,34 @@ def test_dora_loads_as_it_was_trained(tmp_path, pipeline_2_folder, image_folder)
     pipeline.load_lora_weights(tmp_path / "out")
     torch.testing.assert_close(draw(pipeline), draw(load_pipeline(tmp_path / "merged")), **NEAR)
     with pytest.raises(UserError, match="DoRA has no form in such a file"):
-        run_export(run, "--file", tmp_path / "a.safetensors")
+        run_export(run, "--out", tmp_path / "neither", "--file", tmp_path / "a.safetensors")
+    assert not (tmp_path / "neither").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "objective"),
+    [("pipeline_folder", {}), ("pipeline_xl_folder", {"prediction": "v_prediction", "zero_terminal_snr": True})],
+)
+def test_the_card_s_program_draws_what_the_merged_pipeline_draws(
+    tmp_path, request, image_folder, base, objective
+) -> None:
+    """Adapters come without a scheduler: where they were trained for another than the base model's, the card names
+    it."""
+    model = request.getfixturevalue(base)
+    run = save_run(tmp_path / "run", model, image_folder, {"rank": 3}, **objective)
+    run_export(run, "--out", tmp_path / "out")
+    run_export(run, "--out", tmp_path / "merged", "--merged")
+    card = (tmp_path / "out" / "README.md").read_text()
+    program = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
+    program = program.replace(f"path/to/{model.name}", str(model)).rpartition("image = ")[0]
+    assert ("pipeline.scheduler = " in program) == bool(objective)
+    told: dict[str, Any] = {}
+    exec(program, told)
+    pipeline, merged = told["pipeline"], load_pipeline(tmp_path / "merged")
+    assert type(pipeline.scheduler) is type(merged.scheduler)
+    for key in signature(type(merged.scheduler)).parameters:
+        assert pipeline.scheduler.config[key] == merged.scheduler.config[key], key
+    torch.testing.assert_close(draw(pipeline), draw(merged), **NEAR)
 
 
 def test_an_export_of_adapters_holds_them_and_a_card_and_nothing_else(tmp_path, pipeline_folder, image_folder) -> None:
@@ -121,6 +158,8 @@ def test_an_export_of_adapters_holds_them_and_a_card_and_nothing_else(tmp_path, 
     assert all(name.startswith("unet.") and ".lora_" in name for name in names)
     assert settings["unet.r"] == settings["unet.lora_alpha"] == 16
     assert settings["unet.target_modules"] == ["to_k", "to_out.0", "to_q", "to_v"]
+    written = [tmp_path / "out" / "README.md", tmp_path / "out" / NAME, tmp_path / "kohya.safetensors"]
+    assert len({path.stat().st_mode for path in written}) == 1, "as the umask has it, whoever wrote it"
     with safe_open(tmp_path / "kohya.safetensors", "pt") as file:
         kohya, metadata = set(file.keys()), file.metadata()
     assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight" in kohya

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -51,9 +52,17 @@ def test_what_the_file_says_of_the_objective_is_the_scheduler_s(tmp_path: Path) 
     path.write_text(json.dumps(json.loads(plain) | told))
     write_single_file(pipeline, tmp_path / "one.safetensors", torch.float32, "one", 32)
     path.write_text(plain)
-    convert_file(tmp_path / "one.safetensors", SD, pipeline, tmp_path / "folder")
-    made = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
-    assert (told | {"timestep_spacing": "trailing"}).items() <= made.items()
+    betas = {key: json.loads(plain)[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+    for settings_class in ("DDIMScheduler", "PNDMScheduler"):  # the second knows nothing of zero terminal SNR
+        getattr(diffusers, settings_class).from_config(json.loads(plain)).save_config(path.parent)
+        index = json.loads((pipeline / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", settings_class]
+        (pipeline / "model_index.json").write_text(json.dumps(index))
+        folder = tmp_path / settings_class
+        convert_file(tmp_path / "one.safetensors", SD, pipeline, folder)
+        made = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        assert (told | betas | {"timestep_spacing": "trailing"}).items() <= made.items()
+        assert json.loads((folder / "model_index.json").read_text())["scheduler"] == ["diffusers", "DDIMScheduler"]
 
 
 @pytest.mark.parametrize(
