@@ -56,8 +56,12 @@ def test_rows_and_columns_of_a_shape() -> None:
 
 def test_plan_lists_only_what_the_optimizer_takes() -> None:
     for name, options, stages in (
-        ("adamw", {"optimizer: {name: adamw_8bit}", "zero: 1, offload: true", "engine: fsdp2, without zero"}, 7),
-        ("adafactor", set(), 1),
+        (
+            "adamw",
+            {"lora: true", "optimizer: {name: adamw_8bit}", "zero: 1, offload: true", "engine: fsdp2, without zero"},
+            7,
+        ),
+        ("adafactor", {"lora: true"}, 1),
     ):
         changes = {"optimizer": {"name": name}, "precision": "fp32", "zero": 0, "gradient_checkpointing": True}
         settled = settle_whole((1, 8), H100, SD1, micro_batch=1, **changes)
@@ -65,4 +69,7 @@ def test_plan_lists_only_what_the_optimizer_takes() -> None:
         assert len(memory.alternatives) == stages
         found = {saving.option for saving in memory.savings if not saving.option.startswith("data.cache")}
         assert found == options
-        assert {saving.option for saving in memory.savings if saving.is_other_run} <= {"optimizer: {name: adamw_8bit}"}
+        assert {saving.option for saving in memory.savings if saving.is_other_run} <= {
+            "lora: true",
+            "optimizer: {name: adamw_8bit}",
+        }
