@@ -104,7 +104,6 @@ def _explain_use(
         lines = [
             f'pipeline = {class_name}.from_pretrained("{base}", torch_dtype={dtype})',
             f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{adapters}")',
-            *_list_scheduler_lines(config),
         ]
         if sampler is not None:
             name, words = sampler
@@ -114,21 +113,6 @@ def _explain_use(
     imports = ["import torch", f"from diffusers import {imported}", ""]
     lines = [*imports, *lines, 'image = pipeline("a prompt").images[0]']
     return "\n".join(["```python", *lines, "```"])
-
-
-def _list_scheduler_lines(config: RunConfig) -> list[str]:
-    """What lets the base's pipeline draw what its adapters were trained to, where that was changed: a whole pipeline is
-    exported with a scheduler that does (see `train.models.schedulers`)."""
-    changes = {"prediction_type": f'"{config.prediction}"'} if config.prediction else {}
-    if config.zero_terminal_snr:
-        changes |= {"rescale_betas_zero_snr": "True", "timestep_spacing": '"trailing"'}
-    if not changes:
-        return []
-    words = "".join(f", {key}={value}" for key, value in changes.items())
-    return [
-        "from diffusers import DDIMScheduler",
-        f"pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False{words})",
-    ]
 
 
 def _describe_adapters(config: RunConfig) -> str:

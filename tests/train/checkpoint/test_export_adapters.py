@@ -172,25 +172,6 @@ def test_an_export_of_adapters_holds_them_and_a_card_and_nothing_else(tmp_path, 
     assert "| adapters | LoRA, rank 16, alpha 16, on attention |" in text
 
 
-def test_the_card_of_adapters_says_how_to_draw_what_they_learnt(tmp_path, pipeline_folder, image_folder) -> None:
-    """With the scheduler that a merged pipeline has: the base's own draws something else."""
-    objective = {"prediction": "v_prediction", "zero_terminal_snr": True}
-    run = save_run(tmp_path / "run", pipeline_folder, image_folder, True, **objective)
-    run_export(run, "--out", tmp_path / "out")
-    run_export(run, "--out", tmp_path / "merged", "--merged")
-    pipeline, merged = load_pipeline(pipeline_folder), load_pipeline(tmp_path / "merged").scheduler
-    assert not torch.equal(pipeline.scheduler.alphas_cumprod, merged.alphas_cumprod)
-    card = (tmp_path / "out" / "README.md").read_text()
-    program = [line for line in card.splitlines() if "DDIMScheduler" in line]
-    exec("\n".join(program), {"pipeline": pipeline})
-    assert torch.equal(pipeline.scheduler.alphas_cumprod, merged.alphas_cumprod)
-    for key in ("prediction_type", "timestep_spacing", "clip_sample"):
-        assert pipeline.scheduler.config[key] == merged.config[key]
-    run = save_run(tmp_path / "plain", pipeline_folder, image_folder, True)
-    run_export(run, "--out", tmp_path / "out")
-    assert "DDIMScheduler" not in (tmp_path / "out" / "README.md").read_text()
-
-
 def test_nothing_is_merged_where_the_whole_unet_is_trained(tmp_path, pipeline_folder, image_folder) -> None:
     run = save_run(tmp_path / "run", pipeline_folder, image_folder, None)
     with pytest.raises(UserError, match="trains the whole UNet, so there are no adapters to merge"):
