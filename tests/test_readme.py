@@ -67,7 +67,8 @@ def test_commands_that_train_do_what_they_say(folder):
         "lockstep submit my.yaml --local": [*small, "epochs=1"],
         "lockstep submit my.yaml --local --ranks 2 epochs=40": [*small, "epochs=2"],
     }
-    run |= {c: [] for c in COMMANDS if c.startswith(("lockstep checkpoints", "lockstep export"))}
+    run |= {c: [] for c in COMMANDS if c.startswith(("lockstep checkpoints runs/my ", "lockstep export runs/my "))}
+    assert len(run) == 5
     assert set(run) <= set(COMMANDS)
     for command, overrides in run.items():
         done = lockstep(*shlex.split(command)[1:], *overrides, cwd=folder)
