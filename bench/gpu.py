@@ -51,6 +51,7 @@ NEEDED = {
     "msgpack": "msgpack",
     "ninja": "ninja",
     "numpy": "numpy",
+    "peft": "peft",
     "PIL": "pillow",
     "psutil": "psutil",
     "pyarrow": "pyarrow",
