@@ -35,7 +35,6 @@ class OptimizerFacts:
     states: Mapping[str, Callable[[Sequence[int]], int]]  # elements of each that a parameter of some shape has
     bytes_per_parameter: float  # of all its states together, in memory
     bytes_saved: float  # per parameter, of all its states together, in a checkpoint
-    engines: tuple[str, ...]  # that take it, by their names in train/engines
     is_elementwise: bool  # an element is updated by what belongs to it alone, so that parameters may be cut anywhere
     takes_scale: bool  # its own update divides the gradient, and leaves all alone where that is not finite
     package: str | None = None  # that makes it, where torch does not
@@ -45,16 +44,12 @@ class OptimizerFacts:
 
 
 _ELEMENTWISE = {"exp_avg": _count_elements, "exp_avg_sq": _count_elements}
-_EVERY = ("deepspeed", "fsdp2", "ddp")
 OPTIMIZERS = {
-    "adamw": OptimizerFacts(
-        _ELEMENTWISE, bytes_per_parameter=8, bytes_saved=8, engines=_EVERY, is_elementwise=True, takes_scale=True
-    ),
+    "adamw": OptimizerFacts(_ELEMENTWISE, bytes_per_parameter=8, bytes_saved=8, is_elementwise=True, takes_scale=True),
     "adamw_8bit": OptimizerFacts(
         _ELEMENTWISE,
         bytes_per_parameter=2 + 2 * 4 / 256,  # two codes, and a scale of every 256
         bytes_saved=8,
-        engines=_EVERY,
         is_elementwise=True,
         takes_scale=False,
         package="bitsandbytes",
@@ -68,7 +63,6 @@ OPTIMIZERS = {
         # many as they have; 1.9 of 2.1, and 0.4 of XL, which is nearly all linear layers.
         bytes_per_parameter=2.13,
         bytes_saved=2.13,
-        engines=("ddp", "fsdp2"),
         is_elementwise=False,
         takes_scale=False,
     ),
