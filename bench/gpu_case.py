@@ -135,7 +135,8 @@ def measure_memory(stage: Stage) -> dict[str, int | None]:
     return peak | {"used": total - free} | planned
 
 
-def run_case(args: SimpleNamespace, folder: Path) -> dict[str, Any]:
+def run_case(args: SimpleNamespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """What is found, one thing after the other: a save may take longer than a case has."""
     world = process_group.init_process_group(1)
     args.warm, args.rounds, args.workers = WARM, STEPS, 0
     args.settings = {"gradient_checkpointing": args.gradient_checkpointing, "compile": args.compile}
@@ -161,20 +162,22 @@ def run_case(args: SimpleNamespace, folder: Path) -> dict[str, Any]:
     if args.peak:
         rate = flops * found["images_per_s"]["median"]
         found["mfu_pct"] = round(100 * rate / (args.peak * 1e12), 2)
+    yield found
     # what was compiled is one operator to torch, which counts it again as plain ones where it is watched
     count = count_launches if args.compile else partial(count_all, device=world.device)
-    found["counts"] = count(steps.make)
+    yield {"counts": count(steps.make)}
     if args.save:
         saver = Saver(stage.open_context(folder / "run"), steps.engine, steps.ema, None)
-        found["save_stall_s"] = [measure_stall(steps, saver) for _ in range(2)]
-    return found
+        yield {"save_stall_s": [measure_stall(steps, saver) for _ in range(2)]}
 
 
 def main(options: str) -> None:
     args = SimpleNamespace(**json.loads(options))
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        found = measure_peak(args) if args.mode == "peak" else run_case(args, Path(folder))
-    Path(args.records, "found.json").write_text(json.dumps(found))
+        for part in [measure_peak(args)] if args.mode == "peak" else run_case(args, Path(folder)):
+            found |= part
+            Path(args.records, "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ proportion, 128 px JPEGs, fp32, one rank with all cores. On a GPU `--unet sd15 -
 bf16` is the real size.
 
 Both are processes of their own on the same folder of images, the same pipeline folder and the same batch, with EMA on
-and nothing cached, and take turns: a block of steps of the one, a block of the other. Ours (bench/peer_ours.py) is a
-whole attempt, with reports and agreement on notices, with the defaults that a user gets. The other
-(bench/peer_usual.py) does what diffusers' text-to-image example does, with as many workers as ours. What their workers
-decode ahead, at most two micro-batches each, is decoded while the other's block begins.
+and, but for `--cache latents`, nothing cached, and take turns: a block of steps of the one, a block of the other. Ours
+(bench/peer_ours.py) is a whole attempt, with reports and agreement on notices, with the other defaults that a user
+gets. The other (bench/peer_usual.py) does what diffusers' text-to-image example does, with as many workers as ours.
+What their workers decode ahead, at most two micro-batches each, is decoded while the other's block begins.
 
 ours/usual  how many times as many images per second: each of our blocks against the mean of the other's blocks before
             and after it, median [lower, upper quartile]; aim 1.15. "CPU" is the same from the CPU
@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=12, help="counted blocks of each side")
     parser.add_argument("--block-steps", type=int, default=10, help="steps of one block")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cache", choices=["off", "latents"], default="off", help="what ours encodes beforehand")
     parser.add_argument("--settings", type=json.loads, default={}, help="more keys of our config, as JSON")
     return parser.parse_args()
 

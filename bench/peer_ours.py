@@ -45,12 +45,18 @@ def find_hardware(device: str) -> Hardware:
 
 
 def open_run(args: SimpleNamespace) -> tuple[RunDir, Attempt]:
-    """A run as `lockstep submit` makes it, with every default that a user gets, of more steps than are measured."""
+    """A run as `lockstep submit` makes it, with the defaults but for the cache, of more steps than are measured."""
     run = RunDir(Path(args.folder, "run"))
     config = RunConfig(
         name="peer",
         model=args.model,
-        data={"images": args.images, "resolution": args.resolution, "flip": True, "workers": args.workers},
+        data={
+            "images": args.images,
+            "resolution": args.resolution,
+            "flip": True,
+            "workers": args.workers,
+            "cache": args.cache,
+        },
         batch=args.batch,
         micro_batch=args.batch,
         steps=args.steps + 2,

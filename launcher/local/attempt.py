@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -130,7 +131,7 @@ class LocalAttempt:
         self.first_dead: int | None = None
         count = AttemptPlan.read(attempt.plan_path).batch_plan.shape.world_size
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command += ["--monitor-interval=0.2", f"--shutdown-timeout={GRACE}"]
+        command += ["--monitor-interval=0.2", *_limit_shutdown(version("torch"))]
         command += ["-m", "lockstep", "train", str(run.path), f"--attempt={attempt.number}"]
         environment = os.environ | {
             "PYTHONSAFEPATH": "1",  # a train.py in the working directory is not ours
@@ -263,6 +264,12 @@ def _blocked(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+
+
+def _limit_shutdown(torch_version: str) -> list[str]:
+    """torchrun's option for GRACE; before 2.12 it has none, and gives the others 30 seconds."""
+    major, minor = torch_version.split(".")[:2]
+    return [f"--shutdown-timeout={GRACE}"] if (int(major), int(minor)) >= (2, 12) else []
 
 
 def _threads_per_rank(ranks: int) -> int:

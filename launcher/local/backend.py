@@ -38,7 +38,7 @@ class LocalBackend:
     name = "local"
 
     def __init__(self, ranks: int | None = None):
-        """With `ranks` ranks, or as many as the config's own shape has per node."""
+        """With `ranks` ranks, or as many as the config's own shape has per node and this machine has GPUs for."""
         self.ranks = ranks
 
     def check_config(self, config: RunConfig) -> None:
@@ -46,21 +46,23 @@ class LocalBackend:
         check_package(config)
 
     def plan_batch(self, run: RunDir, config: RunConfig) -> BatchPlan:
-        batch_plan = plan_batch(run, config, Shape(1, self.ranks) if self.ranks else None)
-        if batch_plan.shape.nodes == 1:
-            return batch_plan
-        return plan_batch(run, config, Shape(1, batch_plan.shape.gpus_per_node))
+        if self.ranks:
+            return plan_batch(run, config, Shape(1, self.ranks))
+        batch_plan = plan_batch(run, config)
+        here = Shape(1, _fit_gpus(batch_plan.shape.gpus_per_node))
+        return batch_plan if batch_plan.shape == here else plan_batch(run, config, here)
 
     def find_hardware(self, config: RunConfig) -> Hardware:
         """This machine's, whatever the config's cluster has."""
         found = [] if gpus.are_gpus_hidden(os.environ) else query_gpus()
         memory, capability = find_smallest(found)
+        ranks = self.ranks or _fit_gpus(config.cluster.gpus_per_node)
         return Hardware(
             gpus=bool(found) or gpus.must_find_gpu(os.environ),
             gpu_memory=memory,
             compute_capability=capability,
             host_memory=round(psutil.virtual_memory().total / GIB, 1),
-            cpus_per_rank=max(1, len(os.sched_getaffinity(0)) // (self.ranks or config.cluster.gpus_per_node)),
+            cpus_per_rank=max(1, len(os.sched_getaffinity(0)) // ranks),
         )
 
     def check_runs(self, runs: "Sequence[PreparedRun]") -> "list[LocalRuns]":
@@ -100,6 +102,15 @@ class LocalBackend:
 
     def decide_next(self, run: RunDir, through: Attempt | None = None) -> None:
         return None
+
+
+def _fit_gpus(per_node: int) -> int:
+    """Of the ranks that a node of the config's has, as many as there are GPUs here for and share its part of the batch
+    equally; all of them on CPUs."""
+    visible = gpus.count_visible_gpus(os.environ)
+    if visible == 0 or per_node <= visible:
+        return per_node
+    return max(fewer for fewer in range(1, visible + 1) if per_node % fewer == 0)
 
 
 def _look(run: RunDir) -> LocalJob:

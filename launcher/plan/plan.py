@@ -105,9 +105,10 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     """
     _check_model(config)
     run_dir = RunDir.for_config(config)
-    batch_plan = plan_batch(run_dir, config, _requested_shape(config, request))
-    next_command = _submit_command(config, request, batch_plan)
-    backend = backend or BACKENDS[_find_backend_name(config, batch_plan)]()
+    shape = _requested_shape(config, request)
+    backend = backend or BACKENDS[_find_backend_name(config, shape)]()
+    batch_plan = plan_batch(run_dir, config, shape) if shape else backend.plan_batch(run_dir, config)
+    next_command = _submit_command(request, backend)
     hardware = backend.find_hardware(config)
     if request.gpu_memory is not None:
         hardware = replace(hardware, gpus=True, gpu_memory=request.gpu_memory)
@@ -224,18 +225,19 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
     return [by_nodes[nodes] for nodes in sorted(nearest[:_SHAPES_SHOWN])]
 
 
-def _find_backend_name(config: RunConfig, batch_plan: BatchPlan) -> str:
+def _find_backend_name(config: RunConfig, shape: Shape | None) -> str:
     """Where the run will run: here only where nothing speaks of a cluster, neither the config nor this machine, which
     may be a login node."""
     names_cluster = "cluster" in config.model_fields_set
-    local = batch_plan.shape.nodes == 1 and not names_cluster and shutil.which("sbatch") is None
+    nodes = shape.nodes if shape else config.cluster.nodes.low
+    local = nodes == 1 and not names_cluster and shutil.which("sbatch") is None
     return "local" if local else "slurm"
 
 
-def _submit_command(config: RunConfig, request: PlanRequest, batch_plan: BatchPlan) -> str:
+def _submit_command(request: PlanRequest, backend: Backend) -> str:
     """The command that starts what was planned, with the command line's shape."""
     shape = []
-    if _find_backend_name(config, batch_plan) == "local":
+    if backend.name == "local":
         shape.append("--local")
         if request.gpus_per_node:
             shape += ["--ranks", str(request.gpus_per_node)]

@@ -20,6 +20,14 @@ def must_find_gpu(environment: Mapping[str, str]) -> bool:
     return count_gpus() > 0 and not are_gpus_hidden(environment)
 
 
+def count_visible_gpus(environment: Mapping[str, str]) -> int:
+    """GPUs of this machine that CUDA shows a process with `environment`."""
+    if are_gpus_hidden(environment):
+        return 0
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    return count_gpus() if listed is None else min(count_gpus(), len(listed.split(",")))
+
+
 def are_gpus_hidden(environment: Mapping[str, str]) -> bool:
     """Whether a process with `environment` is told to leave GPUs alone."""
     return environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or environment.get(GPUS_VARIABLE) == "0"

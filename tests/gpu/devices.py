@@ -25,7 +25,9 @@ def on_gpu(*values: object) -> object:
 
 def gpu_environment(**variables: object) -> dict[str, str]:
     """Of a rank on the GPU."""
-    environment = os.environ | {"DS_ACCELERATOR": "cuda", GPUS_VARIABLE: "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # bench.gpu adds packages
+    environment = os.environ | {"DS_ACCELERATOR": "cuda", GPUS_VARIABLE: "1", "PYTHONPATH": path}
+    environment |= {"OMP_NUM_THREADS": "2"}  # tests run side by side
     return environment | {name: str(value) for name, value in variables.items()}
 
 
