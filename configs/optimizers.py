@@ -69,6 +69,18 @@ OPTIMIZERS = {
 }
 
 
+def describe_optimizer(config: RunConfig) -> str:
+    """The optimizer and its settings, for a person."""
+    optimizer = config.optimizer
+    if optimizer.name == "adafactor":
+        settings = [f"β2 decay {optimizer.beta2_decay:g}", f"clip threshold {optimizer.clip_threshold:g}"]
+    else:
+        settings = [f"β {optimizer.betas[0]:g} and {optimizer.betas[1]:g}", f"ε {optimizer.eps:g}"]
+    decayed = " of matrices" if optimizer.decay == "matrices" else ""
+    settings.append(f"weight decay {optimizer.weight_decay:g}{decayed}")
+    return f"{optimizer.name}, {', '.join(settings)}"
+
+
 def explain_sharding(config: RunConfig, world_size: int, parameters: int | None) -> str | None:
     """Why the optimizer of `config`, whose stage is a number, cannot be sharded over so many ranks, and the cure; None
     where it can. `parameters`: what is trained, where that is known."""

@@ -190,10 +190,10 @@ def _check_whole(repo: str, folder: Path, cure: str) -> None:
 @contextmanager
 def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
     """What the hub's client raises in here becomes a UserError with its cure; `elsewhere`: where else `what` is had."""
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -208,8 +208,10 @@ def _hub_errors(what: str, elsewhere: str) -> Iterator[None]:
         cure = "check the name, or run `hf auth login` if it is private"
     except RevisionNotFoundError:
         cure = "it has no such branch, tag or commit; check revision"
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
         cure = f"the hub does not answer and it is not in the cache ({type(error).__name__}); {elsewhere}"
+    except OSError as error:
+        cure = f"the hub's cache cannot be written or read ({error}); it lies where HF_HOME says"
     raise UserError(f"{what}: cannot be fetched: {cure}")
 
 

@@ -4,6 +4,7 @@ import textwrap
 from typing import Any
 
 from configs.objective import describe_objective, is_plainest
+from configs.optimizers import describe_optimizer
 from configs.solve.batch import BatchPlan
 from configs.solve.captions import describe_captions
 from launcher.data.encodings import describe_encodings, encodings_to_json
@@ -28,6 +29,8 @@ def render_plan(plan: RunPlan) -> str:
     if plan.data.buckets:
         lines += _row("buckets", _buckets(plan.data.buckets))
     lines += _row("lr", _learning_rate(plan))
+    if config.optimizer.name != "adamw":
+        lines += _row("update", describe_optimizer(config))
     if plan.reasons:
         lines += _row("auto", "; ".join(f"{key} {_settled(plan, key)}: {why}" for key, why in plan.reasons.items()))
     if config.data.caption_chunks > 1 or config.data.tag_shuffle or config.data.tag_dropout:
@@ -96,6 +99,7 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
         "epochs": length.epochs_after(length.steps),
         "samples_into_next_epoch": plan.into_next_epoch,
         "lr": [{"step": step, "lr": rate} for step, rate in plan.lr],
+        "optimizer": describe_optimizer(config),
         "auto": {key: {"value": _settled(plan, key), "reason": reason} for key, reason in plan.reasons.items()},
         "objective": describe_objective(config),
         "captions": describe_captions(config.data),

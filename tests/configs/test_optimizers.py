@@ -6,7 +6,7 @@ import pytest
 
 from configs import optimizers
 from configs.errors import UserError
-from configs.optimizers import OPTIMIZERS, check_package, warn_of_optimizer
+from configs.optimizers import OPTIMIZERS, check_package, describe_optimizer, warn_of_optimizer
 from configs.schema import RunConfig
 from launcher.local.backend import LocalBackend
 from launcher.plan.memory_plan import plan_memory
@@ -16,6 +16,21 @@ from tests.configs.solve.test_settle import H100, SD1, settle_whole
 def config(name: str, **changes: Any) -> RunConfig:
     least = {"name": "a", "model": "m", "data": {"images": "i"}, "batch": 1, "optimizer": {"name": name}}
     return RunConfig.model_validate(least | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "adamw, β 0.9 and 0.999, ε 1e-08, weight decay 0.01"),
+        (
+            {"name": "adamw_8bit", "decay": "matrices"},
+            "adamw_8bit, β 0.9 and 0.999, ε 1e-08, weight decay 0.01 of matrices",
+        ),
+        ({"name": "adafactor", "weight_decay": 0}, "adafactor, β2 decay -0.8, clip threshold 1, weight decay 0"),
+    ],
+)
+def test_an_optimizer_is_told_with_the_settings_that_it_has(changes: dict[str, Any], words: str) -> None:
+    assert describe_optimizer(config("adamw", optimizer=changes)) == words
 
 
 def test_a_package_that_is_not_there_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

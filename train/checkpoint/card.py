@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 from configs.model_folder import find_commit_name, read_pipeline_class
 from configs.objective import describe_objective
+from configs.optimizers import describe_optimizer
 from configs.pipelines import PIPELINES, PipelineClass, name_family
 from configs.schema import RunConfig
 from configs.solve.buckets import describe_crop_sizes
@@ -67,6 +68,7 @@ def make_card(
 | dataset | {plan.dataset_size:,} samples, digest `{plan.dataset_digest[:16]}` |
 | batch | {batch} = {passes}{world} rank{"s" * (world > 1)} |
 | length | {step:,} of {plan.total_steps:,} steps, {step * batch:,} samples |
+| optimizer | {describe_optimizer(config)} |
 | learning rate | {config.lr:g}, {config.lr_schedule}, {config.warmup_steps} warm-up steps |
 {learnt}
 | precision | {config.precision} |

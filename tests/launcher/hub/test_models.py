@@ -66,6 +66,13 @@ def test_plan_refuses_what_the_cache_shows_and_asks_no_network(folder: Path, hub
     assert hub.requested == []
 
 
+def test_a_cache_that_cannot_be_written_is_not_the_hub_s_silence(folder: Path, hub: FakeHub) -> None:
+    (folder / "cache").write_text("a file where the cache should be")
+    message = refusal(folder, hub, "submit", *LOCAL)
+    assert message.startswith("model me/mine: cannot be fetched: the hub's cache cannot be written or read ([Errno ")
+    assert message.endswith("; it lies where HF_HOME says")
+
+
 def test_a_known_id_is_refused_by_its_name_alone(folder: Path, hub: FakeHub) -> None:
     by_plan = refusal(folder, hub, "plan", f"model={REFINER}")
     assert by_plan.startswith(f"{REFINER}: {REFUSAL}")
