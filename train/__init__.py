@@ -2,6 +2,6 @@
 
 import logging
 
-# diffusers imports torchao where it is installed, and that warns of what it would only need for other things.
-for _name in ("torchao", "torch.utils._pytree"):
+# diffusers imports torchao where it is installed, and peft bitsandbytes; they warn of what others would need.
+for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
     logging.getLogger(_name).setLevel(logging.ERROR)

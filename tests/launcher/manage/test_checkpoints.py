@@ -86,6 +86,32 @@ def test_a_fork_starts_from_the_weights_with_another_batch(trained: Trained, tmp
     assert "is this run itself" in itself.stderr
 
 
+def test_adapters_are_another_run_and_a_fork_has_them_merged(trained: Trained, tmp_path: Path) -> None:
+    words = ("submit", trained.file, *LOCAL, 1, f"runs={tmp_path}", "steps=2", "lr=1e-2", "pictures=null")
+    adapted = lockstep(*words, "name=adapted", "lora.rank=4", "offload=true")
+    assert (adapted.returncode, adapted.stderr) == (0, ""), adapted
+    assert (tmp_path / "adapted/pipeline/pytorch_lora_weights.safetensors").is_file()
+
+    whole = lockstep(*words, "name=adapted")
+    assert (whole.returncode, whole.stdout) == (2, "")
+    assert "holds another run:\n  lora: true → false\n" in whole.stderr
+    other = lockstep("submit", trained.file, *LOCAL, 2, "lora.rank=4")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "lora: false → true\n" in other.stderr
+
+    merged = lockstep("export", tmp_path / "adapted", "--merged", "--weights", "raw", "--out", tmp_path / "merged")
+    assert (merged.returncode, merged.stderr) == (0, ""), merged
+    forked = lockstep(*words, "name=forked", "lora.rank=8", "--fork", tmp_path / "adapted")
+    assert (forked.returncode, forked.stderr) == (0, ""), forked
+    base, expected, before = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        for folder in (tmp_path / "forked/base", tmp_path / "merged", trained.model)
+    )
+    assert base.keys() == expected.keys() == before.keys()
+    assert all(torch.equal(base[name], expected[name]) for name in base)
+    assert not all(torch.equal(base[name], before[name]) for name in base), "the adapters are in them"
+
+
 def test_an_export_takes_the_place_of_nothing_else(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     done = lockstep("export", trained.run.path, "--out", tmp_path)
