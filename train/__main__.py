@@ -43,6 +43,7 @@ def main() -> int:
     if not os.environ.keys() & set(ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # else memory that fell to pieces looks like too little
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)  # fp32 means fp32
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     try:
