@@ -45,9 +45,42 @@ class ReplicaEngine(TorchEngine):
         return torch.nn.utils.get_total_norm(gradients)
 
 
+class _ForwardOrder(torch.nn.Module):
+    """`module`, whose parameters are listed as a forward pass meets them: DistributedDataParallel reduces from the last
+    to the first while the backward pass goes on, and waits for each in its turn. diffusers lists a UNet's middle after
+    its upper half."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        children = dict(module.named_children())
+        if "mid_block" in children and "up_blocks" in children:
+            upper = children.pop("up_blocks")
+            names = list(children)
+            names.insert(names.index("mid_block") + 1, "up_blocks")
+            children["up_blocks"] = upper
+            self.in_order = torch.nn.ModuleList(children[name] for name in names)
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's; without arguments a scalar whose gradient comes to every parameter, from the last to the first,
+        and is zero."""
+        if args or kwargs:
+            return self.module(*args, **kwargs)
+        return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+
+
 def _replicate(module: torch.nn.Module) -> DistributedDataParallel:
-    """Rank 0's weights are not sent, which would take more room for a moment: every rank has read the same ones."""
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, init_sync=False)
+    """Rank 0's weights are not sent, which would take more room for a moment: every rank has read the same ones.
+
+    After its first backward pass DistributedDataParallel makes the buckets of gradients anew, in the order in which
+    these came. Three or more ranks then add in another order, and the first step after a resume would have other bits
+    than the same step of a run that went on: so the first pass is none of a step's.
+    """
+    replica = DistributedDataParallel(_ForwardOrder(module), gradient_as_bucket_view=True, init_sync=False)
+    replica().backward()
+    for parameter in module.parameters():
+        parameter.grad = None
+    return replica
 
 
 def _equal_share(sizes: dict[str, int], world: World) -> list[Fragment]:

@@ -157,7 +157,8 @@ class Case:
             for name, tensor in (whole or {}).items():
                 saved = torch.from_numpy(reader.read(kind, name, 0, tensor.numel()))
                 if moments_differ and kind.startswith("exp_avg"):
-                    assert (tensor - saved).norm() <= 0.02 * saved.norm(), f"{kind} of {name}"
+                    # rounded once more to 8 bits, beside another largest value: 3.5 % where that is ten times the mean
+                    assert (tensor - saved).norm() <= 0.05 * saved.norm(), f"{kind} of {name}"
                 else:
                     assert torch.equal(tensor, saved), f"{kind} of {name}"
 
