@@ -3,9 +3,9 @@
 Parts, in this order unless others are named: `cases`, random-weight UNets of Stable Diffusion 1.5, 2.1 and SDXL over
 engines and micro-batches, each in a process of its own (bench/gpu_case.py); `tests`, those marked `gpu`; `compiled`,
 the cases whose blocks torch.compile takes minutes for; `peer`, bench.peer. All of them together want 15 minutes: name
-the later ones in a second command. Writes gpu-DATE.json into $OUT, or into bench/results, after every case. A case that
-fails, runs out of memory or out of time is recorded with what was found until then, and the next goes on. Latents and
-text states come from memory, as with a cache of encodings; bench.peer runs VAE and text encoder too.
+the later ones in a second command. Writes gpu-PART-DATE.json into $OUT, or into bench/results, after every case. A case
+that fails, runs out of memory or out of time is recorded with what was found until then, and the next goes on. Latents
+and text states come from memory, as with a cache of encodings; bench.peer runs VAE and text encoder too.
 
 On a machine that has just started, the first program to use CUDA took 20 s for its first kernel and 23 s for its
 imports: both read gigabytes of libraries from a cold disk. The measurement of the peak takes that first.
@@ -92,6 +92,7 @@ TINY_CASES: list[Case] = [
     {"unet": "tiny", "side": 8, "engine": "zero1", "micro_batch": 2, "gradient_checkpointing": True},
 ]
 PEER = ["--unet", "sd15", "--resolution", "512", "--batch", "16", "--precision", "bf16", "--workers", "6"]
+PEER += ["--settings", json.dumps({"compile": False})]  # it would take longer than all the rest
 TINY_PEER = ["--resolution", "32", "--batch", "1"]
 
 
@@ -166,7 +167,7 @@ class Session:
             ended["failed"] = "took too long"
         elif code:
             ended["failed"] = "out of memory" if "OutOfMemoryError" in text else f"exit code {code}"
-        return ended | ({"log": text[-3000:]} if "failed" in ended else {"printed": text[-3000:]})
+        return ended | ({"log": text[-6000:]} if "failed" in ended else {"printed": text[-6000:]})
 
     def measure(self, options: dict[str, Any], limit: float = CASE_LIMIT) -> dict[str, Any]:
         """What bench/gpu_case.py finds with `options`, or how it failed."""
@@ -181,7 +182,8 @@ class Session:
         from bench.machine import RESULTS, write_result
 
         self.record["took_s"] = round(time.monotonic() - self.began)
-        return write_result("gpu", self.record, Path(os.environ.get("OUT") or RESULTS))
+        name = "-".join(["gpu", *self.args.parts])
+        return write_result(name, self.record, Path(os.environ.get("OUT") or RESULTS))
 
 
 def describe(case: Case) -> str:
@@ -203,7 +205,7 @@ def show(case: Case, found: dict[str, Any]) -> None:
 def run_tests(session: Session) -> None:
     """Side by side where pytest-xdist is there: most of their time is imports."""
     beside = ["-n", "6"] if importlib.util.find_spec("xdist") else []
-    tests = session.run(["-m", "pytest", "-q", "-m", "gpu", *beside, "tests/gpu"], TESTS_LIMIT)
+    tests = session.run(["-m", "pytest", "-v", "-m", "gpu", *beside, "tests/gpu"], TESTS_LIMIT)
     session.record["tests"] = tests
     print("\n".join(["tests:", *(tests.get("printed") or tests.get("log", "")).splitlines()[-8:]]), flush=True)
 
