@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Seconds: of all, the tests, the comparison with the usual script, one case; and below which nothing begins.
+# Seconds: of all, the tests, the comparison with the usual script, one case, one that compiles; and below which nothing
+# begins.
 BUDGET, TESTS_LIMIT, PEER_LIMIT, CASE_LIMIT, COMPILED_LIMIT, LEAST = 530, 260, 200, 100, 300, 20
 # What a rank imports → what pip calls it, where that is another name.
 NEEDED = {

@@ -1,5 +1,6 @@
 """Run folders for tests, made without the launcher: a config, a dataset, and attempts on any shape."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,8 @@ def values(run: RunDir) -> dict[tuple[str, str], np.ndarray]:
     """All that the newest checkpoint holds: (kind, parameter) → its elements."""
     reader = checkpoints.list_checkpoints(run)[-1].open_reader()
     return {(k, n): reader.read(k, n, 0, size) for k in reader.kinds() for n, size in reader.sizes(k).items()}
+
+
+def read_losses(run: RunDir) -> list[float]:
+    """Of every step that was reported."""
+    return [json.loads(line)["loss/train"] for line in run.metrics_path.read_text().splitlines()]

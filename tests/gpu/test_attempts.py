@@ -3,7 +3,6 @@
 Each body runs on a CPU too, with one engine.
 """
 
-import json
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from store.checkpoint import checkpoints
 from tests.engines import SETTINGS
 from tests.gpu.devices import on_gpu, train
-from tests.runs import new_run, next_attempt, values
+from tests.runs import new_run, next_attempt, read_losses, values
 
 STEPS, SAVED = 6, 3
 ENGINES = {name: chosen | {"precision": "fp32" if name == "zero0" else "bf16"} for name, chosen in SETTINGS.items()}
@@ -43,10 +42,6 @@ def settings_of(case: str) -> dict:
     return CASES[case] | {"deterministic": True, "steps": STEPS, "batch": 4}
 
 
-def losses(run) -> list[float]:
-    return [json.loads(line)["loss/train"] for line in run.metrics_path.read_text().splitlines()]
-
-
 @pytest.mark.parametrize(("device", "case"), EVERYWHERE)
 def test_a_resumed_run_has_the_same_bits_and_a_save_beside_the_training_disturbs_nothing(
     tmp_path, pipeline_folder, image_folder, device, case
@@ -55,20 +50,20 @@ def test_a_resumed_run_has_the_same_bits_and_a_save_beside_the_training_disturbs
     often = {"checkpoint": {"every_steps": SAVED, "keep": 2}, "pictures": pictures}
     saved = new_run(tmp_path / "saved", pipeline_folder, image_folder, **settings_of(case), **often)
     train(device, saved, next_attempt(saved, 1))
-    whole, curve = values(saved), losses(saved)
+    whole, curve = values(saved), read_losses(saved)
     assert len(curve) == STEPS
     assert len(list(saved.path.glob("pictures/*/*.png"))) >= 2
 
     plain = new_run(tmp_path / "plain", pipeline_folder, image_folder, **settings_of(case))
     train(device, plain, next_attempt(plain, 1))
-    assert losses(plain) == curve
+    assert read_losses(plain) == curve
     assert {key: value.tobytes() for key, value in values(plain).items()} == {k: v.tobytes() for k, v in whole.items()}
 
     newest = checkpoints.list_checkpoints(saved)[-1]
     assert newest.step == STEPS
     shutil.rmtree(newest.path)
     train(device, saved, next_attempt(saved, 1))
-    assert losses(saved) == curve
+    assert read_losses(saved) == curve
     assert {key: value.tobytes() for key, value in values(saved).items()} == {k: v.tobytes() for k, v in whole.items()}
 
 
@@ -86,8 +81,8 @@ def test_stable_diffusion_xl_trains_and_draws(tmp_path, pipeline_xl_folder, imag
     pictures = {"every_steps": STEPS, "prompts": ["a red circle"], "timesteps": 2}
     run = new_run(tmp_path / "run", pipeline_xl_folder, image_folder, **settings_of("keep lora"), pictures=pictures)
     train(device, run, next_attempt(run, 1))
-    assert len(losses(run)) == STEPS
-    assert np.isfinite(losses(run)).all()
+    assert len(read_losses(run)) == STEPS
+    assert np.isfinite(read_losses(run)).all()
     assert list(run.path.glob("pictures/*/*.png"))
 
 
@@ -98,5 +93,5 @@ def test_compiled_blocks_learn_what_uncompiled_ones_do(tmp_path, pipeline_folder
         settings = CASES[case] | {"steps": STEPS, "batch": 4, "compile": compiled}
         run = new_run(tmp_path / str(compiled), pipeline_folder, image_folder, **settings)
         train(device, run, next_attempt(run, 1))
-        curves.append(losses(run))
+        curves.append(read_losses(run))
     assert curves[1] == pytest.approx(curves[0], rel=1e-2)  # bf16, whose roundings fall elsewhere

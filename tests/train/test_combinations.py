@@ -1,6 +1,5 @@
 """Options together: a run that is killed within a save and resumed learns, to the bit, what it would have learnt."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import pytest
 from store.run.run_dir import RunDir
 from tests.engines import SETTINGS
 from tests.odd_images import make_bucket_data
-from tests.ranks import start_ranks
-from tests.runs import new_run, next_attempt, values
+from tests.runs import new_run, read_losses, values
+from tests.train.attempts import KILL_IN_SAVE_OF_STEP_4, make_attempt
 
-ATTEMPT = Path(__file__).with_name("faulty_attempt.py")
-KILL_IN_SAVE_OF_STEP_4 = {"rank": 1, "call": "open", "on": "step-00000004.*fragments-", "when": "before", "do": "kill"}
 STEPS = 6
 LORA = {"rank": 4, "alpha": 2, "targets": "all-linear"}
 EIGHT_BITS = {"name": "adamw_8bit", "decay": "matrices"}
@@ -69,17 +66,6 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train(run: RunDir, fault: dict[str, object] | None = None) -> list[int]:
-    world = start_ranks(2, ATTEMPT, run.path, next_attempt(run, 2).number, json.dumps(fault or {}))
-    codes = world.wait()
-    assert fault or codes == [0, 0], world.said()[-3000:]
-    return codes
-
-
-def losses(run: RunDir) -> list[float]:
-    return [json.loads(line)["loss/train"] for line in run.metrics_path.read_text().splitlines()]
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_it_goes_on_to_the_bit(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
@@ -93,12 +79,12 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, request: pytest.FixtureRequest, n
         return new_run(tmp_path / folder, model, data=data, steps=STEPS, micro_batch=3, checkpoint=keep, **settings)
 
     whole, resumed = start("whole"), start("resumed")
-    train(whole)
-    assert train(resumed, KILL_IN_SAVE_OF_STEP_4 | {"count": 1}) != [0, 0]
-    train(resumed)
-    assert len(losses(whole)) == STEPS
-    assert np.isfinite(losses(whole)).all()
-    assert losses(resumed) == losses(whole)
+    make_attempt(whole, 2)
+    assert make_attempt(resumed, 2, KILL_IN_SAVE_OF_STEP_4) != [0, 0]
+    make_attempt(resumed, 2)
+    assert len(read_losses(whole)) == STEPS
+    assert np.isfinite(read_losses(whole)).all()
+    assert read_losses(resumed) == read_losses(whole)
     kept, expected = values(resumed), values(whole)
     assert kept.keys() == expected.keys()
     assert [key for key in expected if not np.array_equal(kept[key], expected[key])] == []

@@ -12,15 +12,13 @@ import torch
 from configs.schema import RunConfig
 from store.dataset.index import Index, write_index
 from store.run.run_dir import RunDir
-from tests.ranks import start_ranks
-from tests.runs import new_run, next_attempt
+from tests.runs import new_run
 from tests.tiny import make_images
-from tests.train.test_options import PROGRAM
+from tests.train.attempts import KILL_IN_SAVE_OF_STEP_4, make_attempt
 from train.models import load_model
 
 STEPS = 6
 LONG = "a white circle, " + ", ".join(f"a red circle {number}" for number in range(30))
-KILL_IN_SAVE_OF_STEP_4 = {"rank": 1, "call": "open", "on": "step-00000004.*fragments-", "when": "before", "do": "kill"}
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +42,6 @@ def start_run(folder: Path, pipeline: Path, images: Path, **changes: object) -> 
     return run
 
 
-def train(run: RunDir, ranks: int, fault: dict[str, object] | None = None) -> list[int]:
-    world = start_ranks(ranks, PROGRAM, run.path, next_attempt(run, ranks).number, json.dumps(fault or {}))
-    codes = world.wait()
-    assert fault or codes == [0] * ranks, world.said()[-3000:]
-    return codes
-
-
 def read_metrics(run: RunDir) -> list[dict[str, float]]:
     return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
 
@@ -58,10 +49,10 @@ def read_metrics(run: RunDir) -> list[dict[str, float]]:
 def test_every_shape_and_every_attempt_agree(tmp_path: Path, pipeline_folder: Path, images: Path) -> None:
     pictures = {"every_steps": STEPS, "prompts": [LONG], "timesteps": 2}
     whole = start_run(tmp_path / "whole", pipeline_folder, images, micro_batch=6, pictures=pictures)
-    train(whole, 1)
+    make_attempt(whole, 1)
     parts = start_run(tmp_path / "parts", pipeline_folder, images, micro_batch=3)
-    assert train(parts, 2, KILL_IN_SAVE_OF_STEP_4 | {"count": 1}) != [0, 0]
-    train(parts, 1)
+    assert make_attempt(parts, 2, KILL_IN_SAVE_OF_STEP_4) != [0, 0]
+    make_attempt(parts, 1)
     expected, found = read_metrics(whole), read_metrics(parts)
     assert [line["step"] for line in found] == list(range(1, STEPS + 1))
     for one, other in zip(expected, found, strict=True):

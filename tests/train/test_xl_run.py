@@ -1,7 +1,6 @@
 """A tiny Stable Diffusion XL through real attempts: with a cache and without, from plain weights and from a variant,
 killed and resumed on another shape, the same curve; and its export is a pipeline that draws."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -14,31 +13,18 @@ from diffusers import StableDiffusionXLPipeline
 
 from configs.schema import RunConfig
 from store.run.run_dir import RunDir
-from tests.ranks import start_ranks
-from tests.runs import new_run, next_attempt
-from tests.train.test_options import PROGRAM
+from tests.runs import new_run, read_losses
+from tests.train.attempts import KILL_IN_SAVE_OF_STEP_4, make_attempt
 from train.models import load_model
 
 STEPS = 6
 LONG = "a red circle on a white background, " * 12
-KILL_IN_SAVE_OF_STEP_4 = {"rank": 1, "call": "open", "on": "step-00000004.*fragments-", "when": "before", "do": "kill"}
 
 
 def start_run(folder: Path, pipeline: Path, images: Path, **changes: Any) -> RunDir:
     data = {"images": str(images), "resolution": 32, "crop": "random", "crops": 2, "flip": True, "workers": 0}
     data |= {"caption_tokens": 150, "caption_dropout": 0.3, "size_dropout": 0.2} | changes.pop("data", {})
     return new_run(folder, pipeline, images, data=data, steps=STEPS, checkpoint={"every_steps": 2}, **changes)
-
-
-def train(run: RunDir, ranks: int, fault: dict[str, object] | None = None) -> list[int]:
-    world = start_ranks(ranks, PROGRAM, run.path, next_attempt(run, ranks).number, json.dumps(fault or {}))
-    codes = world.wait()
-    assert fault or codes == [0] * ranks, world.said()[-3000:]
-    return codes
-
-
-def losses(run: RunDir) -> list[float]:
-    return [json.loads(line)["loss/train"] for line in run.metrics_path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, plain: Path, image_folder: P
     pictures = {"every_steps": STEPS, "prompts": ["a red circle", LONG], "timesteps": 2}
     cached = {"cache": "all", "cache_folder": str(folder / "cache")}
     run = start_run(folder / "whole", plain, image_folder, data=cached, micro_batch=6, pictures=pictures)
-    train(run, 1)
+    make_attempt(run, 1)
     return run
 
 
@@ -79,14 +65,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory, variant: Path, image_folder:
     settings = {"micro_batch": 3, "engine": "fsdp2", "variant": "fp16"}
     folder = tmp_path_factory.mktemp("xl") / "parts"
     run = start_run(folder, variant, image_folder, data={"cache": "off"}, **settings)
-    assert train(run, 2, KILL_IN_SAVE_OF_STEP_4 | {"count": 1}) != [0, 0]
-    train(run, 1)
+    assert make_attempt(run, 2, KILL_IN_SAVE_OF_STEP_4) != [0, 0]
+    make_attempt(run, 1)
     return run
 
 
 def test_it_is_the_same_run_without_a_cache_and_resumed_on_another_shape(whole: RunDir, parts: RunDir) -> None:
-    assert len(losses(whole)) == STEPS
-    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
+    assert len(read_losses(whole)) == STEPS
+    np.testing.assert_allclose(read_losses(parts), read_losses(whole), rtol=1e-5)
 
 
 def test_the_export_of_a_variant_has_plain_names(whole: RunDir, parts: RunDir) -> None:

@@ -54,10 +54,8 @@ class _ForwardOrder(torch.nn.Module):
         super().__init__()
         children = dict(module.named_children())
         if "mid_block" in children and "up_blocks" in children:
-            upper = children.pop("up_blocks")
-            names = list(children)
+            names = [name for name in children if name != "up_blocks"]
             names.insert(names.index("mid_block") + 1, "up_blocks")
-            children["up_blocks"] = upper
             self.in_order = torch.nn.ModuleList(children[name] for name in names)
         self.module = module
 

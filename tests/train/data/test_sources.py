@@ -1,6 +1,5 @@
 """The same images as folder, parquet and tar shards are the same run."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from store.dataset.index import Index
 from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
-from tests.runs import new_run, next_attempt, values
+from tests.runs import new_run, next_attempt, read_losses, values
 from tests.same_images import write_as_parquet, write_as_tars
 from tests.train.test_options import PROGRAM
 
@@ -19,10 +18,6 @@ def train(folder: Path, model: Path, images: Path, source: dict[str, str]) -> Ru
     ranks = start_ranks(1, PROGRAM, run.path, next_attempt(run, 1).number, "{}")
     assert ranks.wait() == [0], ranks.said()[-3000:]
     return run
-
-
-def losses(run: RunDir) -> list[float]:
-    return [json.loads(line)["loss/train"] for line in run.metrics_path.read_text().splitlines()]
 
 
 def test_the_losses_are_the_same_to_the_bit(tmp_path: Path, pipeline_folder: Path, image_folder: Path) -> None:
@@ -41,7 +36,7 @@ def test_the_losses_are_the_same_to_the_bit(tmp_path: Path, pipeline_folder: Pat
         for one, other in zip(index, same, strict=True):
             assert (one.width, one.height, one.captions) == (other.width, other.height, other.captions)
             assert index.open(one).read() == same.open(other).read()
-        assert losses(run) == losses(folder)
-        assert len(losses(run)) == 2
+        assert read_losses(run) == read_losses(folder)
+        assert len(read_losses(run)) == 2
         others_weights = values(run)
         assert all(np.array_equal(weights[name], others_weights[name]) for name in weights)

@@ -17,7 +17,7 @@ from store.encodings.shards import Shard
 from store.run.end import End
 from store.run.run_dir import RunDir
 from tests.ranks import start_ranks
-from tests.runs import new_run, next_attempt
+from tests.runs import new_run, next_attempt, read_losses
 
 PROGRAM = Path(__file__).with_name("encode_attempt.py")
 COUNT = 40  # images, each in two views
@@ -174,17 +174,13 @@ def flip_bits(cache: Path) -> int:
     return shard.count
 
 
-def losses(run: RunDir) -> list[float]:
-    return [json.loads(line)["loss/train"] for line in run.metrics_path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def uncached(tmp_path_factory, pipeline_folder, images) -> list[float]:
     folder = tmp_path_factory.mktemp("uncached")
     run = make_run(folder / "run", pipeline_folder, images, folder / "cache", data={"cache": "off"}, micro_batch=6)
     assert attempt(run, 1, only_encode=False) == [0], log(run, 1)
     assert not (folder / "cache").exists()
-    return losses(run)
+    return read_losses(run)
 
 
 def test_the_losses_are_those_of_a_run_without_cache_also_where_it_is_damaged(
@@ -196,7 +192,7 @@ def test_the_losses_are_those_of_a_run_without_cache_also_where_it_is_damaged(
     damaged = flip_bits(cache)
     run = make_run(tmp_path / "run", pipeline_folder, images, cache)
     assert attempt(run, 2, only_encode=False) == [0, 0], log(run, 1)
-    np.testing.assert_allclose(losses(run), uncached, rtol=1e-5)
+    np.testing.assert_allclose(read_losses(run), uncached, rtol=1e-5)
     assert count_encoded(run, 1) == 0
     told = log(run, 1) + log(run, 1, 1)
     assert "is damaged" in told
@@ -214,7 +210,7 @@ def test_a_notice_while_it_encodes_ends_the_attempt_and_the_next_goes_on(tmp_pat
     assert End.read(run.attempt(1).end_path) == End("notice", 0, None, "SIGTERM")
     assert attempt(run, 2, only_encode=False) == [0, 0], log(run, 2)
     assert content(tmp_path / "cache") == content(built)
-    assert len(losses(run)) == 1
+    assert len(read_losses(run)) == 1
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, pipeline_folder, images):

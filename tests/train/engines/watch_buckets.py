@@ -14,10 +14,8 @@ from tests.engines import SETTINGS, build_engine
 from train import process_group
 
 STEPS = 3
-LARGER = {
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "block_out_channels": (64, 128),
-}  # more than a bucket's first MiB
+# more than a bucket's first MiB
+LARGER = {"mid_block_type": "UNetMidBlock2DCrossAttn", "block_out_channels": (64, 128)}
 
 
 def main() -> None:

@@ -9,10 +9,9 @@ import torch
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.solve.buckets import list_crop_sizes
-from store.run.run_dir import RunDir
 from tests.odd_images import make_bucket_data
 from tests.ranks import run_ranks
-from tests.runs import new_run, next_attempt
+from tests.runs import new_run, next_attempt, read_losses
 from train.models import compile
 from train.models.compile import compile_blocks, should_compile
 
@@ -105,12 +104,7 @@ def test_a_requeued_attempt_on_another_node_compiles_nothing_again(
     uncompiled = new_run(tmp_path / "eager", pipeline_folder, image_folder, zero=0)
     for steps in (2, 4):
         run_ranks(1, ATTEMPT, uncompiled.path, next_attempt(uncompiled, 1, steps=steps).number)
-    assert losses(run) == pytest.approx(losses(uncompiled), rel=1e-5)
-
-
-def losses(run: RunDir) -> list[float]:
-    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return [line["loss/train"] for line in lines]
+    assert read_losses(run) == pytest.approx(read_losses(uncompiled), rel=1e-5)
 
 
 @pytest.mark.parametrize(
