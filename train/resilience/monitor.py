@@ -41,9 +41,6 @@ class RankMonitor:
     def _run(self) -> None:
         for period in itertools.count():
             faulthandler.dump_traceback_later(DEAF, file=1)  # by a thread that needs no interpreter; at each call anew
-            if self.stopped.wait(PERIOD):
-                faulthandler.cancel_dump_traceback_later()
-                return
             for duty in self._duties(period):
                 try:
                     duty()
@@ -51,6 +48,9 @@ class RankMonitor:
                     if not self.warned:
                         print(f"ALARM: a heartbeat or the requests in control/ are lost: {error}", flush=True)
                     self.warned = True
+            if self.stopped.wait(PERIOD):
+                faulthandler.cancel_dump_traceback_later()
+                return
 
     def _write_heartbeat(self) -> None:
         self.heartbeat.write(None if self.only_heartbeats else self.watchdog.find_due())

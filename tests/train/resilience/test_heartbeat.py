@@ -65,15 +65,23 @@ def test_it_is_whole_and_waits_for_no_disk(tmp_path, monkeypatch):
     assert len(list(context.attempt.heartbeat_path(3).parent.iterdir())) == 1, "nothing is left beside it"
 
 
+def make_context(run: RunDir, ranks: int) -> RankContext:
+    config = SimpleNamespace(hang_seconds=600.0)
+    world = SimpleNamespace(rank=0, size=ranks, is_main_process=False)
+    return RankContext(run, run.open_attempt(), None, config, world, Progress(), SimpleNamespace(since=None))
+
+
+def test_the_first_is_there_at_once(tmp_path):
+    """A small run makes its first steps within a second, and a rank that stops then has a name and a host, too."""
+    context = make_context(RunDir(tmp_path / "run"), ranks=2)
+    RankMonitor(context).stop()
+    assert list(read_heartbeats(context.attempt)) == [0]
+
+
 @pytest.mark.parametrize(("ranks", "seconds"), [(1, 1), (8, 1), (64, 8), (80, 10), (1000, 10)])
 def test_many_ranks_give_them_less_often(tmp_path, ranks, seconds):
     """Each makes a file and renames it, in a file system that all share: eight times a second, up to 80 ranks."""
-    run = RunDir(tmp_path / "run")
-    config = SimpleNamespace(hang_seconds=600.0)
-    world = SimpleNamespace(rank=0, size=ranks, is_main_process=False)
-    monitor = RankMonitor(
-        RankContext(run, run.open_attempt(), None, config, world, Progress(), SimpleNamespace(since=None))
-    )
+    monitor = RankMonitor(make_context(RunDir(tmp_path / "run"), ranks))
     monitor.stop()
     periods = [period for period in range(31) if monitor._write_heartbeat in monitor._duties(period)]
     assert periods == list(range(0, 31, seconds))
