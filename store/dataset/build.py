@@ -154,17 +154,17 @@ def _look_at(root: Path, sample: Sample | BadSample, decode: bool) -> Sample | B
     if isinstance(sample, BadSample):
         return sample
     from store.dataset.headers import open_header, read_upright_size  # brings Pillow
+    from store.dataset.pixels import load_pixels
 
-    path = root / sample.file
     try:
         with open_image_file(root, sample) as file, open_header(file) as image:
             width, height = read_upright_size(image)
             if decode:
-                image.load()
+                load_pixels(image, file)
     except PermissionError as error:
-        return BadSample(sample.name, describe_unreadable(path, error))
+        return BadSample(sample.name, describe_unreadable(root / sample.file, error))
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: ValueError, struct.error, …)
-        check_machine(path, error)
+        check_machine(root / sample.file, error)
         why = str(error) or type(error).__name__
         return BadSample(sample.name, f"{format_path(root / sample.name)}: does not decode as an image ({why})")
     return replace(sample, width=width, height=height)

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from configs.schema import DataConfig
 from configs.solve.buckets import CropSize
 from store.dataset.headers import open_header, read_upright_size
+from store.dataset.pixels import load_pixels
 from train.data.colours import flatten_colours
 
 LANCZOS = Image.Resampling.LANCZOS
@@ -77,10 +78,11 @@ def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
 def _read(file: BinaryIO, data: DataConfig, size: CropSize) -> tuple[Image.Image, tuple[int, int]]:
     """The upright image as RGB, and its height and width, which the image itself may have fewer of: a JPEG decodes at
     the smallest scale that is still large enough."""
-    with open_header(file) as image:
-        width, height = image.size
-        turned = read_upright_size(image) != (width, height)
-        image.draft("RGB", (size.height, size.width) if turned else (size.width, size.height))
+    with open_header(file) as header:
+        width, height = header.size
+        turned = read_upright_size(header) != (width, height)
+        header.draft("RGB", (size.height, size.width) if turned else (size.width, size.height))
+        image = load_pixels(header, file)
         stored = image.size
         ImageOps.exif_transpose(image, in_place=True)
         original = (height, width) if image.size == stored else (width, height)

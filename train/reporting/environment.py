@@ -15,7 +15,17 @@ from store.run.code_version import read_code_version
 from store.run.run_dir import Attempt
 from train import process_group
 
-PACKAGES = ("lockstep", "torch", "deepspeed", "diffusers", "transformers", "numpy", "pillow", "safetensors")
+PACKAGES = (
+    "lockstep",
+    "torch",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "pillow",
+    "kornia-rs",
+    "safetensors",
+)
 _DRIVER = Path("/proc/driver/nvidia/version")
 # Variables that decide how a rank computes. Of all others only the names are told: their values may be secrets, and
 # no pattern tells which (SLURM_JWT is a cluster's login token).

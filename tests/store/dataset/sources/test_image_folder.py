@@ -18,6 +18,7 @@ from store.dataset.bad_samples import check_bad_samples
 from store.dataset.build import build_index
 from store.dataset.sample import Sample
 from store.dataset.sources.image_folder import ImageFolder
+from tests.pngs import make_chunk
 
 
 def image(path: Path) -> Path:
@@ -252,8 +253,7 @@ def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
 def test_whatever_pillow_raises_is_a_bad_sample(tmp_path: Path, name: str) -> None:
     text = zlib.compress(b"x" * 2_000_000)  # more text in a header than Pillow takes, which is a ValueError
     bomb = image(tmp_path / "decompression_bomb.png").read_bytes()
-    part = b"zTXtcomment\0\0" + text
-    part = (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+    part = make_chunk(b"zTXt", b"comment\0\0" + text)
     (tmp_path / "decompression_bomb.png").write_bytes(bomb[:33] + part + bomb[33:])
     (tmp_path / "negative_seek.tif").write_bytes(b"II+\0\x08\0\0\0" + b"\xff" * 8)  # the same
     metadata(tmp_path, {"file_name": name, "text": "a"})
