@@ -26,8 +26,9 @@ def find_duplicates(index: Index) -> list[DuplicateImages]:
     Raises LockstepError where an image cannot be read.
     """
     rows = _list_suspects(index.lengths)
+    digests = map_in_threads(lambda row: _digest_image(index, row), rows, releases_gil=True)
     groups: dict[bytes, list[int]] = {}
-    for row, digest in zip(rows, map_in_threads(lambda row: _digest_image(index, row), rows), strict=True):
+    for row, digest in zip(rows, digests, strict=True):
         groups.setdefault(digest, []).append(row)
     return [DuplicateImages([index[row].name for row in group]) for group in groups.values() if len(group) > 1]
 

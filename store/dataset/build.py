@@ -146,7 +146,7 @@ class _Builder:
             found = [_look_at(source.root, sample, self.decode) for sample in source.read_part(part)]
             return [replace(one, source=number, stamp=part.stamp) for one in found]
 
-        return map_in_threads(read_part, self._list_new(number))
+        return map_in_threads(read_part, self._list_new(number), releases_gil=self.decode)
 
 
 def _look_at(root: Path, sample: Sample | BadSample, decode: bool) -> Sample | BadSample:

@@ -9,7 +9,7 @@ from store.dataset.sample import Sample
 
 def open_image_file(root: Path, sample: Sample) -> BinaryIO:
     """The bytes of the image, and nothing of what lies around them. Raises OSError where they cannot be read."""
-    path = root / sample.file
+    path = f"{root}/{sample.file}"  # for a million of them, pathlib would take half of the time of opening one
     if sample.file == sample.name:  # the file is the image
         return open(path, "rb")
     return cast(BinaryIO, io.BufferedReader(_Slice(path, sample)))
@@ -18,7 +18,7 @@ def open_image_file(root: Path, sample: Sample) -> BinaryIO:
 class _Slice(io.RawIOBase):
     """Reads of a tar shard what one sample has there: of a header no more is read than of a file."""
 
-    def __init__(self, path: Path, sample: Sample):
+    def __init__(self, path: str, sample: Sample):
         self._file = io.FileIO(path)
         self._sample = sample
         self._position = 0

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from configs.errors import LockstepError
+from store.dataset.columns import make_lists, make_numbers, make_texts
 from store.dataset.image_file import open_image_file
 from store.dataset.sample import Sample, format_sample
 
@@ -174,15 +175,13 @@ def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], root
 
 def _make_batch(samples: list[Sample]) -> pa.RecordBatch:
     columns = [
-        [sample.name for sample in samples],
-        [None if sample.file == sample.name else sample.file for sample in samples],
-        [sample.offset for sample in samples],
-        [sample.length for sample in samples],
-        [sample.width for sample in samples],
-        [sample.height for sample in samples],
-        [sample.captions for sample in samples],
-        [sample.stamp for sample in samples],
+        make_texts([sample.name for sample in samples], pa.large_string()),
+        make_texts([None if sample.file == sample.name else sample.file for sample in samples], pa.large_string()),
+        make_numbers([sample.offset for sample in samples], pa.int64()),
+        make_numbers([sample.length for sample in samples], pa.int64()),
+        make_numbers([sample.width for sample in samples], pa.int32()),
+        make_numbers([sample.height for sample in samples], pa.int32()),
+        make_lists([sample.captions for sample in samples]),
+        make_texts([sample.stamp for sample in samples], pa.binary()),
     ]
-    return pa.RecordBatch.from_arrays(
-        [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
-    )
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)

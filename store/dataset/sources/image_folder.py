@@ -43,12 +43,12 @@ class ImageFolder:
         yield from self._list_records(metadata)
 
     def read_part(self, part: Part) -> Iterator[Sample | BadSample]:
-        path = self.root / part.name
+        path = f"{self.root}/{part.name}"
         try:
-            captions = part.captions or (_read_caption(path.with_suffix(".txt")),)
+            captions = part.captions or (_read_caption(Path(path).with_suffix(".txt")),)
             if not all(map(is_unicode, captions)):
                 raise BadSampleError(f"{path}: its caption holds half a character (a lone surrogate); write it anew")
-            yield Sample(0, part.name, part.name, 0, _stat_file(str(path)).st_size, 0, 0, captions)
+            yield Sample(0, part.name, part.name, 0, _stat_file(path).st_size, 0, 0, captions)
         except FileNotFoundError as error:  # gone since it was listed
             yield BadSample(part.name, f"{format_path(str(error.filename))}: is missing")
         except BadSampleError as problem:
