@@ -51,6 +51,7 @@ NEEDED = {
     "einops": "einops",
     "hjson": "hjson",
     "huggingface_hub": "huggingface-hub",
+    "kornia_rs": "kornia-rs",
     "hypothesis": "hypothesis",
     "importlib_metadata": "importlib-metadata",
     "msgpack": "msgpack",

@@ -17,7 +17,18 @@ import torch
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 MEASURED = ("train", "configs", "bench")  # folders whose uncommitted changes a result names
-PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "accelerate", "numpy")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "pillow",
+    "kornia-rs",
+    "pyarrow",
+    "datasets",
+)
 # On a CPU DeepSpeed allocates and frees gigabytes in every step; fetching these pages from the kernel each time took up
 # to half of it. With this malloc keeps them, as the GPU's allocator does; every contestant gains.
 KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}

@@ -2,15 +2,19 @@
 
 import io
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 
+import kornia_rs.io
 import numpy as np
+import pytest
 from PIL import Image, ImageOps
 
-from store.dataset.headers import open_header
-from store.dataset.pixels import load_pixels
+from store.dataset.headers import open_header, read_upright_size
+from train.data.pixels import load_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOURS = {"RGB": 2, "RGBA": 6}
+COLOUR_TYPES = {"RGB": 2, "RGBA": 6}
 
 
 def make_chunk(kind: bytes, data: bytes) -> bytes:
@@ -20,7 +24,7 @@ def make_chunk(kind: bytes, data: bytes) -> bytes:
 def make_png(image: Image.Image, scanlines: bytes, bits: int = 8, interlaced: bool = False) -> bytes:
     """A PNG of these lines, each of which begins with the number of its filter."""
     size = image.width.to_bytes(4, "big") + image.height.to_bytes(4, "big")
-    header = make_chunk(b"IHDR", size + bytes([bits, COLOURS[image.mode], 0, 0, interlaced]))
+    header = make_chunk(b"IHDR", size + bytes([bits, COLOUR_TYPES[image.mode], 0, 0, interlaced]))
     return SIGNATURE + header + make_chunk(b"IDAT", zlib.compress(scanlines)) + make_chunk(b"IEND", b"")
 
 
@@ -48,11 +52,45 @@ def filter_lines(image: Image.Image) -> bytes:
     return make_png(image, b"".join(lines))
 
 
+def list_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and data of each chunk of a whole file."""
+    chunks, start = list[tuple[bytes, bytes]](), len(SIGNATURE)
+    while start < len(png):
+        length = int.from_bytes(png[start : start + 4])
+        chunks.append((png[start + 4 : start + 8], png[start + 8 : start + 8 + length]))
+        start += length + 12
+    return chunks
+
+
+def join_chunks(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """With the right checksums."""
+    return SIGNATURE + b"".join(make_chunk(kind, data) for kind, data in chunks)
+
+
+def count_decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
+    """Whether what was handed to the quick decoder was decoded by it, from now on."""
+    counts: Counter[bool] = Counter()
+    decode = kornia_rs.io.decode_image_png_u8
+
+    def count(*arguments: object) -> np.ndarray:
+        try:
+            pixels = decode(*arguments)
+        except Exception:
+            counts[False] += 1
+            raise
+        counts[True] += 1
+        return pixels
+
+    monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", count)
+    return counts
+
+
 def look_at(content: bytes, *, quick: bool) -> tuple[object, ...]:
     """Mode, size and bytes of the upright image, as a crop is made of it; or why there is none."""
     file = io.BytesIO(content)
     try:
         with open_header(file) as header:
+            read_upright_size(header)
             image = load_pixels(header, file) if quick else header
             ImageOps.exif_transpose(image, in_place=True)
             return image.mode, image.size, image.tobytes(), image.info.get("transparency"), image.has_transparency_data

@@ -154,13 +154,12 @@ def _look_at(root: Path, sample: Sample | BadSample, decode: bool) -> Sample | B
     if isinstance(sample, BadSample):
         return sample
     from store.dataset.headers import open_header, read_upright_size  # brings Pillow
-    from store.dataset.pixels import load_pixels
 
     try:
         with open_image_file(root, sample) as file, open_header(file) as image:
             width, height = read_upright_size(image)
             if decode:
-                load_pixels(image, file)
+                image.load()
     except PermissionError as error:
         return BadSample(sample.name, describe_unreadable(root / sample.file, error))
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything: ValueError, struct.error, …)

@@ -31,10 +31,16 @@ def open_header(file: BinaryIO) -> Image.Image:
 
 def read_upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of `image`, of which only the header was read, once its EXIF orientation is applied."""
-    exif = Image.Image.getexif(image)  # PNG's own would decode the pixels, to look behind them
-    if image.format == "TIFF" or exif.get(ExifTags.Base.Orientation) not in _ON_ITS_SIDE:
+    if image.format == "TIFF" or read_orientation(image) not in _ON_ITS_SIDE:
         return image.size  # Pillow tells the upright size of a TIFF itself
     return image.height, image.width
+
+
+def read_orientation(image: Image.Image) -> object:
+    """EXIF's, as the header of `image` tells it, which keeps the answer; 1 is upright. What stands behind the pixels
+    does not count."""
+    exif = Image.Image.getexif(image)  # PNG's own would decode the pixels, to look behind them
+    return exif.get(ExifTags.Base.Orientation, 1)
 
 
 def _most_pixels() -> int:

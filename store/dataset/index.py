@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from configs.errors import LockstepError
-from store.dataset.columns import make_lists, make_numbers, make_texts
+from store.dataset.columns import make_bytes, make_numbers, make_text_lists, make_texts
 from store.dataset.image_file import open_image_file
 from store.dataset.sample import Sample, format_sample
 
@@ -175,13 +175,13 @@ def _write_table(sink: pa.NativeFile | BinaryIO, samples: Iterable[Sample], root
 
 def _make_batch(samples: list[Sample]) -> pa.RecordBatch:
     columns = [
-        make_texts([sample.name for sample in samples], pa.large_string()),
-        make_texts([None if sample.file == sample.name else sample.file for sample in samples], pa.large_string()),
+        make_texts([sample.name for sample in samples]),
+        make_texts([None if sample.file == sample.name else sample.file for sample in samples]),
         make_numbers([sample.offset for sample in samples], pa.int64()),
         make_numbers([sample.length for sample in samples], pa.int64()),
         make_numbers([sample.width for sample in samples], pa.int32()),
         make_numbers([sample.height for sample in samples], pa.int32()),
-        make_lists([sample.captions for sample in samples]),
-        make_texts([sample.stamp for sample in samples], pa.binary()),
+        make_text_lists([sample.captions for sample in samples]),
+        make_bytes([sample.stamp for sample in samples]),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from configs.schema import DataConfig
 from configs.solve.buckets import CropSize
 from store.dataset.headers import open_header, read_upright_size
-from store.dataset.pixels import load_pixels
 from train.data.colours import flatten_colours
+from train.data.pixels import load_pixels
 
 LANCZOS = Image.Resampling.LANCZOS
 KEPT_BLOCKS = 4  # of memory, up to 16 MiB each, that Pillow uses again for the next image

@@ -63,6 +63,28 @@ def test_a_file_system_may_slow_down_later(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(clock.threads) > 1
 
 
+def test_one_slow_look_is_no_slow_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some thousand items that threads took, it is tried again without."""
+    clock = Clock(monkeypatch, wall=1e-4, cpu=1e-4)
+    found = map_in_threads(clock.look, range(20_000))
+    first = next(found)
+    clock.wall = 0.03
+    second = [next(found) for _ in range(1000)]
+    clock.wall = 1e-4
+    monkeypatch.setattr(threads, "_map_in_pool", lambda *_: pytest.fail("threads again"))
+    rest = list(found)
+    assert [first, *second, *rest] == [item * item for item in range(20_000)]
+    assert len(clock.threads) > 1
+
+
+@pytest.mark.parametrize("count", [1, 32])
+def test_a_few_large_ones_are_looked_at_side_by_side(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A tar shard or a parquet file is one item, and takes seconds."""
+    clock = Clock(monkeypatch, wall=1e-4, cpu=1e-4)
+    assert len(list(map_in_threads(clock.look, ITEMS[:count]))) == count
+    assert threading.get_ident() not in clock.threads
+
+
 def test_what_lets_go_of_the_interpreter_is_called_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, wall=1e-4, cpu=1e-4)
     assert len(list(map_in_threads(clock.look, ITEMS, releases_gil=True))) == len(ITEMS)
