@@ -24,8 +24,8 @@ def make_chunk(kind: bytes, data: bytes) -> bytes:
 def make_png(image: Image.Image, scanlines: bytes, bits: int = 8, interlaced: bool = False) -> bytes:
     """A PNG of these lines, each of which begins with the number of its filter."""
     size = image.width.to_bytes(4, "big") + image.height.to_bytes(4, "big")
-    header = make_chunk(b"IHDR", size + bytes([bits, COLOUR_TYPES[image.mode], 0, 0, interlaced]))
-    return SIGNATURE + header + make_chunk(b"IDAT", zlib.compress(scanlines)) + make_chunk(b"IEND", b"")
+    header = size + bytes([bits, COLOUR_TYPES[image.mode], 0, 0, interlaced])
+    return join_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b"")])
 
 
 def interlace(image: Image.Image) -> bytes:
@@ -85,7 +85,7 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     return counts
 
 
-def look_at(content: bytes, *, quick: bool) -> tuple[object, ...]:
+def decode_upright(content: bytes, *, quick: bool) -> tuple[object, ...]:
     """Mode, size and bytes of the upright image, as a crop is made of it; or why there is none."""
     file = io.BytesIO(content)
     try:

@@ -1,4 +1,4 @@
-"""Many small looks at files, which mostly wait for a file system."""
+"""Looks at many files, by threads where these are waited for."""
 
 import time
 from collections import deque

@@ -42,7 +42,7 @@ def _decode_plain_png(image: Image.Image, file: BinaryIO) -> Image.Image | None:
         return None
     file.seek(0)
     content = file.read()
-    if not _list_kinds_behind(content) <= _HARMLESS:
+    if not _list_trailing_kinds(content) <= _HARMLESS:
         return None
     try:
         pixels = kornia_rs.io.decode_image_png_u8(content, (image.height, image.width), image.mode.lower())
@@ -53,7 +53,7 @@ def _decode_plain_png(image: Image.Image, file: BinaryIO) -> Image.Image | None:
     return Image.fromarray(pixels)
 
 
-def _list_kinds_behind(png: bytes) -> set[bytes]:
+def _list_trailing_kinds(png: bytes) -> set[bytes]:
     """The kinds of chunks from the first of its pixels on, and none (b"") for one that is cut off. A chunk is a length,
     a kind, so many bytes and a checksum."""
     kinds: set[bytes] = set()

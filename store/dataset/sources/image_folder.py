@@ -45,7 +45,7 @@ class ImageFolder:
     def read_part(self, part: Part) -> Iterator[Sample | BadSample]:
         path = f"{self.root}/{part.name}"
         try:
-            captions = part.captions or (_read_caption(Path(path).with_suffix(".txt")),)
+            captions = part.captions or (_read_caption(Path(f"{_stem(path)}.txt")),)
             if not all(map(is_unicode, captions)):
                 raise BadSampleError(f"{path}: its caption holds half a character (a lone surrogate); write it anew")
             yield Sample(0, part.name, part.name, 0, _stat_file(path).st_size, 0, 0, captions)

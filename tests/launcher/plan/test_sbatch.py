@@ -5,6 +5,7 @@ A change of submitit's or of ours shows here; `python -m tests.launcher.plan.tes
 
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -58,7 +59,8 @@ def text(name: str, folder: Path) -> str:
     done = lockstep("plan", config, "--sbatch", XDG_CONFIG_HOME=str(folder), PATH="/nowhere")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return done.stdout.replace(sys.executable, "PYTHON")
+    python = re.escape(f"{sys.prefix}/bin/python") + r"[0-9.]*"  # pip writes into `lockstep` by which name it ran
+    return re.sub(python, "PYTHON", done.stdout)
 
 
 @pytest.mark.parametrize("name", CASES)

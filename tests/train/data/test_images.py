@@ -14,7 +14,7 @@ from PIL import Image
 from configs.schema import DataConfig
 from configs.solve.buckets import CropSize
 from store.dataset.headers import open_header, read_upright_size
-from tests.pngs import SIGNATURE, make_chunk
+from tests.pngs import join_chunks, make_chunk
 from train.data import colours, images
 from train.data.colours import flatten_colours
 from train.data.images import Crop, describe_crop, load_crop, scale_pixels
@@ -167,10 +167,9 @@ def test_of_several_frames_the_first_is_shown(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize("size", [(9500, 9500), (20_000, 10_000)])
 def test_an_image_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     """Also those of which Pillow only warns: 200 bytes of them fill a rank's memory."""
-    header = SIGNATURE + make_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
-    (tmp_path / "bomb.png").write_bytes(
-        header + make_chunk(b"IDAT", zlib.compress(b"\0" * 99)) + make_chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+    content = join_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b"")])
+    (tmp_path / "bomb.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"^it has more than 89,478,485 pixels, .*; make it smaller$"):
         levels(tmp_path / "bomb.png")
 
@@ -232,11 +231,10 @@ def test_one_grey_of_16_bits_may_be_transparent(tmp_path: Path) -> None:
 
 def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
     """Pillow has let go of the lower 8 bits of the pixels that it would have to be compared with."""
-    header = SIGNATURE + make_chunk(b"IHDR", (8).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0]))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
     pixels = zlib.compress((b"\0" + bytes(8 * 6)) * 8)
-    (tmp_path / "a.png").write_bytes(
-        header + make_chunk(b"tRNS", b"\1\0\2\0\3\0") + make_chunk(b"IDAT", pixels) + make_chunk(b"IEND", b"")
-    )
+    chunks = [(b"IHDR", header), (b"tRNS", b"\1\0\2\0\3\0"), (b"IDAT", pixels), (b"IEND", b"")]
+    (tmp_path / "a.png").write_bytes(join_chunks(chunks))
     with pytest.raises(ValueError, match="transparent colour in 16 bits; save it with an alpha channel"):
         levels(tmp_path / "a.png")
 

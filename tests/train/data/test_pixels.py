@@ -16,11 +16,11 @@ from tests.pngs import (
     COLOUR_TYPES,
     SIGNATURE,
     count_decodes,
+    decode_upright,
     filter_lines,
     interlace,
     join_chunks,
     list_chunks,
-    look_at,
     make_chunk,
     make_png,
 )
@@ -107,20 +107,20 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_png_is_decoded_quickly_to_the_same_pixels(name: str, decoded: Counter[bool]) -> None:
-    assert look_at(PLAIN[name], quick=True) == look_at(PLAIN[name], quick=False)
-    assert look_at(PLAIN[name], quick=True)[0] in ("RGB", "RGBA")
+    assert decode_upright(PLAIN[name], quick=True) == decode_upright(PLAIN[name], quick=False)
+    assert decode_upright(PLAIN[name], quick=True)[0] in ("RGB", "RGBA")
     assert decoded[True] == 2
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_whatever_else_it_is_is_what_pillow_makes_of_it(name: str, decoded: Counter[bool]) -> None:
-    assert look_at(OTHER[name], quick=True) == look_at(OTHER[name], quick=False)
+    assert decode_upright(OTHER[name], quick=True) == decode_upright(OTHER[name], quick=False)
     assert decoded[True] == 0
 
 
 def test_a_picture_on_its_side_is_turned() -> None:
     """By its header, as the index has its size, and by nothing that stands behind the pixels."""
-    turned = {name for name, content in OTHER.items() if look_at(content, quick=True)[1] == (21, 33)}
+    turned = {name for name, content in OTHER.items() if decode_upright(content, quick=True)[1] == (21, 33)}
     assert turned == {"EXIF"}
 
 
@@ -176,8 +176,8 @@ def test_of_damage_pillow_is_the_judge(decoded: Counter[bool]) -> None:
         content = damage(draw.choice(whole), draw)
         if int.from_bytes(content[16:20]) * int.from_bytes(content[20:24]) > 10**6:
             continue  # a header of so many pixels, which take their time
-        expected, before = look_at(content, quick=False), decoded[True]
-        found = look_at(content, quick=True)
+        expected, before = decode_upright(content, quick=False), decoded[True]
+        found = decode_upright(content, quick=True)
         if found != expected:
             assert expected == (OSError, "broken data stream when reading image file")
             assert not has_whole_pixels(content)
@@ -193,7 +193,8 @@ def test_of_damage_pillow_is_the_judge(decoded: Counter[bool]) -> None:
 def test_threads_leave_it_to_pillow(decoded: Counter[bool]) -> None:
     """Which lets go of the interpreter's lock; the quick decoder would let one of them decode at a time."""
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(look_at, PLAIN["RGB"], quick=True).result() == look_at(PLAIN["RGB"], quick=False)
+        found = pool.submit(decode_upright, PLAIN["RGB"], quick=True).result()
+    assert found == decode_upright(PLAIN["RGB"], quick=False)
     assert decoded[True] == 0
 
 
@@ -208,7 +209,7 @@ def test_a_decoder_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_file_is_read_no_further_than_its_pixels_can_reach(decoded: Counter[bool]) -> None:
     """Nobody knows what else lies in it, and memory is bounded by pixels elsewhere."""
     content = save(RGB) + bytes(3 * 2**20)
-    assert look_at(content, quick=True) == look_at(content, quick=False)
+    assert decode_upright(content, quick=True) == decode_upright(content, quick=False)
     assert decoded[True] == 0
 
 
