@@ -23,7 +23,8 @@ def saved(tmp_path_factory, pipeline_folder, image_folder) -> tuple[RunDir, RunD
     folder = tmp_path_factory.mktemp("damage")
     made = []
     for name, seed in (("run", 0), ("other", 1)):
-        settings = {"steps": 6, "micro_batch": 3, "zero": 1, "checkpoint": {"every_steps": 2, "keep": 5}, "seed": seed}
+        checkpoint = {"every_steps": 2, "keep": 5, "mode": "sync"}
+        settings = {"steps": 6, "micro_batch": 3, "zero": 1, "checkpoint": checkpoint, "seed": seed}
         run = new_run(folder / name, pipeline_folder, image_folder, **settings)
         attempt = next_attempt(run, 2)
         ranks = start_ranks(2, PROGRAM, run.path, attempt.number, "{}")

@@ -25,7 +25,7 @@ PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 )
 def test_one_bit_of_one_rank_ends_the_run(tmp_path, pipeline_folder, image_folder, settings):
     """It is the last weight's: under adapters one that is not trained, and in no checkpoint."""
-    settings = settings | {"micro_batch": 2, "checkpoint": {"every_steps": 2, "keep": 9}}
+    settings = settings | {"micro_batch": 2, "checkpoint": {"every_steps": 2, "keep": 9, "mode": "sync"}}
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, **settings)
     attempt = next_attempt(run, 3)
     ranks = start_ranks(3, PROGRAM, run.path, attempt.number, json.dumps({"flip": [1, 4]}))

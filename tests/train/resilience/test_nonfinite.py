@@ -56,7 +56,7 @@ def test_one_bad_micro_batch_costs_its_step_and_no_more(
     tmp_path, pipeline_folder, image_folder, engine, precision, offload
 ):
     settings = {**SETTINGS[engine], "precision": precision, "offload": offload, "micro_batch": 3}
-    settings["checkpoint"] = {"every_steps": 1, "keep": 2}
+    settings["checkpoint"] = {"every_steps": 1, "keep": 2, "mode": "sync"}
     run = new_run(tmp_path / "run", pipeline_folder, image_folder, **settings)
     codes, said = train(run, {"nan_at": [STEP_3 + 4]}, steps=7)
     assert codes == [0, 0], said[-3000:]
@@ -93,7 +93,7 @@ def test_twenty_skipped_steps_in_a_row_end_the_run_and_leave_what_was_good(
         image_folder,
         **SETTINGS[engine],
         precision=precision,
-        checkpoint={"every_steps": 2, "keep": 2},
+        checkpoint={"every_steps": 2, "keep": 2, "mode": "sync"},
         steps=40,
     )
     codes, said = train(run, {"nan_at": list(range(5 * BATCH, 40 * BATCH))})
