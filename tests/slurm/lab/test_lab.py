@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,9 +217,7 @@ def test_folders_that_cannot_be_a_lab(folder: Path) -> None:
 
 
 def test_daemon_that_cannot_start_is_quoted(folder: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(Exception, match="slurmctld ended with 1") as failure:
         Lab(folder).bring_up(1, accounting=False, extra="NoSuchKey=1")
     assert "NoSuchKey" in str(failure.value)
-    assert time.monotonic() - started < 10
     assert not alive_with(folder)
