@@ -24,7 +24,7 @@ ORDER = {
     "reading solve",
     "store": "files run dataset checkpoint encodings",
     "slurm": "site query recovery job backend lab",
-    "launcher": "format torch_part run_lock hub data local backend plan monitor submit manage doctor demo cli",
+    "launcher": "format torch_part run_lock same_run hub data local backend plan monitor submit manage doctor demo cli",
     "train": "private_folder process_group progress stop_signal context engines data models inspection encode "
     "objective step step_totals resilience checkpoint reporting loop attempt demo __main__",
 }

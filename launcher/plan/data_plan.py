@@ -12,6 +12,7 @@ from configs.solve.length import count_epoch
 from launcher.data.dataset import find_uncopied, plan_dataset
 from launcher.format import format_count, format_size
 from store.dataset.bad_samples import check_bad_samples
+from store.dataset.identity import identify_dataset
 from store.dataset.index import Index
 
 
@@ -34,6 +35,7 @@ class DataPlan:
     buckets: BucketPlan | None = None  # None also where nothing is known of the images
     notes: list[str] = field(default_factory=list)
     version: str | None = None  # of the index; None where it was not looked at
+    digest: str | None = None  # the identity of the dataset, likewise
 
 
 def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
@@ -62,7 +64,8 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         notes.append(f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}")
     epoch = count_epoch(config.data, index.source_sizes)
     buckets = plan_buckets(config, batch, index)
-    return DataPlan(len(index), epoch, index.caption_count, buckets, notes, index.version)
+    digest = identify_dataset(config.data, index)
+    return DataPlan(len(index), epoch, index.caption_count, buckets, notes, index.version, digest)
 
 
 def plan_buckets(config: RunConfig, batch: int, index: Index) -> BucketPlan | None:

@@ -38,6 +38,7 @@ from launcher.format import format_rate, format_size
 from launcher.hub.model_file import find_model_folder
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
+from launcher.same_run import list_changes
 from store.checkpoint.checkpoints import list_checkpoints
 from store.run.run_dir import RunDir
 from store.run.submission import plan_batch, settle_run_precision
@@ -58,6 +59,7 @@ class RunPlan:
     run_dir: RunDir
     started: bool  # the run's folder exists
     newest_step: int | None  # of the newest checkpoint
+    changes: list[str]  # what makes this another run than the one in that folder, which submit refuses
     lr: list[tuple[int, float]]  # (step, rate) at a few steps that show the schedule
     memory: MemoryPlan
     reasons: dict[str, str]  # of what the config leaves open: key → why it is settled as `config` has it
@@ -66,7 +68,7 @@ class RunPlan:
     shapes: list[BatchPlan]  # some node counts that keep the batch
     deepspeed: dict[str, Any] | None  # its config, where it is the engine
     notes: list[str]
-    next_command: str
+    next_command: str | None  # None where submit would refuse it
 
     @property
     def epoch(self) -> int | Fraction:
@@ -108,7 +110,6 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     shape = _requested_shape(config, request)
     backend = backend or BACKENDS[_find_backend_name(config, shape)]()
     batch_plan = plan_batch(run_dir, config, shape) if shape else backend.plan_batch(run_dir, config)
-    next_command = _submit_command(request, backend)
     hardware = backend.find_hardware(config)
     if request.gpu_memory is not None:
         hardware = replace(hardware, gpus=True, gpu_memory=request.gpu_memory)
@@ -124,6 +125,14 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     steps = _steps_to_show(config, length.steps)
     checkpoints = list_checkpoints(run_dir)  # by their folders' names; whether they verify is for the run to find out
     class_name = find_pipeline_class(config)
+    changes = list_changes(
+        run_dir,
+        config,
+        batch_plan,
+        length.steps,
+        model_folder=str(turned) if turned else None,
+        dataset_digest=data.digest,
+    )
     plan = RunPlan(
         config=config,
         family=None if class_name is None else name_family(class_name, size.configs.get("unet", {})),
@@ -133,6 +142,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         run_dir=run_dir,
         started=run_dir.config_path.exists(),
         newest_step=checkpoints[-1].step if checkpoints else None,
+        changes=changes,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=plan_memory(settled, hardware, size),
         encodings=plan_encodings(config, size, hardware, data.samples, data.captions, data.version),
@@ -141,7 +151,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
         notes=data.notes,
-        next_command=next_command,
+        next_command=None if changes else _submit_command(request, backend),
     )
     return replace(plan, notes=[*data.notes, *_warnings(plan)])
 
@@ -253,6 +263,12 @@ def _warnings(plan: RunPlan) -> list[str]:
     """What the user should know before starting, one sentence each."""
     config, batch_plan, total = plan.config, plan.batch_plan, plan.length.steps
     notes = []
+    if plan.changes:
+        listed = "; ".join(plan.changes)
+        notes.append(
+            f"{plan.run_dir.path} holds another run, so submit refuses this one: {listed}; "
+            f"give it another name; with --fork {plan.run_dir.path} it starts from that run's weights"
+        )
     if is_model_file(config.model) and find_model_folder(config) is None:
         size_on_disk = format_size(os.path.getsize(config.model))
         notes.append(

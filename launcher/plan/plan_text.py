@@ -49,7 +49,8 @@ def render_plan(plan: RunPlan) -> str:
         lines += _row("pictures", str(run_dir.pictures_path))
     for note in plan.notes:
         lines += _row("note", note)
-    lines.append(f"{'next':<{_LABEL}}{plan.next_command}")  # never wrapped: it is there to be copied
+    if plan.next_command is not None:
+        lines.append(f"{'next':<{_LABEL}}{plan.next_command}")  # never wrapped: it is there to be copied
     return "\n".join(lines)
 
 
@@ -155,6 +156,8 @@ def _model(plan: RunPlan) -> str:
 
 def _progress(plan: RunPlan) -> str:
     """How far the run has come."""
+    if plan.changes:
+        return "holds another run"
     if plan.newest_step is None:
         return "started, no checkpoint yet" if plan.started else "new"
     if plan.newest_step >= plan.length.steps:

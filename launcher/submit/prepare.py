@@ -1,32 +1,30 @@
 """From a config to an attempt that is ready to start: everything is checked first, then everything is written."""
 
 import json
-import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from configs.changes import select_values
 from configs.errors import UserError
-from configs.model_folder import find_commit_name, read_pipeline_class
+from configs.model_folder import read_pipeline_class
 from configs.objective import check_objective
 from configs.pipelines import check_told
 from configs.reading.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
-from configs.solve.buckets import choose_grain
 from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.data.encodings import check_encodings_room
 from launcher.format import format_count
+from launcher.same_run import keep_revision, list_changes, list_meanings
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
 from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
 from store.dataset.run_index import place_run_index
 from store.files import write_atomic
-from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir
 from store.run.submission import Submission, plan_batch, settle_run_precision
@@ -68,7 +66,7 @@ def prepare_run(
     are wrong, or the run's folder holds another run.
     """
     run = RunDir.for_config(config)
-    config = _keep_revision(config, run)
+    config = keep_revision(config, run)
     commit = inputs.check_model(config)  # first: images take minutes to look at, and a whole model hours to fetch
     config = config.model_copy(update={"revision": commit})
     batch_plan = batch_plan or plan_batch(run, config)
@@ -84,27 +82,14 @@ def prepare_run(
     check_told(config, read_pipeline_class(Path(model, "model_index.json")))
     batch_plan = settle_memory(config, batch_plan, inputs.hardware, read_model_size(model)).batch_plan
     digest = identify_dataset(config.data, index)
-    meanings = _meanings(config, model, digest, batch_plan, total_steps)
+    meanings = list_meanings(config, model, digest, batch_plan, total_steps)
     content = _digest_content(config, meanings, inputs.code_digest)
     check_encodings_room(config, index, Path(model), inputs.hardware)
     sizes = index.source_sizes
     submission = Submission(model, len(index), digest, content, inputs.hardware, sizes, only_encode)
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
-    check_same_run(ready)
+    _check_same_run(ready)
     return ready
-
-
-def _keep_revision(config: RunConfig, run: RunDir) -> RunConfig:
-    """`config` with the commit of its model on the hub that the run began with, where it names no revision."""
-    if config.revision is not None or os.path.isabs(config.model) or not run.config_path.is_file():
-        return config
-    begun, attempts = load_config(run.config_path), run.attempts()
-    if begun.model != config.model:
-        return config
-    revision = begun.revision
-    if revision is None and attempts:  # earlier versions kept it only as the folder's name
-        revision = find_commit_name(Path(AttemptPlan.read(attempts[-1].plan_path).model_folder))
-    return config.model_copy(update={"revision": revision})
 
 
 def _keep_commits(config: RunConfig, run: RunDir, inputs: RunInputs) -> RunConfig:
@@ -122,26 +107,6 @@ def _keep_commits(config: RunConfig, run: RunDir, inputs: RunInputs) -> RunConfi
     return config.model_copy(update={"data": config.data.model_copy(update={"sources": kept})})
 
 
-def _meanings(
-    config: RunConfig, model_folder: str, dataset_digest: str, batch_plan: BatchPlan, total_steps: int
-) -> dict[str, object]:
-    """What the keys stand for that can be spelled in several ways."""
-    return {
-        "model": os.path.realpath(model_folder),
-        "revision": config.revision or find_commit_name(Path(model_folder)),
-        "data.images": dataset_digest,  # the samples of all sources, in their order
-        "data.sources": [str(source.exact_repeats) for source in config.data.listed_sources],
-        "data.buckets.grain": choose_grain(config.data, batch_plan.batch),
-        "batch": batch_plan.batch,
-        "steps": total_steps,
-        "epochs": None,
-        "samples": None,
-        "export": config.exported,
-        "lora.alpha": config.lora.effective_alpha if config.lora else None,
-        "min_snr_gamma": config.snr_gamma,
-    }
-
-
 def _digest_content(config: RunConfig, meanings: dict[str, object], code_digest: str) -> str:
     """A digest of all that decides what comes of a run. Its name, its place and its shape do not."""
     values = select_values(config, {"run", "result"}, meanings)
@@ -155,45 +120,17 @@ def is_finished(ready: PreparedRun) -> bool:
     return bool(finished) and finished[-1].step >= ready.total_steps
 
 
-def check_same_run(ready: PreparedRun) -> None:
-    """A name is a run's id. A resume may change its shape, its length and its rates, not what it learns from.
-
-    Raises UserError with the differences.
-    """
-    run, config, attempts = ready.run, ready.config, ready.run.attempts()
-    if not run.config_path.is_file() or not attempts:
-        return
-    last = AttemptPlan.read(attempts[-1].plan_path)
-    before = last.settle_config(load_config(run.config_path))
-    submission = ready.submission
-    folder = submission.model_folder if before.model == config.model else last.model_folder  # a hub id stays itself
-    was = _meanings(before, folder, last.dataset_digest, last.batch_plan, last.total_steps)
-    now = _meanings(config, submission.model_folder, submission.dataset_digest, ready.batch_plan, ready.total_steps)
-    old = select_values(before, {"run"}, was)
-    new = select_values(config, {"run"}, now)
-    differing = [key for key in old if old[key] != new[key]]
-    if any(key.startswith("data.buckets") for key in differing):
-        # The size that each image is cut to is a part of the dataset's identity.
-        differing = [key for key in differing if key != "data.images"]
-    old, new = old | {"model": before.model}, new | {"model": config.model}  # as they were written
-    changed = [_describe_change(ready, key, old[key], new[key]) for key in differing]
-    if changed:
-        listed = "\n  ".join(changed)
+def _check_same_run(ready: PreparedRun) -> None:
+    """Raises UserError where the run's folder holds another run, with the differences, or a longer one."""
+    run, submission = ready.run, ready.submission
+    changes = list_changes(
+        run, ready.config, ready.batch_plan, ready.total_steps, submission.model_folder, submission.dataset_digest
+    )
+    if changes:
+        listed = "\n  ".join(changes)
         cure = f"give this one another name; with --fork {run.path} it starts from that run's weights"
         raise UserError(f"{run.path} holds another run:\n  {listed}\n{cure}")
     saved = checkpoints.list_checkpoints(run)
     if saved and saved[-1].step > ready.total_steps:
         length = f"the config asks for {format_count(ready.total_steps, 'step')}"
         raise UserError(f"{run.path}: is trained to step {saved[-1].step:,} already, and {length}; ask for more")
-
-
-def _describe_change(ready: PreparedRun, key: str, old: object, new: object) -> str:
-    if key == "data.images":
-        places = ", ".join(source.place for source in ready.config.data.listed_sources)
-        return f"data.images: other samples than before are in {places}"
-    return f"{key}: {_format_value(old)} → {_format_value(new)}"
-
-
-def _format_value(value: object) -> str:
-    """As a person writes it in YAML."""
-    return value if isinstance(value, str) else json.dumps(value)

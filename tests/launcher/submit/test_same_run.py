@@ -1,6 +1,8 @@
 """Which change of a config makes another run, which another curve, and which neither."""
 
+import json
 import shutil
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,13 @@ def content(ready: PreparedRun) -> str:
     return ready.submission.content
 
 
+def plan(desk: Desk, *words: str) -> dict[str, Any]:
+    code, text = desk.lockstep("plan", desk.file, *words, "--json")
+    assert code == 0, text
+    planned: dict[str, Any] = json.loads(text)
+    return planned
+
+
 def move_images(desk: Desk) -> str:
     """The same images at another place: the word that says where."""
     return f"data.images={shutil.copytree(desk.folder / 'images', desk.folder / 'moved')}"
@@ -70,13 +79,16 @@ def test_the_same_run(desk: Desk, words: tuple[str, ...]) -> None:
     before = content(desk.ready())
     begun(desk.submitted())
     assert content(desk.ready(*words)) == before
+    assert plan(desk, *words)["next"] is not None
 
 
 @pytest.mark.parametrize("moved", [move_images, link_model])
 def test_a_folder_that_moved_is_the_same(desk: Desk, moved) -> None:
     before = content(desk.ready())
     begun(desk.submitted())
-    assert content(desk.ready(moved(desk))) == before
+    word = moved(desk)
+    assert content(desk.ready(word)) == before
+    assert plan(desk, word)["next"] is not None
 
 
 @pytest.mark.parametrize("words", RESULT.values(), ids=RESULT)
@@ -94,6 +106,25 @@ def test_another_run(desk: Desk, change: str) -> None:
     with pytest.raises(UserError) as refused:
         desk.ready(*OTHER[change])
     assert str(refused.value).startswith(f"{run} holds another run:\n  {change}\n")
+
+    planned = plan(desk, *OTHER[change])
+    assert planned["next"] is None, "plan names no command that would be refused"
+    assert planned["notes"][0].startswith(f"{run} holds another run, so submit refuses this one: {change}")
+
+
+def test_the_plan_of_another_run_says_so_on_its_screen(desk: Desk) -> None:
+    words = ("plan", desk.file, "seed=1")
+    assert "next     lockstep submit" in desk.lockstep(*words)[1]
+    run = begun(desk.submitted()).path.parent.parent
+    code, text = desk.lockstep(*words)
+    assert code == 0, "who only wonders may"
+    assert text.startswith(f"mine → {run} (holds another run)\n")
+    assert "submit refuses this one: seed: 0 → 1; give it another name" in " ".join(text.split())
+    assert "next  " not in text
+    shutil.copyfile(desk.folder / "images/0.png", desk.folder / "images/8.png")
+    (desk.folder / "images/8.txt").write_text("a blue square")
+    note = plan(desk)["notes"][0]
+    assert f"data.images: other samples than before are in {desk.folder / 'images'}" in note
 
 
 def test_a_grain_is_the_same_whether_or_not_it_is_written(desk: Desk) -> None:
