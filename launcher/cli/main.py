@@ -167,7 +167,7 @@ def submit_config(config: str, overrides: tuple[str, ...], local: bool, ranks: i
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--local", is_flag=True, help="Encode on this machine, without SLURM.")
 @click.option("--ranks", type=click.IntRange(min=1), help="With --local: ranks, one per GPU or share of the CPUs.")
-@click.option("--prune", is_flag=True, help="Encode nothing; remove what no run used for 30 days.")
+@click.option("--prune", is_flag=True, help="Encode nothing; remove encodings no run used for 30 days.")
 def encode_data(config: str, overrides: tuple[str, ...], local: bool, ranks: int | None, prune: bool) -> None:
     """Encode images and captions of a run, to train later.
 
