@@ -8,8 +8,9 @@ from tests.ranks import start_ranks
 from tests.runs import next_attempt
 
 PROGRAM = Path(__file__).with_name("faulty_attempt.py")
-KILL_IN_SAVE_OF_STEP_4 = {"rank": 1, "call": "open", "on": "step-00000004.*fragments-", "when": "before", "do": "kill"}
-KILL_IN_SAVE_OF_STEP_4 |= {"count": 1}
+# Where every second step is saved: that of step 4, or on a slow disk a later one.
+KILL_IN_SECOND_SAVE = {"rank": 1, "call": "open", "on": "step-0000000[3-9].*fragments-", "when": "before", "do": "kill"}
+KILL_IN_SECOND_SAVE |= {"count": 1}
 
 
 def make_attempt(run: RunDir, ranks: int, fault: dict[str, object] | None = None) -> list[int]:

@@ -11,7 +11,7 @@ from store.run.run_dir import RunDir
 from tests.engines import SETTINGS
 from tests.odd_images import make_bucket_data
 from tests.runs import new_run, read_losses, values
-from tests.train.attempts import KILL_IN_SAVE_OF_STEP_4, make_attempt
+from tests.train.attempts import KILL_IN_SECOND_SAVE, make_attempt
 
 STEPS = 6
 LORA = {"rank": 4, "alpha": 2, "targets": "all-linear"}
@@ -80,7 +80,7 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, request: pytest.FixtureRequest, n
 
     whole, resumed = start("whole"), start("resumed")
     make_attempt(whole, 2)
-    assert make_attempt(resumed, 2, KILL_IN_SAVE_OF_STEP_4) != [0, 0]
+    assert make_attempt(resumed, 2, KILL_IN_SECOND_SAVE) != [0, 0]
     make_attempt(resumed, 2)
     assert len(read_losses(whole)) == STEPS
     assert np.isfinite(read_losses(whole)).all()

@@ -14,7 +14,7 @@ from store.dataset.index import Index, write_index
 from store.run.run_dir import RunDir
 from tests.runs import new_run
 from tests.tiny import make_images
-from tests.train.attempts import KILL_IN_SAVE_OF_STEP_4, make_attempt
+from tests.train.attempts import KILL_IN_SECOND_SAVE, make_attempt
 from train.models import load_model
 
 STEPS = 6
@@ -51,7 +51,7 @@ def test_every_shape_and_every_attempt_agree(tmp_path: Path, pipeline_folder: Pa
     whole = start_run(tmp_path / "whole", pipeline_folder, images, micro_batch=6, pictures=pictures)
     make_attempt(whole, 1)
     parts = start_run(tmp_path / "parts", pipeline_folder, images, micro_batch=3)
-    assert make_attempt(parts, 2, KILL_IN_SAVE_OF_STEP_4) != [0, 0]
+    assert make_attempt(parts, 2, KILL_IN_SECOND_SAVE) != [0, 0]
     make_attempt(parts, 1)
     expected, found = read_metrics(whole), read_metrics(parts)
     assert [line["step"] for line in found] == list(range(1, STEPS + 1))

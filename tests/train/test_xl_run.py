@@ -14,7 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 from configs.schema import RunConfig
 from store.run.run_dir import RunDir
 from tests.runs import new_run, read_losses
-from tests.train.attempts import KILL_IN_SAVE_OF_STEP_4, make_attempt
+from tests.train.attempts import KILL_IN_SECOND_SAVE, make_attempt
 from train.models import load_model
 
 STEPS = 6
@@ -65,7 +65,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, variant: Path, image_folder:
     settings = {"micro_batch": 3, "engine": "fsdp2", "variant": "fp16"}
     folder = tmp_path_factory.mktemp("xl") / "parts"
     run = start_run(folder, variant, image_folder, data={"cache": "off"}, **settings)
-    assert make_attempt(run, 2, KILL_IN_SAVE_OF_STEP_4) != [0, 0]
+    assert make_attempt(run, 2, KILL_IN_SECOND_SAVE) != [0, 0]
     make_attempt(run, 1)
     return run
 

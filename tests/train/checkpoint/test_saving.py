@@ -19,6 +19,7 @@ from store.run.records import Allocation, read_failures
 from store.run.run_dir import RunDir
 from tests.ranks import Ranks, start_ranks
 from tests.runs import new_run, next_attempt
+from tests.shell import until
 
 PROGRAM = Path(__file__).parents[1] / "faulty_attempt.py"
 SETTINGS = {"micro_batch": 3, "zero": 2, "checkpoint": {"every_steps": 2, "keep": 9}}
@@ -29,15 +30,6 @@ SYNC = SETTINGS | {"checkpoint": {"every_steps": 2, "keep": 9, "mode": "sync"}}
 def start(run: RunDir, fault: dict | None = None, **changes) -> Ranks:
     attempt = next_attempt(run, 2, **changes)
     return start_ranks(2, PROGRAM, run.path, attempt.number, json.dumps(fault or {}))
-
-
-def until(condition, seconds: float = 60):
-    """What `condition` answers, once it answers something; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.02)
-    return answer
 
 
 def test_a_checkpoint_stands_though_its_note_cannot_be_written(tmp_path, pipeline_folder, image_folder):
@@ -79,7 +71,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_costs_saves_and_not_the_run(small_disk, pipeline_folder, image_folder):
-    run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=12, **SETTINGS)
+    run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=12, **SYNC)
     ranks = start(run)
     codes = ranks.wait()
     assert steps_of(run) == list(range(1, 13)), "training went on to the last step"
@@ -95,7 +87,7 @@ def test_a_full_disk_costs_saves_and_not_the_run(small_disk, pipeline_folder, im
 
 def test_a_disk_without_one_free_byte_stops_no_training(small_disk, pipeline_folder, image_folder):
     """Not even metrics, logs and signs of life can be written."""
-    run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=60, **SETTINGS)
+    run = new_run(small_disk / "run", pipeline_folder, image_folder, steps=60, **SYNC)
     ranks = start(run)
     until(lambda: checkpoints.list_checkpoints(run))
     with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as ballast:
