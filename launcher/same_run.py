@@ -13,21 +13,11 @@ from configs.reading.load import load_config
 from configs.schema import RunConfig
 from configs.solve.batch import BatchPlan
 from configs.solve.buckets import choose_grain
+from launcher.format import format_count
 from store.run.attempt_plan import AttemptPlan
 from store.run.run_dir import RunDir
 
-
-def keep_revision(config: RunConfig, run: RunDir) -> RunConfig:
-    """`config` with the commit of its model on the hub that the run began with, where it names no revision."""
-    if config.revision is not None or os.path.isabs(config.model) or not run.config_path.is_file():
-        return config
-    begun, attempts = load_config(run.config_path), run.attempts()
-    if begun.model != config.model:
-        return config
-    revision = begun.revision
-    if revision is None and attempts:  # earlier versions kept it only as the folder's name
-        revision = find_commit_name(Path(AttemptPlan.read(attempts[-1].plan_path).model_folder))
-    return config.model_copy(update={"revision": revision})
+_MODEL_KEYS = {"model", "revision", "variant", "pipeline_config"}
 
 
 def list_meanings(
@@ -60,27 +50,34 @@ def list_changes(
 ) -> list[str]:
     """A line for each key that makes `config` another run than the one in `run`; none where nothing has begun there.
 
-    `model_folder` and `dataset_digest` are None where nobody has looked yet: a model of the same name counts as the
-    same then, and the samples are not compared.
+    `model_folder` and `dataset_digest` are None where nobody has looked yet; what they decide is not compared then.
     """
     attempts = run.attempts()
     if not run.config_path.is_file() or not attempts:
         return []
-    config = keep_revision(config, run)
     last = AttemptPlan.read(attempts[-1].plan_path)
     before = last.settle_config(load_config(run.config_path))
-    begun_folder, known_folder = last.model_folder, model_folder or config.model
-    if before.model == config.model:  # a hub id stays itself
-        begun_folder = known_folder = model_folder or last.model_folder
+    folder, digest = model_folder or last.model_folder, dataset_digest or last.dataset_digest
+    begun_folder = folder if before.model == config.model else last.model_folder  # a hub id stays itself
     was = list_meanings(before, begun_folder, last.dataset_digest, last.batch_plan, last.total_steps)
-    now = list_meanings(config, known_folder, dataset_digest or last.dataset_digest, batch_plan, total_steps)
+    now = list_meanings(config, folder, digest, batch_plan, total_steps)
     old, new = select_values(before, {"run"}, was), select_values(config, {"run"}, now)
     differing = [key for key in old if old[key] != new[key]]
+    if model_folder is None:
+        differing = [key for key in differing if key not in _MODEL_KEYS]
     if any(key.startswith("data.buckets") for key in differing):
         # The size that each image is cut to is a part of the dataset's identity.
         differing = [key for key in differing if key != "data.images"]
     old, new = old | {"model": before.model}, new | {"model": config.model}  # as they were written
     return [_describe_change(config, key, old[key], new[key]) for key in differing]
+
+
+def describe_excess(run: RunDir, newest_step: int | None, total_steps: int) -> str | None:
+    """That the newest checkpoint of `run` is of a later step than the last that is asked for; None where it is not."""
+    if newest_step is None or newest_step <= total_steps:
+        return None
+    length = f"the config asks for {format_count(total_steps, 'step')}"
+    return f"{run.path}: is trained to step {newest_step:,} already, and {length}; ask for more"
 
 
 def _describe_change(config: RunConfig, key: str, old: object, new: object) -> str:

@@ -14,17 +14,9 @@ from launcher.submit.inputs import RunInputs
 from launcher.submit.prepare import prepare_run
 from launcher.torch_part import run_torch_part
 from store.checkpoint.checkpoints import find_checkpoint
-from store.run.records import Record
+from store.run.records import ForkOrigin
 from store.run.run_dir import RunDir
 from store.run.submission import Submission
-
-
-@dataclass(frozen=True)
-class ForkOrigin(Record):
-    """Whose weights a fork starts from."""
-
-    run: str  # the parent's folder
-    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -88,8 +80,7 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
     forked = config.model_copy(
         update={"model": str(run.base_path), "revision": None, "variant": None, "pipeline_config": None}
     )
-    origin_file = run.base_path / "origin.json"
-    origin = ForkOrigin.read_if_written(origin_file)
+    origin = ForkOrigin.read_if_written(run.origin_path)
     if origin is not None:
         if origin.run != str(source.path):
             raise UserError(f"{run.path}: was forked from {origin.run}; give this one another name")
@@ -105,5 +96,5 @@ def fork_run(config: RunConfig, parent: str, hardware: Hardware) -> RunConfig:
         if exit_code:
             error = UserError if exit_code == UserError.exit_code else LockstepError
             raise error(f"{parent}: its weights could not be exported, so there is nothing to fork from")
-        ForkOrigin(str(source.path), newest.path.name).write(origin_file)
+        ForkOrigin(str(source.path), newest.path.name).write(run.origin_path)
     return forked

@@ -35,7 +35,7 @@ class DataPlan:
     buckets: BucketPlan | None = None  # None also where nothing is known of the images
     notes: list[str] = field(default_factory=list)
     version: str | None = None  # of the index; None where it was not looked at
-    digest: str | None = None  # the identity of the dataset, likewise
+    digest: str | None = None  # the identity of the dataset as submit will find it; None where that is not known
 
 
 def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
@@ -64,7 +64,9 @@ def plan_data(config: RunConfig, batch: int, samples: int | None) -> DataPlan:
         notes.append(f"{skipped} will be skipped; the first: {kept.bad_samples[0].problem}")
     epoch = count_epoch(config.data, index.source_sizes)
     buckets = plan_buckets(config, batch, index)
-    digest = identify_dataset(config.data, index)
+    # A run keeps the commits of its data sets on the hub, whatever has come there since.
+    on_hub = any(source.hub is not None for source in config.data.listed_sources)
+    digest = None if on_hub else identify_dataset(config.data, index)
     return DataPlan(len(index), epoch, index.caption_count, buckets, notes, index.version, digest)
 
 

@@ -38,8 +38,9 @@ from launcher.format import format_rate, format_size
 from launcher.hub.model_file import find_model_folder
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
-from launcher.same_run import list_changes
+from launcher.same_run import describe_excess, list_changes
 from store.checkpoint.checkpoints import list_checkpoints
+from store.run.records import ForkOrigin
 from store.run.run_dir import RunDir
 from store.run.submission import plan_batch, settle_run_precision
 
@@ -125,14 +126,11 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     steps = _steps_to_show(config, length.steps)
     checkpoints = list_checkpoints(run_dir)  # by their folders' names; whether they verify is for the run to find out
     class_name = find_pipeline_class(config)
-    changes = list_changes(
-        run_dir,
-        config,
-        batch_plan,
-        length.steps,
-        model_folder=str(turned) if turned else None,
-        dataset_digest=data.digest,
-    )
+    newest_step = checkpoints[-1].step if checkpoints else None
+    origin = ForkOrigin.read_if_written(run_dir.origin_path)
+    model_folder = None if origin else _find_known_folder(config)
+    changes = list_changes(run_dir, config, batch_plan, length.steps, model_folder, data.digest)
+    excess = None if changes else describe_excess(run_dir, newest_step, length.steps)
     plan = RunPlan(
         config=config,
         family=None if class_name is None else name_family(class_name, size.configs.get("unet", {})),
@@ -141,7 +139,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         data=data,
         run_dir=run_dir,
         started=run_dir.config_path.exists(),
-        newest_step=checkpoints[-1].step if checkpoints else None,
+        newest_step=newest_step,
         changes=changes,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=plan_memory(settled, hardware, size),
@@ -150,10 +148,10 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
-        notes=data.notes,
-        next_command=None if changes else _submit_command(request, backend),
+        notes=[*data.notes, *([excess] if excess else [])],
+        next_command=None if changes or excess else _submit_command(request, backend, origin),
     )
-    return replace(plan, notes=[*data.notes, *_warnings(plan)])
+    return replace(plan, notes=[*plan.notes, *_warnings(plan)])
 
 
 def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
@@ -190,6 +188,15 @@ def _check_model(config: RunConfig) -> None:
         check_objective(config, snapshot)
     elif model in KNOWN_MODELS:
         check_scheduler(config, {"prediction_type": KNOWN_MODELS[model].prediction}, model)
+
+
+def _find_known_folder(config: RunConfig) -> str | None:
+    """The model's folder as submit will find it; None of the hub's, which submit asks, and of a file that is not turned
+    into one yet."""
+    if is_model_file(config.model):
+        turned = find_model_folder(config)
+        return None if turned is None else str(turned)
+    return config.model if os.path.isabs(config.model) else None
 
 
 def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:
@@ -244,8 +251,9 @@ def _find_backend_name(config: RunConfig, shape: Shape | None) -> str:
     return "local" if local else "slurm"
 
 
-def _submit_command(request: PlanRequest, backend: Backend) -> str:
+def _submit_command(request: PlanRequest, backend: Backend, origin: ForkOrigin | None) -> str:
     """The command that starts what was planned, with the command line's shape."""
+    fork = ["--fork", origin.run] if origin else []
     shape = []
     if backend.name == "local":
         shape.append("--local")
@@ -256,7 +264,7 @@ def _submit_command(request: PlanRequest, backend: Backend) -> str:
             shape.append(f"cluster.nodes={request.nodes}")
         if request.gpus_per_node:
             shape.append(f"cluster.gpus_per_node={request.gpus_per_node}")
-    return shlex.join(["lockstep", "submit", request.file, *shape, *request.overrides])
+    return shlex.join(["lockstep", "submit", request.file, *shape, *request.overrides, *fork])
 
 
 def _warnings(plan: RunPlan) -> list[str]:

@@ -1,13 +1,14 @@
 """From a config to an attempt that is ready to start: everything is checked first, then everything is written."""
 
 import json
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from configs.changes import select_values
 from configs.errors import UserError
-from configs.model_folder import read_pipeline_class
+from configs.model_folder import find_commit_name, read_pipeline_class
 from configs.objective import check_objective
 from configs.pipelines import check_told
 from configs.reading.load import dump_config, load_config
@@ -17,14 +18,14 @@ from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.data.encodings import check_encodings_room
-from launcher.format import format_count
-from launcher.same_run import keep_revision, list_changes, list_meanings
+from launcher.same_run import describe_excess, list_changes, list_meanings
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
 from store.dataset.identity import identify_dataset
 from store.dataset.kept_index import KeptIndex
 from store.dataset.run_index import place_run_index
 from store.files import write_atomic
+from store.run.attempt_plan import AttemptPlan
 from store.run.end import End
 from store.run.run_dir import RunDir
 from store.run.submission import Submission, plan_batch, settle_run_precision
@@ -66,7 +67,7 @@ def prepare_run(
     are wrong, or the run's folder holds another run.
     """
     run = RunDir.for_config(config)
-    config = keep_revision(config, run)
+    config = _keep_revision(config, run)
     commit = inputs.check_model(config)  # first: images take minutes to look at, and a whole model hours to fetch
     config = config.model_copy(update={"revision": commit})
     batch_plan = batch_plan or plan_batch(run, config)
@@ -90,6 +91,19 @@ def prepare_run(
     ready = PreparedRun(run, config, batch_plan, submission, total_steps, dataset)
     _check_same_run(ready)
     return ready
+
+
+def _keep_revision(config: RunConfig, run: RunDir) -> RunConfig:
+    """`config` with the commit of its model on the hub that the run began with, where it names no revision."""
+    if config.revision is not None or os.path.isabs(config.model) or not run.config_path.is_file():
+        return config
+    begun, attempts = load_config(run.config_path), run.attempts()
+    if begun.model != config.model:
+        return config
+    revision = begun.revision
+    if revision is None and attempts:  # earlier versions kept it only as the folder's name
+        revision = find_commit_name(Path(AttemptPlan.read(attempts[-1].plan_path).model_folder))
+    return config.model_copy(update={"revision": revision})
 
 
 def _keep_commits(config: RunConfig, run: RunDir, inputs: RunInputs) -> RunConfig:
@@ -131,6 +145,6 @@ def _check_same_run(ready: PreparedRun) -> None:
         cure = f"give this one another name; with --fork {run.path} it starts from that run's weights"
         raise UserError(f"{run.path} holds another run:\n  {listed}\n{cure}")
     saved = checkpoints.list_checkpoints(run)
-    if saved and saved[-1].step > ready.total_steps:
-        length = f"the config asks for {format_count(ready.total_steps, 'step')}"
-        raise UserError(f"{run.path}: is trained to step {saved[-1].step:,} already, and {length}; ask for more")
+    excess = describe_excess(run, saved[-1].step if saved else None, ready.total_steps)
+    if excess is not None:
+        raise UserError(excess)

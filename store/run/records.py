@@ -107,6 +107,14 @@ class ResumePoint(Record):
 
 
 @dataclass(frozen=True)
+class ForkOrigin(Record):
+    """Whose weights a fork starts from."""
+
+    run: str  # the parent's folder
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class SavedCheckpoint(Record):
     """What an attempt committed last, noted down outside the folder that holds it."""
 

@@ -204,6 +204,11 @@ class RunDir:
         return self.path / "base"
 
     @property
+    def origin_path(self) -> Path:
+        """Of a fork: whose weights these are."""
+        return self.base_path / "origin.json"
+
+    @property
     def compile_path(self) -> Path:
         """What torch.compile made, for the attempts to come; code, so only its owner may write in it."""
         return self.path / "compile"

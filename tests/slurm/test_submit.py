@@ -95,7 +95,10 @@ def test_a_job_that_waits_in_vain_is_told_what_to_do(cluster: Cluster) -> None:
 def test_preempted_by_cancelling_without_grace_time(cluster: Cluster) -> None:
     """It saves and does not come back, which is said before and after."""
     with cluster.partition("cut", "PreemptMode=CANCEL", "GraceTime=0", "PriorityTier=1", "MaxTime=UNLIMITED"):
-        run = cluster.new_run("cut", steps=5000, cluster={"site": "cut", "nodes": 4, "gpus_per_node": 1}, batch=8)
+        settings = {"batch": 8, "cluster": {"site": "cut", "nodes": 4, "gpus_per_node": 1}}
+        # No save of its own that the last one would wait for: SLURM gives KillWait seconds, five here.
+        settings["checkpoint"] = {"every_steps": None, "notice_seconds": 20}
+        run = cluster.new_run("cut", steps=5000, **settings)
         assert "note: partition cut preempts by cancelling, without grace time" in run.submit()
         run.trains()
         cluster.run(*["sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"], "true", check=True)

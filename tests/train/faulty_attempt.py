@@ -40,7 +40,7 @@ from train.engines.ema import Ema
 from train.step import Trainer
 from train.stop_signal import StopSignal
 
-SLOW = 0.3  # seconds that a slow rank takes longer for each call, unless the fault has `seconds`
+SLOW = 0.3  # seconds that a slow rank takes longer for each call
 
 
 def install(fault: dict, attempt: Attempt) -> None:
@@ -72,7 +72,7 @@ def install(fault: dict, attempt: Attempt) -> None:
             if seen == fault["count"]:
                 (attempt.path / "fired").touch()
             if fault["do"] == "slow":
-                time.sleep(fault.get("seconds", SLOW))
+                time.sleep(SLOW)
             elif seen == fault["count"]:
                 if fault["do"] == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -167,7 +167,7 @@ def test_a_rank_that_is_aborted_is_told_with_its_last_words(model: Path) -> None
 def test_a_dead_rank_ends_the_run_and_so_does_an_impatient_user(model: Path) -> None:
     """Two attempts of a run that would never end."""
     file, run = make_run(model, "endless", CONFIG.replace(f"steps: {STEPS}", "steps: 1_000_000"))
-    words, output = ("submit", file, *LOCAL, 2), file.with_suffix(".out")
+    words, output = ("submit", file, "report_every_steps=1", *LOCAL, 2), file.with_suffix(".out")
 
     with started(output, *words) as process:
         until(lambda: metrics_of(run.attempt(1).metrics_path))

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from configs.errors import UserError
-from configs.reading.load import load_config
+from configs.reading.load import dump_config, load_config
 from configs.solve.hardware import Hardware
 from launcher.submit.prepare import PreparedRun
 from slurm.job.record import JobRecord
 from slurm.site import Site
+from store.run.records import ForkOrigin
+from store.run.run_dir import RunDir
 from store.run.submission import Submission
 from tests.launcher.desk import Desk, begun
 
@@ -108,8 +110,8 @@ def test_another_run(desk: Desk, change: str) -> None:
     assert str(refused.value).startswith(f"{run} holds another run:\n  {change}\n")
 
     planned = plan(desk, *OTHER[change])
-    assert planned["next"] is None, "plan names no command that would be refused"
-    assert planned["notes"][0].startswith(f"{run} holds another run, so submit refuses this one: {change}")
+    assert planned["changes"][0] == change
+    assert (planned["next"], planned["continues_at"]) == (None, None), "plan names no command that would be refused"
 
 
 def test_the_plan_of_another_run_says_so_on_its_screen(desk: Desk) -> None:
@@ -123,8 +125,54 @@ def test_the_plan_of_another_run_says_so_on_its_screen(desk: Desk) -> None:
     assert "next  " not in text
     shutil.copyfile(desk.folder / "images/0.png", desk.folder / "images/8.png")
     (desk.folder / "images/8.txt").write_text("a blue square")
-    note = plan(desk)["notes"][0]
-    assert f"data.images: other samples than before are in {desk.folder / 'images'}" in note
+    assert plan(desk)["changes"] == [f"data.images: other samples than before are in {desk.folder / 'images'}"]
+
+
+def test_a_run_that_is_trained_longer_already(desk: Desk) -> None:
+    attempt = begun(desk.submitted())
+    (attempt.path.parent.parent / "checkpoints/step-00000010-a0001").mkdir(parents=True)
+    planned = plan(desk, "steps=5")
+    assert (planned["next"], planned["continues_at"]) == (None, 10)
+    with pytest.raises(UserError) as refused:
+        desk.ready("steps=5")
+    assert str(refused.value) in planned["notes"]
+    assert "is trained to step 10 already, and the config asks for 5 steps; ask for more" in planned["notes"][0]
+    assert plan(desk, "steps=10")["next"] is not None
+
+
+@pytest.mark.parametrize("revision", ["null", "fp16", "a" * 40])
+def test_plan_does_not_guess_what_the_hub_will_say(desk: Desk, monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
+    """A branch may be at another commit by then, and a run keeps the one that it began with."""
+    cache, commit = desk.folder / "cache", "a" * 40
+    snapshot = shutil.copytree(desk.folder / "model", cache / f"models--me--mine/snapshots/{commit}")
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    for name in ("main", "fp16"):
+        (refs / name).write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    begin_from(desk, model="me/mine", revision=commit)
+    words = ("model=me/mine", f"revision={revision}")
+    assert plan(desk, *words)["changes"] == []
+    assert plan(desk, *words, "seed=1")["changes"] == ["seed: 0 → 1"]
+
+
+def test_the_plan_of_a_fork_goes_on_with_the_fork(desk: Desk) -> None:
+    """Its base model is its own, whatever the config names."""
+    run = begin_from(desk, model=str(desk.folder / "runs/mine/base"))
+    run.base_path.mkdir()
+    ForkOrigin("/runs/parent", "step-00000010-a0001").write(run.origin_path)
+    planned = plan(desk, "steps=20")
+    assert planned["changes"] == []
+    assert planned["next"].endswith(" steps=20 --fork /runs/parent")
+
+
+def begin_from(desk: Desk, **changes: str) -> RunDir:
+    """A run that has begun, whose config has `changes`."""
+    run = desk.submitted()
+    begun(run)
+    config = load_config(run.config_path).model_copy(update=changes)
+    run.config_path.write_text(dump_config(config))
+    return run
 
 
 def test_a_grain_is_the_same_whether_or_not_it_is_written(desk: Desk) -> None:
