@@ -4,8 +4,9 @@ from pathlib import Path
 
 from configs.reading.load import load_config
 from launcher.backend import LocalBackend
-from launcher.plan.plan import PlanRequest, make_plan
+from launcher.plan.plan import make_plan
 from launcher.plan.plan_text import render_plan
+from launcher.plan.request import PlanRequest
 from launcher.submit.start import start_run
 from launcher.torch_part import run_torch_part
 from store.run.end import FINISHED

@@ -78,8 +78,9 @@ def show_plan(
     """
     from configs.reading.load import load_config
     from configs.solve.hardware import parse_gpu_memory
-    from launcher.plan.plan import PlanRequest, make_plan
+    from launcher.plan.plan import make_plan
     from launcher.plan.plan_text import plan_to_json, render_plan, render_shapes
+    from launcher.plan.request import PlanRequest
 
     if sbatch:
         from launcher.backend import SlurmBackend

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import shutil
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -38,6 +37,7 @@ from launcher.format import format_rate, format_size
 from launcher.hub.model_file import find_model_folder
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
+from launcher.plan.request import PlanRequest, find_backend_name, find_shape, render_submit_command
 from launcher.same_run import describe_excess, list_changes
 from store.checkpoint.checkpoints import list_checkpoints
 from store.run.records import ForkOrigin
@@ -87,18 +87,6 @@ class RunPlan:
         return self.length.samples - math.ceil(epochs * self.epoch)
 
 
-@dataclass(frozen=True)
-class PlanRequest:
-    """What the command line adds to the config: a shape to plan for, a dataset size before the data is there."""
-
-    file: str
-    overrides: tuple[str, ...] = ()
-    nodes: int | None = None
-    gpus_per_node: int | None = None
-    samples: int | None = None
-    gpu_memory: float | None = None  # GiB of a GPU that is not here yet
-
-
 def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None = None) -> RunPlan:
     """Work the run out, for `backend` or the one that its command names. Reads the dataset's index and the headers of
     the model's files, and writes nothing but that index, where there is none yet.
@@ -108,8 +96,8 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     """
     _check_model(config)
     run_dir = RunDir.for_config(config)
-    shape = _requested_shape(config, request)
-    backend = backend or BACKENDS[_find_backend_name(config, shape)]()
+    shape = find_shape(config, request)
+    backend = backend or BACKENDS[find_backend_name(config, shape)]()
     batch_plan = plan_batch(run_dir, config, shape) if shape else backend.plan_batch(run_dir, config)
     hardware = backend.find_hardware(config)
     if request.gpu_memory is not None:
@@ -149,7 +137,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
         notes=[*data.notes, *([excess] if excess else [])],
-        next_command=None if changes or excess else _submit_command(request, backend, origin),
+        next_command=None if changes or excess else render_submit_command(request, backend, origin),
     )
     return replace(plan, notes=[*plan.notes, *_warnings(plan)])
 
@@ -199,14 +187,6 @@ def _find_known_folder(config: RunConfig) -> str | None:
     return config.model if os.path.isabs(config.model) else None
 
 
-def _requested_shape(config: RunConfig, request: PlanRequest) -> Shape | None:
-    """The command line's shape, completed by the config's; None where the command line names none."""
-    if request.nodes is None and request.gpus_per_node is None:
-        return None
-    cluster = config.cluster
-    return Shape(request.nodes or cluster.nodes.low, request.gpus_per_node or cluster.gpus_per_node)
-
-
 def _steps_to_show(config: RunConfig, total: int) -> list[int]:
     """Up to five steps that show the schedule: its start, the end of warm-up (or a quarter), and towards the last."""
     start = 0 if config.warmup_steps else 1
@@ -240,31 +220,6 @@ def _list_nearby_shapes(config: RunConfig, batch_plan: BatchPlan) -> list[BatchP
             by_nodes[nodes] = fitting[0]
     nearest = sorted(by_nodes, key=lambda nodes: max(nodes / planned.nodes, planned.nodes / nodes))
     return [by_nodes[nodes] for nodes in sorted(nearest[:_SHAPES_SHOWN])]
-
-
-def _find_backend_name(config: RunConfig, shape: Shape | None) -> str:
-    """Where the run will run: here only where nothing speaks of a cluster, neither the config nor this machine, which
-    may be a login node."""
-    names_cluster = "cluster" in config.model_fields_set
-    nodes = shape.nodes if shape else config.cluster.nodes.low
-    local = nodes == 1 and not names_cluster and shutil.which("sbatch") is None
-    return "local" if local else "slurm"
-
-
-def _submit_command(request: PlanRequest, backend: Backend, origin: ForkOrigin | None) -> str:
-    """The command that starts what was planned, with the command line's shape."""
-    fork = ["--fork", origin.run] if origin else []
-    shape = []
-    if backend.name == "local":
-        shape.append("--local")
-        if request.gpus_per_node:
-            shape += ["--ranks", str(request.gpus_per_node)]
-    else:
-        if request.nodes:
-            shape.append(f"cluster.nodes={request.nodes}")
-        if request.gpus_per_node:
-            shape.append(f"cluster.gpus_per_node={request.gpus_per_node}")
-    return shlex.join(["lockstep", "submit", request.file, *shape, *request.overrides, *fork])
 
 
 def _warnings(plan: RunPlan) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 from configs.schema import RunConfig
 from launcher.backend import LocalBackend
 from launcher.local import attempt
-from launcher.plan.plan import PlanRequest, make_plan
+from launcher.plan.plan import make_plan
+from launcher.plan.request import PlanRequest
 from store.run import gpus
 from store.run.run_dir import RunDir
 from tests.tiny import make_images
