@@ -72,6 +72,11 @@ def list_changes(
     return [_describe_change(config, key, old[key], new[key]) for key in differing]
 
 
+def describe_cure(run: RunDir) -> str:
+    """What to do where `run` is another run."""
+    return f"give this one another name; with --fork {run.path} it starts from that run's weights"
+
+
 def describe_excess(run: RunDir, newest_step: int | None, total_steps: int) -> str | None:
     """That the newest checkpoint of `run` is of a later step than the last that is asked for; None where it is not."""
     if newest_step is None or newest_step <= total_steps:

@@ -38,7 +38,7 @@ from launcher.hub.model_file import find_model_folder
 from launcher.plan.data_plan import DataPlan, plan_data
 from launcher.plan.memory_plan import MemoryPlan, plan_memory, warn_of_memory
 from launcher.plan.request import PlanRequest, find_backend_name, find_shape, render_submit_command
-from launcher.same_run import describe_excess, list_changes
+from launcher.same_run import describe_cure, describe_excess, list_changes
 from store.checkpoint.checkpoints import list_checkpoints
 from store.run.records import ForkOrigin
 from store.run.run_dir import RunDir
@@ -61,6 +61,7 @@ class RunPlan:
     started: bool  # the run's folder exists
     newest_step: int | None  # of the newest checkpoint
     changes: list[str]  # what makes this another run than the one in that folder, which submit refuses
+    excess: str | None  # that the run is trained longer already, which it refuses too
     lr: list[tuple[int, float]]  # (step, rate) at a few steps that show the schedule
     memory: MemoryPlan
     reasons: dict[str, str]  # of what the config leaves open: key → why it is settled as `config` has it
@@ -116,7 +117,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
     class_name = find_pipeline_class(config)
     newest_step = checkpoints[-1].step if checkpoints else None
     origin = ForkOrigin.read_if_written(run_dir.origin_path)
-    model_folder = None if origin else _find_known_folder(config)
+    model_folder = None if origin else _find_known_folder(config, turned)
     changes = list_changes(run_dir, config, batch_plan, length.steps, model_folder, data.digest)
     excess = None if changes else describe_excess(run_dir, newest_step, length.steps)
     plan = RunPlan(
@@ -129,6 +130,7 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         started=run_dir.config_path.exists(),
         newest_step=newest_step,
         changes=changes,
+        excess=excess,
         lr=[(step, compute_learning_rate(config, step, length.steps)) for step in steps],
         memory=plan_memory(settled, hardware, size),
         encodings=plan_encodings(config, size, hardware, data.samples, data.captions, data.version),
@@ -136,10 +138,10 @@ def make_plan(config: RunConfig, request: PlanRequest, backend: Backend | None =
         free_bytes=_measure_free_space(Path(config.runs)),
         shapes=_list_nearby_shapes(config, batch_plan),
         deepspeed=render_deepspeed(config, batch_plan) if choose_engine(config) == "deepspeed" else None,
-        notes=[*data.notes, *([excess] if excess else [])],
+        notes=data.notes,
         next_command=None if changes or excess else render_submit_command(request, backend, origin),
     )
-    return replace(plan, notes=[*plan.notes, *_warnings(plan)])
+    return replace(plan, notes=[*data.notes, *_warnings(plan)])
 
 
 def list_all_batch_plans(plan: RunPlan) -> list[tuple[Shape, list[BatchPlan]]]:
@@ -178,13 +180,12 @@ def _check_model(config: RunConfig) -> None:
         check_scheduler(config, {"prediction_type": KNOWN_MODELS[model].prediction}, model)
 
 
-def _find_known_folder(config: RunConfig) -> str | None:
+def _find_known_folder(config: RunConfig, turned: Path | None) -> str | None:
     """The model's folder as submit will find it; None of the hub's, which submit asks, and of a file that is not turned
     into one yet."""
-    if is_model_file(config.model):
-        turned = find_model_folder(config)
-        return None if turned is None else str(turned)
-    return config.model if os.path.isabs(config.model) else None
+    if turned is not None:
+        return str(turned)
+    return config.model if os.path.isabs(config.model) and not is_model_file(config.model) else None
 
 
 def _steps_to_show(config: RunConfig, total: int) -> list[int]:
@@ -230,8 +231,10 @@ def _warnings(plan: RunPlan) -> list[str]:
         listed = "; ".join(plan.changes)
         notes.append(
             f"{plan.run_dir.path} holds another run, so submit refuses this one: {listed}; "
-            f"give it another name; with --fork {plan.run_dir.path} it starts from that run's weights"
+            f"{describe_cure(plan.run_dir)}"
         )
+    if plan.excess is not None:
+        notes.append(plan.excess)
     if is_model_file(config.model) and find_model_folder(config) is None:
         size_on_disk = format_size(os.path.getsize(config.model))
         notes.append(

@@ -18,7 +18,7 @@ from configs.solve.length import count_epoch, solve_length
 from configs.solve.model_size import read_model_size
 from configs.solve.settle import check_precision, settle_memory
 from launcher.data.encodings import check_encodings_room
-from launcher.same_run import describe_excess, list_changes, list_meanings
+from launcher.same_run import describe_cure, describe_excess, list_changes, list_meanings
 from launcher.submit.inputs import RunInputs
 from store.checkpoint import checkpoints
 from store.dataset.identity import identify_dataset
@@ -142,8 +142,7 @@ def _check_same_run(ready: PreparedRun) -> None:
     )
     if changes:
         listed = "\n  ".join(changes)
-        cure = f"give this one another name; with --fork {run.path} it starts from that run's weights"
-        raise UserError(f"{run.path} holds another run:\n  {listed}\n{cure}")
+        raise UserError(f"{run.path} holds another run:\n  {listed}\n{describe_cure(run)}")
     saved = checkpoints.list_checkpoints(run)
     excess = describe_excess(run, saved[-1].step if saved else None, ready.total_steps)
     if excess is not None:

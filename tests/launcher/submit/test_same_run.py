@@ -121,7 +121,7 @@ def test_the_plan_of_another_run_says_so_on_its_screen(desk: Desk) -> None:
     code, text = desk.lockstep(*words)
     assert code == 0, "who only wonders may"
     assert text.startswith(f"mine → {run} (holds another run)\n")
-    assert "submit refuses this one: seed: 0 → 1; give it another name" in " ".join(text.split())
+    assert "submit refuses this one: seed: 0 → 1; give this one another name" in " ".join(text.split())
     assert "next  " not in text
     shutil.copyfile(desk.folder / "images/0.png", desk.folder / "images/8.png")
     (desk.folder / "images/8.txt").write_text("a blue square")
